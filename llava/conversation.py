@@ -1,0 +1,216 @@
+"""Prompt templates: how a talk between a user and an assistant becomes one text.
+
+The texts, spaces and separators are part of every checkpoint trained with them; a changed character changes answers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+
+from llava.constants import DEFAULT_IMAGE_TOKEN
+
+
+class SeparatorStyle(Enum):
+    """How turns are joined."""
+
+    SINGLE = auto()  # "role: message" and one separator
+    TWO = auto()  # "role: message", separators of user and assistant differ
+    MPT = auto()  # the role holds its own line break
+    PLAIN = auto()  # messages alone
+    LLAMA_2 = auto()  # [INST] question [/INST] answer
+    CHATML = auto()  # as MPT, with a line break after role and after separator
+
+
+@dataclass
+class Conversation:
+    """A talk so far, and the style in which it is written down.
+
+    Take a template with `conv_templates[name].copy()`, add messages, ask for `get_prompt()`.
+
+    Args:
+        system: opening text.
+        roles: names of user and assistant.
+        messages: [role, text] pairs. None as text asks the model to go on from there. A text can be a tuple
+            (text, image, mode), as LLaVA's web server keeps it. Templates hold a tuple of messages, so that only a
+            copy can be appended to.
+        offset: how many of the messages are examples that belong to the template.
+        sep_style, sep, sep2: how turns are joined; `sep2` closes the assistant's, where that differs.
+        version: family of templates; decides how training masks the prompt.
+    """
+
+    system: str
+    roles: tuple[str, str]
+    messages: Sequence[Sequence] = ()
+    offset: int = 0
+    sep_style: SeparatorStyle = SeparatorStyle.SINGLE
+    sep: str = "###"
+    sep2: str | None = None
+    version: str = "Unknown"
+
+    def copy(self) -> "Conversation":
+        """The same talk, free to be continued without changing this one."""
+        return replace(self, messages=[list(message) for message in self.messages])
+
+    def append_message(self, role: str, message: str | tuple | None) -> None:
+        self.messages.append([role, message])
+
+    def get_prompt(self) -> str:
+        """The whole talk as one text.
+
+        Raises:
+            ValueError: a LLAMA_2 talk that does not begin with a message of the user.
+        """
+        turns = self._turns()
+        seps = (self.sep, self.sep2 or self.sep)
+        match self.sep_style:
+            case SeparatorStyle.SINGLE:
+                said = (f"{role}: {text}{self.sep}" if text else f"{role}:" for role, text in turns)
+                return self.system + self.sep + "".join(said)
+            case SeparatorStyle.TWO:
+                said = (f"{role}: {text}{seps[i % 2]}" if text else f"{role}:" for i, (role, text) in enumerate(turns))
+                return self.system + self.sep + "".join(said)
+            case SeparatorStyle.MPT:
+                said = (f"{role}{text}{self.sep}" if text else role for role, text in turns)
+                return self.system + self.sep + "".join(said)
+            case SeparatorStyle.CHATML:
+                said = (f"{role}\n{text}{self.sep}\n" if text else f"{role}\n" for role, text in turns)
+                return (f"{self.system}{self.sep}\n" if self.system else "") + "".join(said)
+            case SeparatorStyle.PLAIN:
+                return self.system + "".join(f"{text}{seps[i % 2]}" for i, (_, text) in enumerate(turns) if text)
+            case SeparatorStyle.LLAMA_2:
+                return self._llama_2(turns)
+        raise AssertionError(self.sep_style)
+
+    def _turns(self) -> list[tuple[str, str | None]]:
+        """(role, text) pairs. If the first message brought an image, <image> comes to the front of it."""
+        if not self.messages:
+            return []
+        turns = [(role, text[0] if isinstance(text, tuple) else text) for role, text in self.messages]
+        if not isinstance(self.messages[0][1], tuple):
+            return turns
+        role, text = turns[0]
+        text = text.replace(DEFAULT_IMAGE_TOKEN, "").strip()
+        if "mmtag" in self.version:  # these show the image in a turn of its own
+            shown = [(self.roles[0], f"<Image>{DEFAULT_IMAGE_TOKEN}</Image>"), (self.roles[1], "Received.")]
+            return [*shown, (role, text), *turns[1:]]
+        return [(role, f"{DEFAULT_IMAGE_TOKEN}\n{text}"), *turns[1:]]
+
+    def _llama_2(self, turns: list[tuple[str, str | None]]) -> str:
+        if turns and (turns[0][0] != self.roles[0] or not turns[0][1]):
+            raise ValueError(
+                f"A LLAMA_2 conversation begins with a message of {self.roles[0]!r}, which carries the system text; "
+                f"this one begins with {turns[0][1]!r} of {turns[0][0]!r}."
+            )
+        prompt = ""
+        for i, (_, text) in enumerate(turns):
+            if not text:
+                continue
+            if i == 0 and self.system:
+                text = f"<<SYS>>\n{self.system}\n<</SYS>>\n\n{text}"
+            prompt += f"{self.sep}[INST] {text} [/INST]" if i % 2 == 0 else f" {text} {self.sep2}"
+        return prompt.removeprefix(self.sep)  # the tokenizer puts the first <s>
+
+
+_HUMAN = (
+    "A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions."
+)
+_USER = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+_TAGGED = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant is able to understand the "
+    "visual content that the user provides, and assist the user with a variety of tasks using natural language."
+    "The visual content will be provided with the following format: <Image>visual content</Image>."
+)
+_LLAMA_2_SYSTEM = (
+    "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, while being safe.  "
+    "Your answers should not include any harmful, unethical, racist, sexist, toxic, dangerous, or illegal content. "
+    "Please ensure that your responses are socially unbiased and positive in nature.\n\n"
+    "If a question does not make any sense, or is not factually coherent, explain why instead of answering something "
+    "not correct. If you don't know the answer to a question, please don't share false information."
+)
+_LLAVA_LLAMA_2_SYSTEM = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+)
+_MPT_SYSTEM = (
+    "<|im_start|>system\nA conversation between a user and an LLM-based AI assistant. "
+    "The assistant gives helpful and honest answers."
+)
+_EXAMPLE_QUESTION = "What are the key differences between renewable and non-renewable energy sources?"
+_EXAMPLE_ANSWER = """\
+Renewable energy sources are those that can be replenished naturally in a relatively short amount of time, such as \
+solar, wind, hydro, geothermal, and biomass. Non-renewable energy sources, on the other hand, are finite and will \
+eventually be depleted, such as coal, oil, and natural gas. Here are some key differences between renewable and \
+non-renewable energy sources:
+1. Availability: Renewable energy sources are virtually inexhaustible, while non-renewable energy sources are finite \
+and will eventually run out.
+2. Environmental impact: Renewable energy sources have a much lower environmental impact than non-renewable sources, \
+which can lead to air and water pollution, greenhouse gas emissions, and other negative effects.
+3. Cost: Renewable energy sources can be more expensive to initially set up, but they typically have lower operational \
+costs than non-renewable sources.
+4. Reliability: Renewable energy sources are often more reliable and can be used in more remote locations than \
+non-renewable sources.
+5. Flexibility: Renewable energy sources are often more flexible and can be adapted to different situations and needs, \
+while non-renewable sources are more rigid and inflexible.
+6. Sustainability: Renewable energy sources are more sustainable over the long term, while non-renewable sources are \
+not, and their depletion can lead to economic and social instability.
+"""
+
+_HUMAN_ROLES = ("Human", "Assistant")
+_USER_ROLES = ("USER", "ASSISTANT")
+_CHATML_ROLES = ("<|im_start|>user\n", "<|im_start|>assistant\n")
+
+_v0 = Conversation(
+    system=_HUMAN,
+    roles=_HUMAN_ROLES,
+    messages=(("Human", _EXAMPLE_QUESTION), ("Assistant", _EXAMPLE_ANSWER)),
+    offset=2,
+)
+_vicuna_v1 = Conversation(
+    system=_USER, roles=_USER_ROLES, version="v1", sep_style=SeparatorStyle.TWO, sep=" ", sep2="</s>"
+)
+_llama_2 = Conversation(
+    system=_LLAMA_2_SYSTEM,
+    roles=_USER_ROLES,
+    version="llama_v2",
+    sep_style=SeparatorStyle.LLAMA_2,
+    sep="<s>",
+    sep2="</s>",
+)
+_mpt = Conversation(
+    system=_MPT_SYSTEM, roles=_CHATML_ROLES, version="mpt", sep_style=SeparatorStyle.MPT, sep="<|im_end|>"
+)
+_chatml_direct = replace(_mpt, system="<|im_start|>system\nAnswer the questions.")
+_plain = Conversation(system="", roles=("", ""), sep_style=SeparatorStyle.PLAIN, sep="\n")
+_qwen = Conversation(
+    system="<|im_start|>system\nYou are a helpful assistant.",
+    roles=("<|im_start|>user", "<|im_start|>assistant"),
+    version="qwen",
+    sep_style=SeparatorStyle.CHATML,
+    sep="<|im_end|>",
+)
+
+default_conversation = _vicuna_v1
+conv_templates = {
+    "default": _v0,
+    "v0": _v0,
+    "v1": _vicuna_v1,
+    "vicuna_v1": _vicuna_v1,
+    "llama_2": _llama_2,
+    "mistral_instruct": replace(_llama_2, system="", sep=""),
+    "chatml_direct": _chatml_direct,
+    "mistral_direct": _chatml_direct,
+    "plain": _plain,
+    "v0_plain": _plain,
+    "llava_v0": Conversation(system=_HUMAN, roles=_HUMAN_ROLES),
+    "v0_mmtag": Conversation(system=_TAGGED, roles=_HUMAN_ROLES, version="v0_mmtag"),
+    "llava_v1": replace(_vicuna_v1, system=_HUMAN),
+    "v1_mmtag": replace(_vicuna_v1, system=_TAGGED, version="v1_mmtag"),
+    "llava_llama_2": replace(_llama_2, system=_LLAVA_LLAMA_2_SYSTEM),
+    "mpt": _mpt,
+    "qwen_1_5": _qwen,
+    "qwen_2": _qwen,
+}

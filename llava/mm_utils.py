@@ -1,0 +1,231 @@
+"""Images and prompts on their way into the model: load, square or tile, to pixels; text around <image> to ids."""
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import StoppingCriteria
+
+from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from llava.model.anyres import get_anyres_image_grid_shape, select_best_resolution
+
+__all__ = [
+    "KeywordsStoppingCriteria",
+    "divide_to_patches",
+    "expand2square",
+    "get_anyres_image_grid_shape",
+    "get_model_name_from_path",
+    "load_image",
+    "load_image_from_base64",
+    "process_anyres_image",
+    "process_images",
+    "resize_and_pad_image",
+    "select_best_resolution",
+    "to_rgb",
+    "tokenizer_image_token",
+]
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """Open an image file, decode all of it and convert it to RGB; see `to_rgb` for how.
+
+    Raises:
+        ValueError: the file is missing, is no image, is cut off or damaged, or has more pixels than Pillow's
+            `Image.MAX_IMAGE_PIXELS` (89 million by default): such a file may be made to exhaust the memory.
+    """
+    try:
+        return _decode(io.BytesIO(Path(path).read_bytes()), str(path))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}).") from None
+
+
+def load_image_from_base64(image: str | bytes) -> Image.Image:
+    """Decode a base64 text to an RGB image. Raises ValueError as `load_image` does."""
+    try:
+        content = base64.b64decode(image)
+    except ValueError as error:
+        raise ValueError(f"The image is not base64 ({error}).") from None
+    return _decode(io.BytesIO(content), "base64 image")
+
+
+def _decode(file: io.BytesIO, name: str) -> Image.Image:
+    try:
+        image = Image.open(file)
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit is not None and image.width * image.height > limit:  # Pillow itself only warns up to twice the limit
+            raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels, the limit is {limit}")
+        return to_rgb(image)
+    except Image.UnidentifiedImageError:
+        size = len(file.getbuffer())
+        raise ValueError(f"{name}: not an image of a known format ({size} bytes).") from None
+    except Exception as error:  # damaged files make the decoders raise anything: OSError, SyntaxError, zlib.error ...
+        raise ValueError(f"{name}: cannot be decoded ({error}).") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """`image` in RGB: palettes resolved, grey repeated, alpha dropped. EXIF rotation is not applied, as in LLaVA.
+
+    Of 16-bit grey the upper 8 bits are kept; Pillow would turn all but the darkest pixels white.
+    """
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        image = Image.fromarray((values >> 8 if values.max() > 255 else values).clip(0, 255).astype(np.uint8))
+    if image.mode != "RGB":
+        return image.convert("RGB")
+    image.load()  # an opened file is read only when its pixels are asked for
+    return image
+
+
+def process_images(images: Sequence[Image.Image], image_processor, model_cfg) -> torch.Tensor | list[torch.Tensor]:
+    """Pixels for the vision tower, prepared as `model_cfg.image_aspect_ratio` says.
+
+    Args:
+        images: PIL images of any mode.
+        image_processor: the tower's; its PIL version gives the pixels that published numbers rest on.
+        model_cfg: "pad" as aspect ratio fills each image up to a square with the mean colour; what starts with
+            "anyres" makes a base crop and tiles, on a grid from `model_cfg.image_grid_pinpoints`; anything else, and a
+            config without the field, leaves all to the processor.
+
+    Returns:
+        (images, 3, S, S), or with anyres (images, crops, 3, S, S), the base crop first. A list with one tensor per
+        image if their shapes differ.
+
+    Raises:
+        ValueError: no images, or anyres without a grid to choose from.
+    """
+    if len(images) == 0:
+        raise ValueError("process_images got no images. For a text-only prompt pass images=None to generate.")
+    images = [to_rgb(image) for image in images]
+    aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None) or ""
+    if aspect_ratio.startswith("anyres"):
+        pinpoints = getattr(model_cfg, "image_grid_pinpoints", None)
+        if not pinpoints:
+            raise ValueError(
+                f"image_aspect_ratio={aspect_ratio!r} needs image_grid_pinpoints, a list of (width, height) to choose "
+                f"from, but the config has {pinpoints!r}. Set it to what the checkpoint was trained with, for "
+                f"LLaVA-1.6 [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]."
+            )
+        crops = [process_anyres_image(image, image_processor, pinpoints) for image in images]
+        return torch.stack(crops) if len({crop.shape for crop in crops}) == 1 else crops
+    if aspect_ratio == "pad":
+        background = tuple(int(mean * 255) for mean in image_processor.image_mean)
+        images = [expand2square(image, background) for image in images]
+    return image_processor(images, return_tensors="pt")["pixel_values"]
+
+
+def process_anyres_image(image: Image.Image, processor, grid_pinpoints: str | Sequence) -> torch.Tensor:
+    """The base crop and the tiles of one RGB image, (1 + tiles, 3, S, S).
+
+    The base crop is the whole image squeezed to a square; the tiles cut the image, scaled to the best resolution of
+    `grid_pinpoints` and centred on black, row by row.
+    """
+    size = processor.size
+    side = getattr(processor, "crop_size", None) or size  # SigLIP's processor does not crop
+    base_side = size["shortest_edge"] if "shortest_edge" in size else size["height"]
+    whole = resize_and_pad_image(image, select_best_resolution(image.size, grid_pinpoints))
+    crops = [image.resize((base_side, base_side)), *divide_to_patches(whole, side["height"])]
+    return processor(crops, return_tensors="pt")["pixel_values"]
+
+
+def expand2square(pil_img: Image.Image, background_color: tuple[int, ...]) -> Image.Image:
+    """`pil_img` in the middle of the smallest square that holds it."""
+    width, height = pil_img.size
+    if width == height:
+        return pil_img
+    side = max(width, height)
+    square = Image.new(pil_img.mode, (side, side), background_color)
+    square.paste(pil_img, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def resize_and_pad_image(image: Image.Image, target_resolution: tuple[int, int]) -> Image.Image:
+    """`image` as large as `target_resolution` (width, height) allows, its aspect ratio kept, centred on black."""
+    width, height = image.size
+    target_width, target_height = target_resolution
+    # Rounding up what floats make of it, as LLaVA does: the bars' width is part of what checkpoints saw.
+    by_width, by_height = target_width / width, target_height / height
+    if by_width < by_height:
+        size = target_width, min(math.ceil(height * by_width), target_height)
+    else:
+        size = min(math.ceil(width * by_height), target_width), target_height
+    padded = Image.new("RGB", (target_width, target_height))
+    padded.paste(image.resize(size), ((target_width - size[0]) // 2, (target_height - size[1]) // 2))
+    return padded
+
+
+def divide_to_patches(image: Image.Image, patch_size: int) -> list[Image.Image]:
+    """Square tiles of `patch_size` pixels, row by row. Tiles that reach over the border are filled up with black."""
+    return [
+        image.crop((left, top, left + patch_size, top + patch_size))
+        for top in range(0, image.height, patch_size)
+        for left in range(0, image.width, patch_size)
+    ]
+
+
+def tokenizer_image_token(
+    prompt: str, tokenizer, image_token_index: int = IMAGE_TOKEN_INDEX, return_tensors: str | None = None
+) -> list[int] | torch.Tensor:
+    """Ids of a prompt, with `image_token_index` where it says <image>.
+
+    The text before, between and after the images is tokenized piece by piece, and only the first piece keeps its BOS.
+
+    Returns:
+        a list of ids, or with `return_tensors="pt"` an int64 tensor of one dimension.
+
+    Raises:
+        ValueError: another `return_tensors`.
+    """
+    if return_tensors not in (None, "pt"):
+        raise ValueError(f"return_tensors={return_tensors!r} is unknown; choose 'pt', or None for a list.")
+    first, *others = tokenizer(prompt.split(DEFAULT_IMAGE_TOKEN)).input_ids
+    starts_with_bos = len(first) > 0 and first[0] == tokenizer.bos_token_id
+    ids = list(first)
+    for chunk in others:
+        ids += [image_token_index, *chunk[starts_with_bos:]]
+    return torch.tensor(ids, dtype=torch.long) if return_tensors == "pt" else ids
+
+
+def get_model_name_from_path(model_path: str) -> str:
+    """The last part of a path or hub id; for `.../name/checkpoint-N` both parts, as "name_checkpoint-N"."""
+    *parents, last = model_path.strip("/").split("/")
+    return f"{parents[-1]}_{last}" if parents and last.startswith("checkpoint-") else last
+
+
+class KeywordsStoppingCriteria(StoppingCriteria):
+    """Stops each sample of a batch as soon as its answer ends with the ids of a keyword, or its last text holds one.
+
+    Args:
+        keywords: texts to stop at.
+        tokenizer: the model's.
+        input_ids: the prompt, (B, T). It is no part of the answer: generation from embeddings returns new ids only,
+            other generation the prompt too; both are understood.
+    """
+
+    def __init__(self, keywords: Sequence[str], tokenizer, input_ids: torch.Tensor):
+        self.keywords, self.tokenizer, self.prompt = list(keywords), tokenizer, input_ids
+        self.keyword_ids = []
+        for ids in map(tokenizer.encode, self.keywords):
+            if len(ids) > 1 and ids[0] == tokenizer.bos_token_id:
+                ids = ids[1:]
+            self.keyword_ids.append(ids)
+        # A byte takes one token at most; one more in front, as decoding drops the space a text begins with.
+        self.window = 1 + max((len(keyword.encode()) for keyword in self.keywords), default=0)
+
+    def __call__(self, output_ids: torch.LongTensor, scores: torch.FloatTensor | None = None, **kwargs) -> torch.Tensor:
+        """Which samples are done: (B,), bool. `output_ids` is (B, generated so far)."""
+        length = self.prompt.shape[1]
+        if output_ids.shape[1] >= length and torch.equal(output_ids[:, :length], self.prompt.to(output_ids.device)):
+            output_ids = output_ids[:, length:]
+        done = [self._ends(row) for row in output_ids.tolist()]
+        return torch.tensor(done, dtype=torch.bool, device=output_ids.device)
+
+    def _ends(self, answer: list[int]) -> bool:
+        if any(answer[-len(ids) :] == ids for ids in self.keyword_ids if ids):
+            return True
+        text = self.tokenizer.decode(answer[-self.window :], skip_special_tokens=True)
+        return any(keyword in text for keyword in self.keywords)

@@ -1,0 +1,147 @@
+"""Images of any resolution, as in LLaVA-1.6: choose a grid of tiles, put the tokens of the encoded tiles in order.
+
+Pure functions. An image is its base crop (the whole picture, resized) followed by the tiles of a grid in raster order.
+
+Shapes: T tiles, side x side patches in a crop, N tokens of a crop, C channels, (rows, cols) of tiles in the grid.
+"""
+
+import ast
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CLS, MERGED = -1, -2  # positions of tokens that stand for no patch of the grid; their order is the order in the output
+
+
+class VisionFeatures(NamedTuple):
+    """What a vision tower tells of the crops of one image."""
+
+    tokens: Tensor  # (crops, N, C)
+    position: Tensor | None  # (crops, N) raster index of each token, or CLS, or MERGED; None: the whole grid, in order
+    side: int  # patches in a row of a crop
+
+
+Pinpoints = str | Sequence[tuple[int, int]]
+
+
+def parse_pinpoints(pinpoints: Pinpoints) -> list[tuple[int, int]]:
+    """Resolutions (width, height) from a config: a list of pairs, or its text."""
+    return [tuple(p) for p in (ast.literal_eval(pinpoints) if isinstance(pinpoints, str) else pinpoints)]
+
+
+def select_best_resolution(original_size: tuple[int, int], possible_resolutions: Pinpoints) -> tuple[int, int]:
+    """The resolution that keeps most of the image's pixels and, among those, wastes the least; ties go to the first.
+
+    Sizes are (width, height) in pixels.
+    """
+    width, height = original_size
+
+    def quality(resolution: tuple[int, int]) -> tuple[int, int]:
+        scale = min(resolution[0] / width, resolution[1] / height)
+        effective = min(int(width * scale) * int(height * scale), width * height)
+        return effective, effective - resolution[0] * resolution[1]
+
+    return max(parse_pinpoints(possible_resolutions), key=quality)
+
+
+def get_anyres_image_grid_shape(
+    image_size: tuple[int, int], grid_pinpoints: Pinpoints, patch_size: int
+) -> tuple[int, int]:
+    """(columns, rows) of the tiles of an image of (width, height) pixels; `patch_size` is the side of a tile."""
+    width, height = select_best_resolution(image_size, grid_pinpoints)
+    return width // patch_size, height // patch_size
+
+
+def unpad_slices(original_size: tuple[int, int], rows: int, cols: int) -> tuple[slice, slice]:
+    """The rows and columns of a feature grid that show the image and not the black bars around it.
+
+    The arithmetic is upstream's, float rounding included: an odd bar keeps one row or column too many, and a very long
+    image can keep none.
+    """
+    width, height = original_size
+    if width / height > cols / rows:
+        bar = (rows - int(height * (cols / width))) // 2
+        return slice(bar, rows - bar), slice(None)
+    bar = (cols - int(width * (rows / height))) // 2
+    return slice(None), slice(bar, cols - bar)
+
+
+def pack(
+    features: VisionFeatures,
+    *,
+    merge_type: str,
+    grid: tuple[int, int] | None = None,
+    image_size: tuple[int, int] | None = None,
+    newline: Tensor | None = None,
+    max_tiles: int | None = None,
+) -> Tensor:
+    """All crops of one image as one run of tokens: (crops, N, C) -> (tokens, C).
+
+    Args:
+        features: the image's crops, base first, already projected.
+        merge_type: "flat" joins the crops one after the other; "spatial" orders the tiles' tokens by where they are in
+            the whole image; "spatial_unpad" also cuts the black bars off and ends each row with `newline`.
+        grid: (columns, rows) of the tiles; needed by the spatial types if there are tiles.
+        image_size: (width, height) of the original image in pixels; needed to unpad.
+        newline: (C,), the learned end of a row.
+        max_tiles: a whole grid with clearly more tokens than this many tiles is scaled down (`anyres_max_N`).
+
+    A whole grid of tokens has rows, so it can be unpadded and its rows ended. A selection has none: its tokens follow
+    one another by position, then every tile's CLS, then every tile's merged tokens, as the published VisionZip does it.
+
+    Raises:
+        ValueError: an unknown merge type, or a grid that does not have as many tiles as there are.
+    """
+    tokens, position, side = features
+    if merge_type == "flat":
+        return tokens.flatten(0, 1)
+    if not merge_type.startswith("spatial"):
+        raise ValueError(f"mm_patch_merge_type={merge_type!r} is unknown; choose flat, spatial or spatial_unpad.")
+    unpad = "unpad" in merge_type
+    if len(tokens) == 1:
+        return torch.cat([tokens[0], newline[None].to(tokens)]) if unpad else tokens[0]
+    if grid is None:
+        raise ValueError(f"{len(tokens)} crops with mm_patch_merge_type={merge_type!r} need a grid: pass image_sizes.")
+    cols, rows = grid
+    if cols * rows != len(tokens) - 1:
+        raise ValueError(
+            f"An image of size {image_size} makes a {cols}x{rows} grid = {cols * rows} tiles and a base crop, but "
+            f"{len(tokens)} crops came. Preprocess with process_images and pass each image's original (width, height)."
+        )
+    base, tiles = tokens[0], tokens[1:]
+    if position is not None:
+        return torch.cat([base, order_by_position(tiles, position[1:], cols, side)])
+    whole = tiles.unflatten(0, (rows, cols)).unflatten(2, (side, side))  # (rows, cols, side, side, C)
+    whole = whole.transpose(1, 2).flatten(0, 1).flatten(1, 2)  # (rows * side, cols * side, C)
+    if unpad:
+        by_row, by_col = unpad_slices(image_size, rows * side, cols * side)
+        whole = limit(whole[by_row, by_col], max_tiles, side)
+        whole = torch.cat([whole, newline.to(whole).expand(len(whole), 1, -1)], dim=1)
+    return torch.cat([base, whole.flatten(0, 1)])
+
+
+def order_by_position(tiles: Tensor, position: Tensor, cols: int, side: int) -> Tensor:
+    """Tokens of T tiles in raster order of the whole image: (T, N, C), (T, N) -> (T * N, C).
+
+    Tokens without a position follow, tile by tile: first every CLS, then every MERGED.
+    """
+    tile = torch.arange(len(tiles), device=tiles.device).unsqueeze(1)  # (T, 1)
+    row = tile // cols * side + position // side
+    col = tile % cols * side + position % side
+    place = row * cols * side + col  # (T, N) raster index in the whole image
+    place = torch.where(position < 0, len(tiles) * side * side - position, place)  # CLS = -1 before MERGED = -2
+    return tiles.flatten(0, 1)[place.flatten().argsort(stable=True)]
+
+
+def limit(whole: Tensor, max_tiles: int | None, side: int) -> Tensor:
+    """Scale a grid (rows, cols, C) down to about `max_tiles` tiles if it has over 1.1 ** 2 times as many patches."""
+    rows, cols, _ = whole.shape
+    excess = math.sqrt(rows * cols / (max_tiles * side * side)) if max_tiles else 0
+    if excess <= 1.1:
+        return whole
+    small = F.interpolate(whole.permute(2, 0, 1)[None], (int(rows // excess), int(cols // excess)), mode="bilinear")
+    return small[0].permute(1, 2, 0)

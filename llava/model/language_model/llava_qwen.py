@@ -1,0 +1,23 @@
+from torch import nn
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Model
+
+from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
+
+
+class LlavaQwenConfig(Qwen2Config):
+    model_type = "llava_qwen"
+
+
+class LlavaQwenModel(LlavaMetaModel, Qwen2Model):
+    config_class = LlavaQwenConfig
+
+
+class LlavaQwenForCausalLM(LlavaMetaForCausalLM, Qwen2ForCausalLM):
+    config_class = LlavaQwenConfig
+
+    def __init__(self, config: LlavaQwenConfig):
+        super(Qwen2ForCausalLM, self).__init__(config)
+        self.model = LlavaQwenModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()

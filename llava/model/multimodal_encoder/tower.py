@@ -1,0 +1,166 @@
+"""A vision tower: pixels in, tokens out, and one seam, `reducer`, where tokens can be made fewer.
+
+Runs the encoder's layers itself and stops at the one that is read, so later layers cost nothing and the input of that
+layer, from which a reducer computes its scores, is at hand without a hook.
+
+Shapes: B crops, S pixels a side, P patches, L tokens (1 + P with CLS), N tokens that leave the tower, C channels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from llava.model.anyres import MERGED, VisionFeatures
+
+
+class VisionTower(nn.Module):
+    """A Hugging Face vision encoder behind LLaVA's names. Subclasses say which classes and whether there is a CLS.
+
+    Args:
+        vision_tower: folder or hub id of the encoder.
+        args: the LLaVA config: `mm_vision_select_layer`, `mm_vision_select_feature`.
+        delay_load: leave the weights for `load_model`; until then only the encoder's config is read.
+
+    Attributes:
+        reducer: None, or what chooses tokens (`visionzip_patch`). It belongs to this tower only.
+    """
+
+    model_class: type
+    config_class: type
+    processor_class: type
+    has_cls: bool
+
+    def __init__(self, vision_tower: str, args, delay_load: bool = False):
+        super().__init__()
+        self.vision_tower_name = vision_tower
+        self.select_layer = getattr(args, "mm_vision_select_layer", -2)
+        self.select_feature = getattr(args, "mm_vision_select_feature", None) or "patch"
+        if self.select_feature not in ("patch", "cls_patch"):
+            raise ValueError(f"mm_vision_select_feature={self.select_feature!r} is unknown; choose patch or cls_patch.")
+        self.reducer = None
+        self.is_loaded = False
+        self.image_processor = None
+        inline = getattr(args, "mm_vision_tower_config", None)  # of a checkpoint that carries its own tower
+        self.cfg_only = self.config_class(**inline) if inline else self.config_class.from_pretrained(vision_tower)
+        self.depth = layers_to_run(self.select_layer, self.cfg_only.num_hidden_layers)
+        if not delay_load:
+            self.load_model()
+
+    def load_model(self, device_map=None, dtype: torch.dtype | None = None) -> None:
+        """Read the encoder's own weights, and its image processor."""
+        if self.is_loaded:
+            return
+        self.image_processor = self.processor_class.from_pretrained(self.vision_tower_name)
+        self.vision_tower = self.model_class.from_pretrained(
+            self.vision_tower_name, device_map=device_map, dtype=dtype or torch.float32
+        )
+        self.vision_tower.requires_grad_(False)
+        self.is_loaded = True
+
+    def build(self) -> None:
+        """Make the encoder without weights: they are in the LLaVA checkpoint that is being loaded."""
+        self.image_processor = self.processor_class.from_pretrained(self.vision_tower_name)
+        self.vision_tower = self.model_class(self.cfg_only)
+        self.vision_tower.requires_grad_(False)
+        self.is_loaded = True
+
+    def forward(self, images: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
+        """Tokens of each crop: (B, 3, S, S) -> (B, N, C); a list of (3, S, S) or (crops, 3, S, S) -> a list."""
+        if isinstance(images, Tensor):
+            return self.features(images).tokens
+        crops = [image if image.ndim == 4 else image[None] for image in images]
+        return [
+            f.tokens if image.ndim == 4 else f.tokens[0]
+            for f, image in zip(self.features_of(crops), images, strict=True)
+        ]
+
+    def features(self, pixels: Tensor, crops: int = 1) -> VisionFeatures:
+        """Encode crops, (B, 3, S, S); `crops` of them make up one image, which matters to a budget per image."""
+        before, after = self.hidden_states(pixels)
+        return self.reduce(before, after, crops)
+
+    def features_of(self, images: Sequence[Tensor]) -> list[VisionFeatures]:
+        """Encode images of different numbers of crops, each (crops, 3, S, S), in one pass."""
+        counts = [len(image) for image in images]
+        before, after = self.hidden_states(torch.cat([image.to(self.device) for image in images]))
+        if self.reducer is None or self.reducer.config.tokens_per_image is None:
+            tokens, position, side = self.reduce(before, after)
+            positions = [None] * len(counts) if position is None else position.split(counts)
+            return [VisionFeatures(t, p, side) for t, p in zip(tokens.split(counts), positions, strict=True)]
+        parts = zip(before.split(counts), after.split(counts), counts, strict=True)
+        return [self.reduce(b, a, crops) for b, a, crops in parts]
+
+    def select(self, images: Tensor):
+        """Which tokens the reducer keeps of each crop, (B, 3, S, S): a `visionzip_patch.Selection`."""
+        if self.reducer is None:
+            raise ValueError("This vision tower has no reducer: call visionzip(model, ...) first.")
+        return self.reducer.select(self.selected_layer, self.hidden_states(images)[0])
+
+    def hidden_states(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Input and output of the layer that is read: (B, 3, S, S) -> (B, L, C), (B, L, C)."""
+        hidden = before = self.embed(pixels.to(device=self.device, dtype=self.dtype))
+        for layer in self.layers[: self.depth]:
+            before, hidden = hidden, layer(hidden, None)
+        return before, hidden
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Input of the first layer, (B, L, C)."""
+        return self.vision_tower.embeddings(pixels)
+
+    def reduce(self, before: Tensor, after: Tensor, crops: int = 1) -> VisionFeatures:
+        if self.reducer is None:
+            whole = self.select_feature == "cls_patch" and self.has_cls
+            return VisionFeatures(after if whole else after[:, self.has_cls :], None, self.num_patches_per_side)
+        selection = self.reducer.select(self.selected_layer, before, crops=crops)
+        merged = torch.full_like(selection.targets, MERGED)
+        position = torch.cat([selection.kept - int(self.has_cls), merged], dim=1)  # CLS, token 0, becomes -1
+        return VisionFeatures(
+            selection.apply(after, self.reducer.config.merge), position, side=self.num_patches_per_side
+        )
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return self.vision_tower.encoder.layers
+
+    @property
+    def selected_layer(self) -> nn.Module:
+        return self.layers[self.depth - 1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.vision_tower.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.vision_tower.parameters()).device
+
+    @property
+    def config(self):
+        return self.vision_tower.config if self.is_loaded else self.cfg_only
+
+    @property
+    def hidden_size(self) -> int:
+        return self.config.hidden_size
+
+    @property
+    def num_patches_per_side(self) -> int:
+        return self.config.image_size // self.config.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        return self.num_patches_per_side**2
+
+    @property
+    def dummy_feature(self) -> Tensor:
+        return torch.zeros(1, self.hidden_size, device=self.device, dtype=self.dtype)
+
+
+def layers_to_run(select_layer: int, depth: int) -> int:
+    """How many layers lead to `hidden_states[select_layer]` of an encoder with `depth` layers: -2 of 24 -> 23."""
+    count = select_layer if select_layer >= 0 else depth + 1 + select_layer
+    if not 1 <= count <= depth:
+        raise ValueError(
+            f"mm_vision_select_layer={select_layer}: of {depth} layers, {-depth}..-1 or 1..{depth} can be read."
+        )
+    return count

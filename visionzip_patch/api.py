@@ -1,0 +1,84 @@
+"""Zip a model in place, undo it, or do it for the length of a `with` block."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from visionzip_patch.config import VisionZipConfig
+from visionzip_patch.reducer import VisionZip
+
+logger = logging.getLogger(__name__)
+
+
+def visionzip(
+    model: nn.Module,
+    dominant: int = 54,
+    contextual: int = 10,
+    *,
+    tokens_per_image: int | None = None,
+    merge: str = "sum",
+    selector: str = "attention",
+    seed: int = 0,
+) -> nn.Module:
+    """Make `model` describe each crop of an image with `dominant + contextual` tokens. In place; returns `model`.
+
+    Only this model changes: other models in the process stay as they are. A second call replaces the first. The setting
+    is written to `model.config.visionzip`, so it is saved with a checkpoint and comes back on load.
+
+    Args: see `VisionZipConfig`.
+
+    Raises:
+        ValueError: a bad budget, with what was asked and what the tower gives; the model is untouched.
+        TypeError: `model` has no vision tower that can be zipped.
+
+    Example:
+        >>> visionzip(model, dominant=54, contextual=10)  # 64 tokens for each image in place of 576
+        >>> visionzip(model, tokens_per_image=160)  # anyres: 160 over all crops in place of 2880
+    """
+    config = VisionZipConfig(dominant, contextual, tokens_per_image, merge, selector, seed)
+    return attach(model, config)
+
+
+def attach(model: nn.Module, config: VisionZipConfig) -> nn.Module:
+    """`visionzip` with the setting as one object."""
+    tower = find_tower(model)
+    reducer = VisionZip(config, available=tower.num_patches + tower.has_cls, has_cls=tower.has_cls)
+    tower.reducer = reducer
+    model.config.visionzip = config.to_dict()
+    logger.info("%s in place of %d per crop", config, tower.num_patches)
+    return model
+
+
+def unzip(model: nn.Module) -> nn.Module:
+    """Undo `visionzip`: outputs are what they were before, bit for bit. Harmless on a model that is not zipped."""
+    find_tower(model).reducer = None
+    if getattr(model.config, "visionzip", None) is not None:
+        del model.config.visionzip
+    return model
+
+
+@contextmanager
+def zipped(model: nn.Module, dominant: int = 54, contextual: int = 10, **options) -> Iterator[nn.Module]:
+    """`visionzip` inside a `with` block; afterwards the model has the setting, or none, that it had before."""
+    before = getattr(model.config, "visionzip", None)
+    visionzip(model, dominant, contextual, **options)
+    try:
+        yield model
+    finally:
+        if before is None:
+            unzip(model)
+        else:
+            attach(model, VisionZipConfig.from_dict(before))
+
+
+def find_tower(model: nn.Module):
+    """The vision tower that carries the seam: `reducer`, `num_patches`, `has_cls`."""
+    tower = model.get_vision_tower() if hasattr(model, "get_vision_tower") else None
+    if tower is None or not hasattr(tower, "reducer"):
+        raise TypeError(
+            f"{type(model).__name__} has no vision tower that VisionZip knows: expected `get_vision_tower()` to return "
+            f"a tower with a `reducer`. Load LLaVA checkpoints with llava.model.builder.load_pretrained_model."
+        )
+    return tower

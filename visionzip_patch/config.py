@@ -1,0 +1,79 @@
+"""The setting of VisionZip: checked when made, saved in `config.json`, rebuilt on load."""
+
+from dataclasses import asdict, dataclass, fields
+
+from visionzip_patch.selection import MERGES, check_budget
+
+SELECTORS = ("attention", "random", "uniform")
+CONTEXTUAL_SHARE = 10 / 64  # of a budget, as in every budget of the paper: 54 + 10, 108 + 20, 162 + 30
+
+
+@dataclass(frozen=True)
+class VisionZipConfig:
+    """How many tokens describe an image, and how they are chosen.
+
+    Args:
+        dominant: tokens kept as they are, per crop; CLS counts as one where the tower has it. At least 1.
+        contextual: tokens merged from the rest, per crop. 0 drops the rest.
+        tokens_per_image: a budget for the whole image in place of the two above. It is split evenly over the image's
+            crops (base and tiles of an anyres model), rounded down, 54 : 10 within a crop. A crop never gets more
+            tokens than the tower gives.
+        merge: "sum" (target + mean of the rest, the published code) or "mean" (average of all, the paper's text).
+        selector: "attention" is VisionZip; "random" and "uniform" choose the dominant patches blindly, to compare with.
+        seed: of the "random" selector: one pattern per seed, the same for every image, so that answers do not depend
+            on how images are batched.
+
+    Raises:
+        ValueError: a value that no vision tower could satisfy. What a particular tower can give is checked when the
+            setting is attached to it.
+    """
+
+    dominant: int = 54
+    contextual: int = 10
+    tokens_per_image: int | None = None
+    merge: str = "sum"
+    selector: str = "attention"
+    seed: int = 0
+
+    def __post_init__(self):
+        counts = {"dominant": self.dominant, "contextual": self.contextual, "seed": self.seed}
+        if self.tokens_per_image is not None:
+            counts["tokens_per_image"] = self.tokens_per_image
+        for name, value in counts.items():
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ValueError(f"{name}={value!r}: expected a whole number.")
+        if self.tokens_per_image is not None and self.tokens_per_image < 1:
+            raise ValueError(f"tokens_per_image={self.tokens_per_image}: an image needs at least 1 token.")
+        for name, value, known in (("merge", self.merge, MERGES), ("selector", self.selector, SELECTORS)):
+            if value not in known:
+                raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(known)}.")
+        check_budget(self.dominant, self.contextual, available=self.dominant + self.contextual)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "VisionZipConfig":
+        """The inverse of `to_dict`; an unknown key is a ValueError that lists the known ones."""
+        known = [field.name for field in fields(cls)]
+        if unknown := sorted(set(values) - set(known)):
+            raise ValueError(f"Unknown VisionZip setting {', '.join(unknown)}; known are {', '.join(known)}.")
+        return cls(**values)
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    def per_crop(self, crops: int, available: int) -> tuple[int, int]:
+        """(dominant, contextual) of each crop of an image that has `crops` of them, `available` tokens in each."""
+        if self.tokens_per_image is None:
+            return self.dominant, self.contextual
+        budget = min(self.tokens_per_image // crops, available)
+        if budget < 1:
+            raise ValueError(
+                f"tokens_per_image={self.tokens_per_image} cannot be split over {crops} crops: "
+                f"give at least {crops}, or set dominant and contextual, which count per crop."
+            )
+        contextual = round(budget * CONTEXTUAL_SHARE)
+        return budget - contextual, contextual
+
+    def __str__(self) -> str:
+        if self.tokens_per_image is None:
+            return f"{self.dominant}+{self.contextual} tokens per crop"
+        return f"{self.tokens_per_image} tokens per image"

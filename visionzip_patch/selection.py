@@ -1,0 +1,123 @@
+"""The VisionZip algorithm: which tokens of a vision tower stay, and what becomes of the others.
+
+Pure functions of tensors, nothing but torch. Shapes are static (no boolean masks, no `.item()`), so the same code runs
+under `torch.compile(fullgraph=True)`, in a CUDA graph, and without one GPU-to-host sync.
+
+Shapes: B crops, P patches, L tokens (1 + P with CLS, P without), C channels, K key channels, D dominant tokens
+(CLS counts), M contextual tokens, R = L - D tokens left over.
+
+Source: VisionZip, arXiv 2412.04467, section 3.2, and its published code where the two differ.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MERGES = ("sum", "mean")
+
+
+class Selection(NamedTuple):
+    """Which tokens stay and where the others go; made from keys and scores, applied to any features of that grid."""
+
+    kept: Tensor  # (B, D)    positions of the dominant tokens, raster order; kept[:, 0] == 0 is CLS if there is one
+    targets: Tensor  # (B, M)    positions of the contextual targets
+    others: Tensor  # (B, R-M)  positions of the tokens that are merged into a target; (B, 0) if M is 0
+    nearest: Tensor  # (B, R-M)  which of the M targets each of them joins
+
+    def apply(self, features: Tensor, merge: str = "sum") -> Tensor:
+        """Gather the dominant tokens and merge the rest into the contextual ones.
+
+        Args:
+            features: (B, L, C), any features of the grid the selection was made on.
+            merge: "sum" adds to each target the mean of the tokens that joined it, as the published code does and the
+                published scores were made; "mean" averages the target and all that joined it, as the paper's text says.
+
+        Returns:
+            (B, D + M, C): dominant tokens in raster order, then contextual tokens in the order of their targets.
+        """
+        if merge not in MERGES:
+            raise ValueError(f"merge={merge!r} is unknown; choose one of {', '.join(MERGES)}.")
+        dominant = take(features, self.kept)  # (B, D, C)
+        if self.targets.shape[1] == 0:
+            return dominant
+        target = take(features, self.targets)  # (B, M, C)
+        member = F.one_hot(self.nearest, self.targets.shape[1]).to(features.dtype)  # (B, R-M, M)
+        joined = member.mT @ take(features, self.others)  # (B, M, C)
+        count = member.sum(1, dtype=torch.float32).unsqueeze(-1)  # (B, M, 1), fp32: bf16 cannot count past 256
+        if merge == "sum":
+            contextual = target + joined / count.clamp(min=1).to(features.dtype)
+        else:
+            contextual = (target + joined) / (count + 1).to(features.dtype)
+        return torch.cat([dominant, contextual], dim=1)
+
+
+def select(keys: Tensor, saliency: Tensor, *, dominant: int, contextual: int) -> Selection:
+    """Choose the dominant tokens, spread targets over the rest, and give every other token its nearest target.
+
+    Args:
+        keys: (B, L, K), attention keys averaged over heads; only their direction counts.
+        saliency: (B, P), how much each patch matters. P == L - 1 says that token 0 is CLS, which is always kept and
+            counted in `dominant`; P == L says that the tower has no CLS.
+        dominant: D, at least 1.
+        contextual: M, 0 or more; 0 drops what is not dominant.
+
+    Raises:
+        ValueError: the shapes do not belong together, or D + M does not fit in L.
+    """
+    batch, length, _ = keys.shape
+    cls = length - saliency.shape[1]
+    if saliency.shape[0] != batch or cls not in (0, 1):
+        raise ValueError(f"saliency {tuple(saliency.shape)} does not score the tokens of keys {tuple(keys.shape)}.")
+    check_budget(dominant, contextual, length)
+
+    # Dominant: CLS if there is one, and the patches that matter most.
+    top = saliency.topk(dominant - cls, dim=1).indices + cls  # (B, D - cls)
+    is_kept = torch.zeros(batch, length, dtype=torch.bool, device=keys.device).scatter(1, top, True)
+    if cls:
+        is_kept[:, 0] = True
+    kept, dropped = partition(is_kept, dominant)  # (B, D), (B, R)
+    if contextual == 0:
+        nothing = dropped[:, :0]
+        return Selection(kept, nothing, nothing, nothing)
+
+    # Contextual: evenly spaced leftovers are the targets; each other one joins the target with the most similar key.
+    slot = torch.arange(length - dominant, device=keys.device)
+    stride = max(1, len(slot) // contextual)
+    is_target = (slot % stride == 0) & (slot < stride * contextual)
+    targets, others = (dropped[:, i] for i in partition(is_target, contextual))  # (B, M), (B, R-M)
+    unit = F.normalize(keys.float(), dim=-1)  # fp32: half precision ties too many similarities
+    similarity = take(unit, others) @ take(unit, targets).mT  # (B, R-M, M)
+    return Selection(kept, targets, others, similarity.argmax(-1))
+
+
+def compress(
+    features: Tensor, keys: Tensor, saliency: Tensor, *, dominant: int, contextual: int, merge: str = "sum"
+) -> Tensor:
+    """`select` on keys and saliency, applied to features: (B, L, C) -> (B, dominant + contextual, C)."""
+    return select(keys, saliency, dominant=dominant, contextual=contextual).apply(features, merge)
+
+
+def check_budget(dominant: int, contextual: int, available: int) -> None:
+    """Raise a ValueError with both numbers unless `dominant + contextual` tokens can be had from `available`."""
+    if dominant < 1:
+        raise ValueError(f"dominant={dominant}: at least 1 token must be kept (CLS counts, where there is one).")
+    if contextual < 0:
+        raise ValueError(f"contextual={contextual}: cannot be negative; 0 turns merging off.")
+    if dominant + contextual > available:
+        raise ValueError(
+            f"dominant={dominant} + contextual={contextual} asks for {dominant + contextual} tokens, "
+            f"but the vision tower gives {available}. Lower either number; about a tenth, split 54 : 10, is usual."
+        )
+
+
+def partition(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Positions of the `count` True entries and of the False ones along the last axis, each in order."""
+    order = mask.byte().sort(dim=-1, descending=True, stable=True).indices
+    return order[..., :count], order[..., count:]
+
+
+def take(features: Tensor, index: Tensor) -> Tensor:
+    """features (B, L, C) at index (B, N) -> (B, N, C)."""
+    return features.gather(1, index.unsqueeze(-1).expand(-1, -1, features.shape[-1]))
