@@ -51,6 +51,9 @@ class Conversation:
         """The same talk, free to be continued without changing this one."""
         return replace(self, messages=[list(message) for message in self.messages])
 
+    def __deepcopy__(self, memo) -> "Conversation":
+        return self.copy()  # the other way in which callers take a template
+
     def append_message(self, role: str, message: str | tuple | None) -> None:
         self.messages.append([role, message])
 

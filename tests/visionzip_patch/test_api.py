@@ -1,0 +1,122 @@
+"""visionzip, unzip and zipped on LLaVA models: in place, one model at a time, undone without a trace."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from visionzip_patch import VisionZipConfig, unzip, visionzip, zipped
+from visionzip_patch.reducer import uniform_pattern
+
+
+@pytest.fixture
+def model(tiny_llava):
+    return tiny_llava()
+
+
+@pytest.fixture
+def images():
+    return torch.randn(3, 3, 56, 56, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def test_zip_and_unzip_leave_no_trace(model, images):
+    before, keys, config = model.encode_images(images), list(model.state_dict()), model.config.to_dict()
+    assert visionzip(model, 5, 2) is model
+    assert model.encode_images(images).shape[1] == 7
+    assert list(model.state_dict()) == keys
+    assert model.config.visionzip == VisionZipConfig(5, 2).to_dict()
+    assert unzip(model) is model
+    assert torch.equal(model.encode_images(images), before)
+    assert model.config.to_dict() == config
+    unzip(model)  # harmless
+
+
+@torch.no_grad()
+def test_a_second_call_replaces_the_first(model, tiny_llava, images):
+    visionzip(visionzip(model, 9, 3), 5, 2)
+    assert torch.equal(model.encode_images(images), visionzip(tiny_llava(), 5, 2).encode_images(images))
+
+
+@torch.no_grad()
+def test_models_do_not_touch_each_other(tiny_llava, images):
+    plain, first, second = tiny_llava(), tiny_llava(), tiny_llava()
+    before = plain.encode_images(images)
+    visionzip(first, 5, 2)
+    visionzip(second, 9, 0)
+    assert first.encode_images(images).shape[1] == 7
+    assert second.encode_images(images).shape[1] == 9
+    assert torch.equal(plain.encode_images(images), before)
+
+
+@torch.no_grad()
+def test_a_copy_is_zipped_too_and_goes_its_own_way(model, images):
+    twin = copy.deepcopy(visionzip(model, 5, 2))
+    unzip(model)
+    assert twin.encode_images(images).shape[1] == 7
+    assert model.encode_images(images).shape[1] == 16
+
+
+def test_zipped_puts_back_what_was_there(model):
+    with zipped(model, 5, 2):
+        assert model.get_vision_tower().reducer.tokens() == 7
+    assert model.get_vision_tower().reducer is None
+    visionzip(model, 9, 3, merge="mean")
+    with pytest.raises(KeyError), zipped(model, 5, 2, selector="uniform"):
+        raise KeyError
+    assert model.config.visionzip == VisionZipConfig(9, 3, merge="mean").to_dict()
+    assert model.get_vision_tower().reducer.tokens() == 12
+
+
+@pytest.mark.parametrize("budget", [(0, 5), (-1, 5), (5, -1), (16, 2), (18, 0), (5, 1.5)])
+def test_a_bad_budget_leaves_the_model_as_it_was(model, budget):
+    visionzip(model, 5, 2)
+    with pytest.raises(ValueError, match=r"dominant|contextual"):
+        visionzip(model, *budget)
+    assert model.get_vision_tower().reducer.tokens() == 7
+    assert model.config.visionzip == VisionZipConfig(5, 2).to_dict()
+
+
+def test_a_budget_above_the_tower_names_both_numbers(model):
+    with pytest.raises(ValueError, match=r"64 tokens.*gives 17"):
+        visionzip(model, 54, 10)
+
+
+@torch.no_grad()
+def test_all_tokens_are_a_budget_too(model, images):
+    for budget in ((17, 0), (10, 7)):
+        tokens = visionzip(model, *budget).get_vision_tower()(images)
+        whole = unzip(model).get_vision_tower().hidden_states(images)[1]
+        assert torch.equal(tokens.sort(dim=1).values, whole.sort(dim=1).values)
+
+
+@torch.no_grad()
+def test_blind_selectors_choose_the_same_patches_for_every_image(model, images):
+    tower = model.get_vision_tower()
+    patterns = {}
+    for selector, seed in (("random", 0), ("random", 1), ("uniform", 0)):
+        visionzip(model, 6, 0, selector=selector, seed=seed)
+        kept = tower.select(images).kept
+        assert (kept == kept[:1]).all()
+        assert torch.equal(tower.select(images[1:2]).kept, kept[:1])
+        patterns[selector, seed] = kept[0].tolist()
+    assert len({tuple(p) for p in patterns.values()}) == 3
+    rows = {(i - 1) // 4 for i in patterns["uniform", 0][1:]}
+    columns = {(i - 1) % 4 for i in patterns["uniform", 0][1:]}
+    assert min(len(rows), len(columns)) >= 2  # spread in both directions
+    visionzip(model, 6, 0)
+    assert not (tower.select(images).kept == tower.select(images).kept[:1]).all()
+
+
+@pytest.mark.parametrize("count", range(1, 17))
+@torch.no_grad()
+def test_the_uniform_pattern_has_as_many_patches_as_asked_for(model, images, count):
+    visionzip(model, count + 1, 0, selector="uniform")
+    assert uniform_pattern(torch.empty(1, 16), count).sum() == count
+    assert model.encode_images(images).shape[1] == count + 1
+
+
+def test_a_model_without_a_known_tower_is_refused():
+    with pytest.raises(TypeError, match="Linear has no vision tower"):
+        visionzip(nn.Linear(2, 2))

@@ -1,0 +1,47 @@
+import pytest
+
+from visionzip_patch import VisionZipConfig
+
+
+def test_a_config_survives_json():
+    config = VisionZipConfig(27, 5, merge="mean", selector="random", seed=3)
+    assert VisionZipConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"dominant": 0}, "dominant=0"),
+        ({"dominant": 2.5}, "whole number"),
+        ({"dominant": True}, "whole number"),
+        ({"contextual": "10"}, "whole number"),
+        ({"contextual": -1}, "contextual=-1"),
+        ({"tokens_per_image": 0}, "tokens_per_image=0"),
+        ({"tokens_per_image": -64}, "tokens_per_image=-64"),
+        ({"merge": "max"}, "sum, mean"),
+        ({"selector": "best"}, "attention, random, uniform"),
+        ({"seed": None}, "whole number"),
+    ],
+)
+def test_bad_values_are_named(values, words):
+    with pytest.raises(ValueError, match=words):
+        VisionZipConfig(**values)
+
+
+def test_an_unknown_setting_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"budget.*dominant, contextual"):
+        VisionZipConfig.from_dict({"budget": 64})
+
+
+@pytest.mark.parametrize(
+    ("tokens", "crops", "split"),
+    [(64, 1, (54, 10)), (128, 1, (108, 20)), (192, 1, (162, 30)), (160, 5, (27, 5)), (320, 5, (54, 10)),
+     (640, 5, (108, 20)), (160, 3, (45, 8)), (5, 5, (1, 0)), (99999, 1, (487, 90))],
+)  # fmt: skip
+def test_a_budget_per_image_is_split_as_the_paper_splits(tokens, crops, split):
+    assert VisionZipConfig(tokens_per_image=tokens).per_crop(crops, available=577) == split
+
+
+def test_a_budget_below_one_token_per_crop_says_both_numbers():
+    with pytest.raises(ValueError, match=r"tokens_per_image=4.*5 crops"):
+        VisionZipConfig(tokens_per_image=4).per_crop(5, available=577)
