@@ -11,6 +11,8 @@ from visionzip_patch.reducer import VisionZip
 
 logger = logging.getLogger(__name__)
 
+HF_LLAVA = ("llava", "llava_next")  # model types of transformers' own LLaVA classes
+
 
 def visionzip(
     model: nn.Module,
@@ -27,11 +29,15 @@ def visionzip(
     Only this model changes: other models in the process stay as they are. A second call replaces the first. The setting
     is written to `model.config.visionzip`, so it is saved with a checkpoint and comes back on load.
 
+    `model` is one of `llava`'s, or transformers' own `LlavaForConditionalGeneration` or
+    `LlavaNextForConditionalGeneration`. These two take what their processor returns, as before. On load they keep a
+    saved setting but do not apply it: call `visionzip(model, **model.config.visionzip)`.
+
     Args: see `VisionZipConfig`.
 
     Raises:
         ValueError: a bad budget, with what was asked and what the tower gives; the model is untouched.
-        TypeError: `model` has no vision tower that can be zipped.
+        TypeError: `model` has no vision tower that can be zipped; the kinds that have are named.
 
     Example:
         >>> visionzip(model, dominant=54, contextual=10)  # 64 tokens for each image in place of 576
@@ -62,7 +68,7 @@ def unzip(model: nn.Module) -> nn.Module:
 @contextmanager
 def zipped(model: nn.Module, dominant: int = 54, contextual: int = 10, **options) -> Iterator[nn.Module]:
     """`visionzip` inside a `with` block; afterwards the model has the setting, or none, that it had before."""
-    before = getattr(model.config, "visionzip", None)
+    before = find_tower(model).reducer
     visionzip(model, dominant, contextual, **options)
     try:
         yield model
@@ -70,15 +76,22 @@ def zipped(model: nn.Module, dominant: int = 54, contextual: int = 10, **options
         if before is None:
             unzip(model)
         else:
-            attach(model, VisionZipConfig.from_dict(before))
+            attach(model, before.config)
 
 
 def find_tower(model: nn.Module):
     """The vision tower that carries the seam: `reducer`, `num_patches`, `has_cls`."""
+    if hasattr(model, "get_base_model"):  # peft
+        model = model.get_base_model()
     tower = model.get_vision_tower() if hasattr(model, "get_vision_tower") else None
-    if tower is None or not hasattr(tower, "reducer"):
-        raise TypeError(
-            f"{type(model).__name__} has no vision tower that VisionZip knows: expected `get_vision_tower()` to return "
-            f"a tower with a `reducer`. Load LLaVA checkpoints with llava.model.builder.load_pretrained_model."
-        )
-    return tower
+    if hasattr(tower, "reducer"):
+        return tower
+    if tower is None and getattr(getattr(model, "config", None), "model_type", None) in HF_LLAVA:
+        from visionzip_patch.adapters.hf_llava import HFLlavaTower  # needs transformers
+
+        return HFLlavaTower(model)
+    raise TypeError(
+        f"{type(model).__name__} has no vision tower that VisionZip knows. Supported are models whose "
+        f"`get_vision_tower()` returns a tower with a `reducer`, such as llava.model.builder.load_pretrained_model "
+        f"returns, and transformers' LlavaForConditionalGeneration and LlavaNextForConditionalGeneration."
+    )

@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CLS, MERGED = -1, -2  # positions of tokens that stand for no patch of the grid; their order is the order in the output
+from visionzip_patch.tiles import order_by_position
 
 
 class VisionFeatures(NamedTuple):
     """What a vision tower tells of the crops of one image."""
 
     tokens: Tensor  # (crops, N, C)
-    position: Tensor | None  # (crops, N) raster index of each token, or CLS, or MERGED; None: the whole grid, in order
+    position: Tensor | None  # (crops, N) of each token, see visionzip_patch.tiles; None: the whole grid, in order
     side: int  # patches in a row of a crop
 
 
@@ -122,19 +122,6 @@ def pack(
         whole = limit(whole[by_row, by_col], max_tiles, side)
         whole = torch.cat([whole, newline.to(whole).expand(len(whole), 1, -1)], dim=1)
     return torch.cat([base, whole.flatten(0, 1)])
-
-
-def order_by_position(tiles: Tensor, position: Tensor, cols: int, side: int) -> Tensor:
-    """Tokens of T tiles in raster order of the whole image: (T, N, C), (T, N) -> (T * N, C).
-
-    Tokens without a position follow, tile by tile: first every CLS, then every MERGED.
-    """
-    tile = torch.arange(len(tiles), device=tiles.device).unsqueeze(1)  # (T, 1)
-    row = tile // cols * side + position // side
-    col = tile % cols * side + position % side
-    place = row * cols * side + col  # (T, N) raster index in the whole image
-    place = torch.where(position < 0, len(tiles) * side * side - position, place)  # CLS = -1 before MERGED = -2
-    return tiles.flatten(0, 1)[place.flatten().argsort(stable=True)]
 
 
 def limit(whole: Tensor, max_tiles: int | None, side: int) -> Tensor:

@@ -4,14 +4,13 @@ import pytest
 import torch
 
 from llava.model.anyres import (
-    CLS,
-    MERGED,
     VisionFeatures,
     get_anyres_image_grid_shape,
     pack,
     select_best_resolution,
     unpad_slices,
 )
+from visionzip_patch.tiles import CLS, MERGED
 
 
 def table(golden, name):

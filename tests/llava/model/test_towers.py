@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from llava.model.anyres import CLS, MERGED
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from visionzip_patch import VisionZipConfig, compress
 from visionzip_patch.reducer import VisionZip
 from visionzip_patch.saliency import cls_saliency, received_saliency
+from visionzip_patch.tiles import CLS, MERGED
 
 
 def zip_tower(tower, *budget, **options):
