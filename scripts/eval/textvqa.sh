@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# TextVQA: answer the questions, score the answers.
+#
+#   bash scripts/eval/textvqa.sh                                    the embedded tiny model on the embedded data
+#   bash scripts/eval/textvqa.sh CHECKPOINT                         a directory or a hub id, on playground/data/eval/textvqa
+#   bash scripts/eval/textvqa.sh CHECKPOINT --dominant 54 --contextual 10
+#   bash scripts/eval/textvqa.sh --all-options                      every option
+#
+# With several GPUs it runs one process on each; CUDA_VISIBLE_DEVICES chooses them, NPROC sets the number.
+# Uses the python3 on PATH if it has the project's requirements, otherwise sets up .venv once.
+# PYTHON=/path/to/python uses that one. TORCH_SPEC="torch==2.12.0 --index-url …" sets up .venv with another torch.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
+source "$here/../env.sh"
+
+case ${1:-} in
+  -h | --help)
+    show_help
+    exit
+    ;;
+  --all-options)
+    NPROC=1
+    set -- --help
+    ;;
+esac
+setup_env
+launch llava.eval.run textvqa "$@"
