@@ -1,0 +1,1 @@
+"""Evaluation: answer the questions of a benchmark, score the answers, measure speed."""

@@ -1,0 +1,116 @@
+"""Score TextVQA answers: `python -m llava.eval.eval_textvqa --annotation-file A.json --result-file R.jsonl`."""
+
+import argparse
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from llava.eval.files import read_json, read_jsonl, shorten
+from llava.eval.metrics.textvqa import question_in_prompt, score
+
+logger = logging.getLogger(__name__)
+
+
+class TextVQAEvaluation(NamedTuple):
+    """Accuracy over the answered questions, and how many there are."""
+
+    accuracy: float  # 0 to 1
+    samples: int  # answers scored
+    unanswered: int  # questions of the annotation that no answer was given for
+
+    def report(self) -> str:
+        """The lines that LLaVA's script prints."""
+        return f"Samples: {self.samples}\nAccuracy: {100 * self.accuracy:.2f}%"
+
+
+def evaluate(annotation_file: str | Path, rows: Sequence[Mapping]) -> TextVQAEvaluation:
+    """Score answers against a TextVQA annotation.
+
+    Only answered questions are scored; a warning tells if some were left out or answered twice.
+
+    Args:
+        annotation_file: JSON with a list `data` of `image_id`, `question` and ten `answers`. A question is known by its
+            image and its text, in lower case.
+        rows: answers with `question_id` (the image's id), `prompt` and `text`.
+
+    Raises:
+        ValueError: a file or row is not as described, there are no rows, or rows ask what the annotation does not have.
+    """
+    if not rows:
+        raise ValueError("There are no answers to score.")
+    known = _read_annotation(annotation_file)
+    asked = [_key(row, number) for number, row in enumerate(rows, start=1)]
+    if unknown := [key for key in asked if key not in known]:
+        images = {image for image, _ in known}
+        (image, question), *_ = unknown
+        has = "other questions about this image" if image in images else "no such image"
+        raise ValueError(
+            f"{annotation_file} lacks {len(unknown)} of the {len(asked)} (image, question) pairs answered. The first "
+            f"is ({image!r}, {question!r}); the annotation has {has}. Answers and annotation must be of one release."
+        )
+    if repeated := len(asked) - len(set(asked)):
+        logger.warning("%d answers repeat a question that was answered before; all of them are scored.", repeated)
+    if unanswered := len(known) - len(set(asked)):
+        logger.warning("%d of %d questions are not answered; they are left out of the score.", unanswered, len(known))
+    result = score([row["text"] for row in rows], [known[key] for key in asked])
+    return TextVQAEvaluation(result.accuracy, len(result.scores), unanswered)
+
+
+def evaluate_file(annotation_file: str | Path, result_file: str | Path) -> TextVQAEvaluation:
+    """`evaluate` on the rows of a JSONL file. Raises ValueError with the file, and the line if one is broken."""
+    rows = [row for _, row in read_jsonl(result_file)]
+    try:
+        return evaluate(annotation_file, rows)
+    except ValueError as error:
+        raise ValueError(f"{result_file}: {error}") from None
+
+
+def _key(row: Mapping, number: int) -> tuple:
+    wrong = [name for name in ("prompt", "text") if not isinstance(row.get(name), str)]
+    if wrong or "question_id" not in row:
+        raise ValueError(
+            f"Answer {number} lacks a {' and a '.join(wrong) or 'question_id'}; it reads {shorten(str(dict(row)))}."
+        )
+    return row["question_id"], question_in_prompt(row["prompt"])
+
+
+def _read_annotation(path: str | Path) -> dict[tuple, list[str]]:
+    content = read_json(path)
+    try:
+        return {(entry["image_id"], entry["question"].lower()): entry["answers"] for entry in content["data"]}
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(
+            f"{path} is no TextVQA annotation: expected {{'data': [{{'image_id', 'question', 'answers'}}, ...]}}. "
+            f"The test split has no answers; use TextVQA_0.5.1_val.json."
+        ) from None
+
+
+def get_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Accuracy of TextVQA answers.")
+    parser.add_argument("--annotation-file", required=True, help="TextVQA_0.5.1_val.json")
+    parser.add_argument("--result-file", help="answers, one JSON object per line")
+    parser.add_argument("--result-dir", help="folder of such files (*.jsonl), scored one after the other")
+    args = parser.parse_args(argv)
+    if not (args.result_file or args.result_dir):
+        parser.error("give answers: --result-file FILE.jsonl or --result-dir FOLDER")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = get_args(argv)
+    files = [Path(args.result_file)] if args.result_file else []
+    try:
+        if args.result_dir:
+            if not (found := sorted(Path(args.result_dir).glob("*.jsonl"))):
+                raise ValueError(f"{args.result_dir}: no *.jsonl file there.")
+            files += found
+        for file in files:
+            result = evaluate_file(args.annotation_file, file)
+            print(f"{file.stem}\n{result.report()}\n")
+    except ValueError as error:
+        raise SystemExit(f"eval_textvqa: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Files of an evaluation: reads whose errors name file and line, writes that are whole or not there at all."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def read_jsonl(path: str | Path, *, growing: bool = False) -> list[tuple[int, dict]]:
+    """The objects of a JSONL file, each with its line number, from 1. Blank lines are passed over.
+
+    Args:
+        path: the file.
+        growing: someone may be appending to it, so what follows the last line break is no line yet.
+
+    Raises:
+        ValueError: the file cannot be read, or a line is not a JSON object; file and line are named.
+    """
+    lines = read_bytes(path).split(b"\n")  # not splitlines: JSON text may hold U+2028
+    rows = []
+    for number, line in enumerate(lines[:-1] if growing else lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except ValueError as error:  # bad JSON and bad UTF-8 alike
+            raise ValueError(f"{path}, line {number}: not JSON ({error}). It reads {shorten(line)}.") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number}: expected a JSON object {{...}}, found {shorten(line)}.")
+        rows.append((number, row))
+    return rows
+
+
+def read_json(path: str | Path):
+    """The content of a JSON file. Raises ValueError with file and place."""
+    try:
+        return json.loads(read_bytes(path).decode("utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}). Fetch or write it again.") from None
+
+
+def read_bytes(path: str | Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}).") from None
+
+
+def to_line(row: dict) -> str:
+    """One line of JSONL, line break included."""
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
+    write_text(path, "".join(map(to_line, rows)))
+
+
+def write_json(path: str | Path, content) -> None:
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write all of `text` or, on a crash at any moment, leave what was there before."""
+    path = Path(path)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with draft.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def make_folder(folder: str | Path) -> Path:
+    """Create `folder` and prove that files can be written there, before any long work. Raises ValueError."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot write here ({error.strerror}). Choose another output folder.") from None
+    return folder
+
+
+def fingerprint(folder: str | Path) -> str | None:
+    """Changes when the weights of a checkpoint folder change; None for a hub id."""
+    if not Path(folder).is_dir():
+        return None
+    files = sorted(path for path in Path(folder).iterdir() if path.suffix in (".safetensors", ".bin"))
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]
+
+
+def shorten(text: bytes | str, limit: int = 80) -> str:
+    """A quoted start of `text` for a message."""
+    text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+    return repr(text if len(text) <= limit else text[:limit] + "...")

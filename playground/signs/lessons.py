@@ -1,0 +1,186 @@
+"""Training batches, each a pure function of its step: scenes, what stands on every patch, and tokenized questions.
+
+B scenes, P = 64 patches, Q text blocks per scene, T tokens per block (padded), N characters (26 letters, 10 digits).
+"""
+
+import random
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sentencepiece import SentencePieceProcessor
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from playground.signs.scenes import (
+    COLOURS,
+    GRID,
+    KINDS,
+    PATCH,
+    WORDS,
+    Question,
+    Scene,
+    Sign,
+    make_scene,
+    overlap,
+    questions,
+)
+from playground.signs.tokenizer import after_image
+
+IGNORE = -100  # label of tokens that are not learnt
+EOS = 2
+PATCH_CLASSES = (len(WORDS) + 1, 11, 11, len(COLOURS) + 1)  # word, tens, units, colour; 0 means none
+CAPTION_LABELS = len(WORDS) + 10 + 10 + len(COLOURS)
+CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+CAPTION_BLOCKS = 2
+QUESTION_BLOCKS = 5
+
+_PATCH_IS_SIGN = 0.35  # share of the patch
+_PATCH_HAS_CHARACTER = 0.3  # share of the character
+_COLOUR_NAMES = list(COLOURS)
+
+
+class Batch(NamedTuple):
+    """Dense scenes, which only teach reading, have no text: their last three fields are empty."""
+
+    images: Tensor  # (B, S, S, 3) uint8
+    caption: Tensor  # (B, CAPTION_LABELS) 0 or 1: which words, tens, units and colours the scene shows
+    count: Tensor  # (B,) signs, less one
+    patches: Tensor  # (B, P, 4) classes of PATCH_CLASSES
+    characters: Tensor  # (B, P, N) 0 or 1
+    ids: Tensor  # (B, Q, T)
+    labels: Tensor  # (B, Q, T)
+    kinds: Tensor  # (B, Q) index into KINDS, -1 for captions and padding
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(*(field.to(device, non_blocking=True) for field in self))
+
+
+@dataclass(frozen=True)
+class Lessons(Dataset):
+    """Item i is the batch of step i; nothing else decides it, so a resumed run sees what an uninterrupted one sees."""
+
+    tokenizer_file: str
+    batch_size: int
+    first_seed: int
+    steps: int
+    dense: bool = False
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        first = self.first_seed + step * self.batch_size
+        return make_batch(range(first, first + self.batch_size), _load(self.tokenizer_file), dense=self.dense)
+
+
+def make_batch(seeds: range, tokenizer: SentencePieceProcessor, *, dense: bool = False) -> Batch:
+    """The scenes of `seeds` with all that is taught about them."""
+    scenes = [make_scene(seed, dense=dense) for seed in seeds]
+    blocks = [] if dense else [_blocks(scene, seed, tokenizer) for scene, seed in zip(scenes, seeds, strict=True)]
+    return Batch(
+        images=torch.from_numpy(np.stack([scene.image for scene in scenes])),
+        caption=torch.from_numpy(np.stack([_caption(scene.signs) for scene in scenes])),
+        count=torch.tensor([min(len(scene.signs), 2) - 1 for scene in scenes]),
+        patches=torch.from_numpy(np.stack([_patches(scene.signs) for scene in scenes])),
+        characters=torch.from_numpy(np.stack([_characters(scene.signs) for scene in scenes])),
+        **_pad(blocks),
+    )
+
+
+class _Block(NamedTuple):
+    ids: list[int]
+    labels: list[int]
+    kind: int
+
+
+def _blocks(scene: Scene, seed: int, tokenizer: SentencePieceProcessor) -> list[_Block]:
+    """Up to QUESTION_BLOCKS questions, at most one of them about existence, and CAPTION_BLOCKS captions."""
+    rng = random.Random(seed)
+    asked = questions(scene.signs, seed)
+    spare = rng.choice([question for question in asked if question.kind == "exists"])
+    asked.remove(spare)
+    chosen = rng.sample(asked, min(QUESTION_BLOCKS, len(asked)))
+    blocks = [_question_block(question, tokenizer) for question in chosen]
+    return blocks + [_caption_block(scene.signs, rng, tokenizer) for _ in range(CAPTION_BLOCKS)]
+
+
+def _question_block(question: Question, tokenizer: SentencePieceProcessor) -> _Block:
+    prompt = after_image(question.text)
+    ids = [*tokenizer.encode(f"{prompt} {question.answer}"), EOS]
+    hidden = len(tokenizer.encode(prompt))
+    return _Block(ids, [IGNORE] * hidden + ids[hidden:], KINDS.index(question.kind))
+
+
+def _caption_block(signs: tuple[Sign, ...], rng: random.Random, tokenizer: SentencePieceProcessor) -> _Block:
+    """ "red stop blue 42" or "stop red 42 blue", where only the second of each pair is learnt.
+
+    It takes one look-up in the image ("red" -> what it says). Questions that need two in a row come after it.
+    """
+    order, text_first = rng.sample(signs, len(signs)), rng.random() < 0.5
+    ids = tokenizer.encode("\n")
+    labels = [IGNORE] * len(ids)
+    for sign in order:
+        pair = (sign.text, sign.colour) if text_first else (sign.colour, sign.text)
+        given, learnt = (tokenizer.encode(part) for part in pair)
+        ids += given + learnt
+        labels += [IGNORE] * len(given) + learnt
+    return _Block(ids, labels, -1)
+
+
+def _pad(scenes: list[list[_Block]]) -> dict[str, Tensor]:
+    """Blocks to rectangles, on the right: a causal model never looks there."""
+    if not scenes:
+        empty = torch.empty(0, dtype=torch.long)
+        return {"ids": empty, "labels": empty, "kinds": empty}
+    wide = max(len(blocks) for blocks in scenes)
+    long = max(len(block.ids) for blocks in scenes for block in blocks)
+    shape = (len(scenes), wide)
+    ids = torch.zeros(*shape, long, dtype=torch.long)
+    labels = torch.full((*shape, long), IGNORE)
+    kinds = torch.full(shape, -1)
+    for row, blocks in enumerate(scenes):
+        for place, block in enumerate(blocks):
+            ids[row, place, : len(block.ids)] = torch.tensor(block.ids)
+            labels[row, place, : len(block.labels)] = torch.tensor(block.labels)
+            kinds[row, place] = block.kind
+    return {"ids": ids, "labels": labels, "kinds": kinds}
+
+
+def _caption(signs: tuple[Sign, ...]) -> np.ndarray:
+    shown = np.zeros(CAPTION_LABELS, np.float32)
+    tens, units, colours = len(WORDS), len(WORDS) + 10, len(WORDS) + 20
+    for sign in signs:
+        shown[colours + _COLOUR_NAMES.index(sign.colour)] = 1
+        if sign.is_number:
+            shown[[tens + int(sign.text[0]), units + int(sign.text[1])]] = 1
+        else:
+            shown[WORDS.index(sign.text)] = 1
+    return shown
+
+
+def _patches(signs: tuple[Sign, ...]) -> np.ndarray:
+    classes = np.zeros((GRID, GRID, len(PATCH_CLASSES)), np.int64)
+    for sign in signs:
+        if sign.is_number:
+            text = (0, int(sign.text[0]) + 1, int(sign.text[1]) + 1)
+        else:
+            text = (WORDS.index(sign.text) + 1, 0, 0)
+        classes[overlap(sign.box) > _PATCH_IS_SIGN] = (*text, _COLOUR_NAMES.index(sign.colour) + 1)
+    return classes.reshape(GRID * GRID, -1)
+
+
+def _characters(signs: tuple[Sign, ...]) -> np.ndarray:
+    found = np.zeros((GRID, GRID, len(CHARACTERS)), np.float32)
+    for sign in signs:
+        for character, box in zip(sign.text, sign.characters, strict=True):
+            area = (box.right - box.left) * (box.bottom - box.top) / PATCH**2  # in patches, as overlap() counts
+            found[overlap(box) > _PATCH_HAS_CHARACTER * area, CHARACTERS.index(character)] = 1
+    return found.reshape(GRID * GRID, -1)
+
+
+@lru_cache(maxsize=1)
+def _load(path: str) -> SentencePieceProcessor:
+    return SentencePieceProcessor(model_file=path)

@@ -1,0 +1,179 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from llava.eval import run
+
+
+@pytest.fixture
+def command(checkpoint, benchmark, tmp_path):
+    return ["textvqa", checkpoint, *benchmark.flags, "--answers-file", str(tmp_path / "a.jsonl")]
+
+
+@pytest.fixture
+def before_loading(monkeypatch, capsys):
+    """Runs a command that must fail, without loading a model, and returns what it says."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a model was loaded")
+
+    def check(command):
+        monkeypatch.setattr(run, "load_pretrained_model", refuse)
+        assert run.main(command) == 2
+        return capsys.readouterr().err
+
+    return check
+
+
+def with_flag(command, flag, value):
+    place = command.index(flag) + 1
+    return [*command[:place], str(value), *command[place + 1 :]]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"question_id": "image0", "image": ', "not JSON"),
+        ("[1, 2]", "expected a JSON object"),
+        ('{"question_id": "image0", "image": "image0.jpg"}', "no 'text'"),
+        (
+            '{"question_id": 1.5, "image": "image0.jpg", "text": "a"}',
+            "question_id is 1.5; expected text or a whole number",
+        ),
+        ('{"question_id": 1, "image": 7, "text": "a"}', "image is 7; expected text"),
+        ('{"question_id": 1, "image": "image0.jpg", "text": "see <image>"}', "the text holds '<image>'"),
+    ],
+)
+def test_broken_question_lines_are_named(command, benchmark, before_loading, line, message):
+    lines = benchmark.question_file.read_text().splitlines()
+    benchmark.question_file.write_text("\n".join([*lines[:4], line, *lines[4:]]))
+    said = before_loading(command)
+    assert f"{benchmark.question_file}, line 5: {message}" in said
+
+
+def test_bytes_that_are_no_text(command, benchmark, before_loading):
+    benchmark.question_file.write_bytes(benchmark.question_file.read_bytes() + b"\xff\xfe\n")
+    assert f"{benchmark.question_file}, line 13: not JSON" in before_loading(command)
+
+
+def test_no_questions(command, benchmark, before_loading):
+    benchmark.question_file.write_text("\n")
+    assert "no questions" in before_loading(command)
+
+
+@pytest.mark.parametrize("flag", ["--question-file", "--image-folder", "--annotation-file"])
+def test_missing_data_says_what_to_fetch(command, before_loading, flag):
+    said = before_loading(with_flag(command, flag, "nowhere/at-all"))
+    assert "needs nowhere/at-all, which is not there" in said
+    assert "https://dl.fbaipublicfiles.com/textvqa/images/train_val_images.zip" in said
+
+
+def test_missing_images_say_what_to_fetch(command, benchmark, before_loading):
+    for name in ("image1.jpg", "image3.jpg"):
+        (benchmark.images / name).unlink()
+    said = before_loading(command)
+    assert (
+        f"2 images are not in {benchmark.images}; the first is image1.jpg ({benchmark.question_file}, line 4)" in said
+    )
+    assert "--skip-bad" in said
+
+
+def test_annotation_of_other_questions(command, benchmark, before_loading):
+    annotation = json.loads(benchmark.annotation_file.read_text())
+    annotation["data"] = annotation["data"][:-1]
+    benchmark.annotation_file.write_text(json.dumps(annotation))
+    assert "image3" in before_loading(command)
+
+
+def test_annotation_cut_off(command, benchmark, before_loading):
+    benchmark.annotation_file.write_text(benchmark.annotation_file.read_text()[:100])
+    assert str(benchmark.annotation_file) in before_loading(command)
+
+
+def test_output_that_cannot_be_written(command, tmp_path, before_loading):
+    (tmp_path / "file").write_text("")
+    assert "cannot write here" in before_loading(with_flag(command, "--answers-file", tmp_path / "file/a.jsonl"))
+
+
+def test_no_such_checkpoint(command, before_loading):
+    assert "No checkpoint at './nowhere'" in before_loading([command[0], "./nowhere", *command[2:]])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dominant", "54"], "go together"),
+        (["--dominant", "0", "--contextual", "1"], "at least 1 token"),
+        (["--tokens-per-image", "64", "--contextual", "1"], "one or the other"),
+        (["--merge", "mean"], "needs a budget"),
+        (["--conv-mode", "vicuna"], "choose one of"),
+    ],
+)
+def test_requests_that_make_no_sense(command, before_loading, flags, message):
+    assert message in before_loading([*command, *flags])
+
+
+def test_a_budget_beyond_the_tower_stops_before_the_first_answer(command, tmp_path, capsys):
+    assert run.main([*command, "--dominant", "570", "--contextual", "10", "--compare-full"]) == 2
+    assert "580 tokens" in capsys.readouterr().err
+    assert (tmp_path / "a.full.jsonl").read_text() == ""
+
+
+def damage(images: Path):
+    """Two images that are there but cannot be used; six of twelve questions are about them."""
+    (images / "image1.jpg").write_text("not an image")
+    whole = (images / "image2.jpg").read_bytes()
+    (images / "image2.jpg").write_bytes(whole[: len(whole) // 2])
+
+
+def test_damaged_images_leave_the_other_answers(command, benchmark, tmp_path, read_rows, capsys):
+    damage(benchmark.images)
+    assert run.main(command) == 1
+    said = capsys.readouterr().out
+    assert "6 of 12 questions skipped, not scored" in said
+    assert f"line 4 of {benchmark.question_file}: " in said
+    assert "image1.jpg" in said
+    assert "image2.jpg" in said
+    assert "| 6 of 12 " in said
+    assert [row["metadata"]["row"] for row in read_rows(tmp_path / "a.jsonl")] == [0, 1, 2, 9, 10, 11]
+
+
+def test_skip_bad_counts_and_succeeds(command, benchmark, tmp_path, read_rows, capsys):
+    damage(benchmark.images)
+    (benchmark.images / "image3.jpg").unlink()
+    assert run.main([*command, "--skip-bad"]) == 0
+    assert "9 of 12 questions skipped, not scored" in capsys.readouterr().out
+    result = json.loads((tmp_path / "a.jsonl.result.json").read_text())
+    assert (result["answered"], len(result["skipped"])) == (3, 9)
+    assert [skip["line"] for skip in result["skipped"]] == [4, 5, 6, 7, 8, 9, 10, 11, 12]
+
+
+def test_mended_images_are_asked_about_again(command, benchmark, tmp_path, read_rows):
+    whole = {path: path.read_bytes() for path in benchmark.images.iterdir()}
+    damage(benchmark.images)
+    assert run.main(command) == 1
+    kept = {row["answer_id"] for row in read_rows(tmp_path / "a.jsonl")}
+    for path, content in whole.items():
+        path.write_bytes(content)
+    assert run.main(command) == 0
+    rows = read_rows(tmp_path / "a.jsonl")
+    assert [row["metadata"]["row"] for row in rows] == list(range(12))
+    assert kept < {row["answer_id"] for row in rows}
+
+
+@pytest.mark.filterwarnings("ignore:Image size")
+def test_huge_images_are_not_decoded(command, monkeypatch, capsys):
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 160 * 120 - 1)
+    assert run.main(command) == 1
+    said = capsys.readouterr().out
+    assert "12 of 12 questions skipped" in said
+    assert "160x120 pixels" in said
+
+
+def test_no_usable_image_at_all(command, benchmark, tmp_path, capsys):
+    for path in benchmark.images.iterdir():
+        path.write_text("not an image")
+    assert run.main(command) == 1
+    assert "12 of 12 questions skipped" in capsys.readouterr().out
+    assert json.loads((tmp_path / "a.jsonl.result.json").read_text())["scores"] is None

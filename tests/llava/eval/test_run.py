@@ -1,0 +1,234 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from llava.eval import run
+from llava.eval.tasks import playground
+from visionzip_patch import VisionZipConfig, visionzip
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """From here on, loading a model is a failure."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a model was loaded")
+
+    def forbid():
+        monkeypatch.setattr(run, "load_pretrained_model", refuse)
+
+    return forbid
+
+
+def result_of(path):
+    return json.loads(Path(f"{path}.result.json").read_text())
+
+
+def test_full_and_zipped_side_by_side(checkpoint, benchmark, tmp_path, read_rows, capsys):
+    out = tmp_path / "out"
+    budget = ["--dominant", "54", "--contextual", "10", "--compare-full"]
+    assert run.main(["textvqa", checkpoint, *benchmark.flags, *budget, "--out", str(out)]) == 0
+    table = capsys.readouterr().out
+    for name, tokens in (("full", 576), ("54+10", 64)):
+        file = out / f"{name}.jsonl"
+        rows, result = read_rows(file), result_of(file)
+        assert [row["metadata"] for row in rows] == [{"row": i, "image_tokens": tokens} for i in range(12)]
+        assert result["tokens_per_image"] == {"mean": tokens, "min": tokens, "max": tokens}
+        assert (result["questions"], result["answered"], result["skipped"]) == (12, 12, [])
+        assert result["timing"]["questions"] == 12
+        assert result["timing"]["seconds"] > 0
+        assert any(line.split()[1:4:2] == [name, str(tokens)] and str(file) in line for line in table.splitlines())
+    assert result["settings"]["visionzip"]["dominant"] == 54
+    assert result["settings"]["dtype"] == "float32"
+
+
+def test_the_score_is_that_of_the_metric(checkpoint, benchmark, tmp_path, read_rows):
+    file = tmp_path / "a.jsonl"
+    command = ["textvqa", checkpoint, *benchmark.flags, "--answers-file", str(file)]
+    assert run.main(command) == 0
+    annotation = json.loads(benchmark.annotation_file.read_text())
+    for entry, row in zip(annotation["data"][:3], read_rows(file), strict=False):
+        assert row["text"]
+        entry["answers"] = [row["text"]] * 10  # right by definition: 3 of 12
+    benchmark.annotation_file.write_text(json.dumps(annotation))
+    assert run.main(command) == 0
+    assert result_of(file)["scores"] == {"accuracy": pytest.approx(25.0)}
+
+
+def test_a_finished_run_is_scored_without_a_model(checkpoint, benchmark, tmp_path, no_model, capsys):
+    command = ["textvqa", checkpoint, *benchmark.flags, "--answers-file", str(tmp_path / "a.jsonl")]
+    assert run.main(command) == 0
+    before, timing = (tmp_path / "a.jsonl").read_bytes(), result_of(tmp_path / "a.jsonl")["timing"]
+    no_model()
+    assert run.main(command) == 0
+    assert (tmp_path / "a.jsonl").read_bytes() == before
+    assert result_of(tmp_path / "a.jsonl")["timing"] == timing
+    assert "12 of 12 questions are answered already" in capsys.readouterr().err
+    with pytest.raises(AssertionError, match="a model was loaded"):
+        run.main([*command, "--overwrite"])
+
+
+def test_ctrl_c_and_going_on_give_the_same_answers(checkpoint, benchmark, tmp_path, monkeypatch, read_rows, capsys):
+    whole, stopped = tmp_path / "whole.jsonl", tmp_path / "stopped.jsonl"
+    command = ["textvqa", checkpoint, *benchmark.flags, "--batch-size", "5", "--answers-file"]
+    assert run.main([*command, str(whole)]) == 0
+
+    from llava.eval import generate
+
+    answer, calls = generate.generate_batch, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return answer(*args)
+
+    monkeypatch.setattr(generate, "generate_batch", interrupted)
+    assert run.main([*command, str(stopped)]) == 130
+    assert f"Stopped with 5 of 12 answers in {stopped}" in capsys.readouterr().err
+    assert not Path(f"{stopped}.result.json").exists()
+
+    assert run.main([*command, str(stopped)]) == 0
+    assert len(calls) == 4  # 5 + 2: of the other seven none was asked twice
+    first, second = read_rows(whole), read_rows(stopped)
+    assert [(row["text"], row["metadata"]) for row in first] == [(row["text"], row["metadata"]) for row in second]
+    assert result_of(stopped)["timing"]["questions"] == 7
+
+
+def test_another_budget_does_not_mix(checkpoint, benchmark, tmp_path, no_model, capsys):
+    command = ["textvqa", checkpoint, *benchmark.flags, "--answers-file", str(tmp_path / "a.jsonl")]
+    assert run.main(command) == 0
+    no_model()
+    assert run.main([*command, "--dominant", "20", "--contextual", "3"]) == 2
+    assert "made with other settings" in capsys.readouterr().err
+
+
+def test_a_budget_in_the_checkpoint_is_used_and_said(loaded, benchmark, tmp_path, capsys):
+    from copy import deepcopy
+
+    tokenizer, model, _ = loaded
+    carrier = visionzip(deepcopy(model), dominant=9, contextual=2)
+    carrier.save_pretrained(tmp_path / "zipped")
+    tokenizer.save_pretrained(tmp_path / "zipped")
+    command = ["textvqa", str(tmp_path / "zipped"), *benchmark.flags, "--limit", "2", "--out", str(tmp_path / "out")]
+    assert run.main(command) == 0
+    assert "carries one, which is used: 9+2 tokens per crop" in capsys.readouterr().err
+    assert result_of(tmp_path / "out/9+2-first-2.jsonl")["tokens_per_image"]["max"] == 11
+
+
+def test_tokens_per_image_of_an_anyres_model(golden, benchmark, tmp_path):
+    """image0 is shown as base crop and tiles; the budget is shared out over them, and the real count is reported."""
+    command = ["textvqa", str(golden / "models/llava-v1.6-tiny"), *benchmark.flags, "--limit", "2", "--compare-full"]
+    assert run.main([*command, "--tokens-per-image", "160", "--out", str(tmp_path)]) == 0
+    full, zipped = (
+        result_of(tmp_path / f"{name}-first-2.jsonl")["tokens_per_image"]["mean"] for name in ("full", "160-per-image")
+    )
+    assert full > 1000
+    assert 150 < zipped <= 160
+
+
+def test_processes_share_a_run(checkpoint, benchmark, tmp_path, monkeypatch, read_rows, capsys):
+    alone, shared = tmp_path / "alone.jsonl", tmp_path / "shared.jsonl"
+    command = ["textvqa", checkpoint, *benchmark.flags, "--answers-file"]
+    assert run.main([*command, str(alone)]) == 0
+    capsys.readouterr()
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for rank in ("2", "1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        assert run.main([*command, str(shared)]) == 0
+        assert ("| full" in capsys.readouterr().out) == (rank == "0")
+    first, second = read_rows(alone), read_rows(shared)
+    assert [(row["text"], row["metadata"]) for row in first] == [(row["text"], row["metadata"]) for row in second]
+    assert result_of(shared)["timing"]["processes"] == 3
+
+
+def test_embedded_model_needs_no_arguments(tmp_path, capsys):
+    assert run.main(["textvqa", "--limit", "8", "--out", str(tmp_path)]) == 0
+    table = capsys.readouterr().out
+    assert result_of(tmp_path / "full-first-8.jsonl")["tokens_per_image"]["mean"] == 64
+    assert result_of(tmp_path / "6+1-first-8.jsonl")["tokens_per_image"]["mean"] == 7
+    assert "| full " in table
+    assert "| 6+1 " in table
+
+
+def test_playground_of_the_current_folder_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert (playground() / "data/eval/signs").is_dir()
+    (tmp_path / "playground").mkdir()
+    assert playground() == Path("playground")
+
+
+@pytest.mark.parametrize(
+    ("budget", "name"),
+    [
+        (None, "full"),
+        (VisionZipConfig(54, 10), "54+10"),
+        (VisionZipConfig(54, 10, merge="mean"), "54+10-mean"),
+        (VisionZipConfig(tokens_per_image=160), "160-per-image"),
+    ],
+)
+def test_budgets_have_different_names(budget, name):
+    assert run.budget_name(budget) == name
+
+
+def start(arguments, **environment):
+    command = [sys.executable, "-m", "llava.eval.run", "textvqa", *arguments]
+    return subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@pytest.mark.slow
+def test_resumes_after_kill_9(checkpoint, benchmark, tmp_path, read_rows):
+    file = tmp_path / "a.jsonl"
+    arguments = [checkpoint, *benchmark.flags, "--batch-size", "1", "--answers-file", str(file)]
+    process = start(arguments)
+    deadline = time.monotonic() + 120
+    while not (file.exists() and file.read_bytes().count(b"\n") >= 3):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = file.read_bytes()
+    kept = kept[: kept.rfind(b"\n") + 1].splitlines()
+    assert 3 <= len(kept) < 12
+    with file.open("ab") as torn:
+        torn.write(b'{"question_id": "ima')
+
+    assert run.main(["textvqa", *arguments]) == 0
+    rows = read_rows(file)
+    assert [row["metadata"]["row"] for row in rows] == list(range(12))
+    ids = {row["answer_id"] for row in rows}
+    assert {json.loads(line)["answer_id"] for line in kept} <= ids
+
+
+@pytest.mark.slow
+def test_torchrun_shares_a_run(checkpoint, benchmark, tmp_path, read_rows):
+    alone, shared = tmp_path / "alone.jsonl", tmp_path / "shared.jsonl"
+    assert run.main(["textvqa", checkpoint, *benchmark.flags, "--answers-file", str(alone)]) == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [
+        *launcher,
+        "-m",
+        "llava.eval.run",
+        "textvqa",
+        checkpoint,
+        *benchmark.flags,
+        "--answers-file",
+        str(shared),
+    ]
+    for extra in ([], ["--overwrite"]):
+        done = subprocess.run([*command, *extra], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("| full") == 1
+        assert [row["text"] for row in read_rows(shared)] == [row["text"] for row in read_rows(alone)]
+    assert sorted(path.name for path in tmp_path.glob("shared*")) == [
+        "shared.jsonl",
+        "shared.jsonl.meta.json",
+        "shared.jsonl.result.json",
+    ]
