@@ -41,7 +41,9 @@ def load_tokenizer(path: str | Path, **kwargs):
             return AutoTokenizer.from_pretrained(path, **kwargs)
         if model_file := _find(path, "tokenizer.model", hub):
             return _load_llama(path, model_file, config, kwargs)
-        if config.get("tokenizer_class") and _find(path, "tokenizer.json", hub):
+        if config.get("tokenizer_class"):
+            if not _find(path, "tokenizer.json", hub):
+                raise ValueError("it has neither tokenizer.model nor tokenizer.json")
             return PreTrainedTokenizerFast.from_pretrained(path, **kwargs)
         return AutoTokenizer.from_pretrained(path, **kwargs)
     except (OSError, ValueError, KeyError) as error:

@@ -2,22 +2,28 @@
 
 import logging
 import re
+from importlib.util import find_spec
 
 import torch
-from torch import Tensor
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.model.checkpoint import (
+    ADAPTER,
+    CONTENTS,
     HF_KEYS,
+    HUB_ARGUMENTS,
     NON_LORA,
     PROJECTOR,
     TOWER_KEYS,
     Checkpoint,
+    beside,
     from_hf_config,
     language_model,
-    load_tensors,
     read_json,
+    read_model,
     resolve_tower,
 )
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
@@ -25,7 +31,6 @@ from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
 from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
 from llava.model.llava_arch import owns_tower
 from llava.tokenizer import load_tokenizer
-from visionzip_patch.api import attach
 from visionzip_patch.config import VisionZipConfig
 
 logger = logging.getLogger(__name__)
@@ -35,7 +40,8 @@ CLASSES = {
     "llava_mistral": LlavaMistralForCausalLM,
     "llava_qwen": LlavaQwenForCausalLM,
 }
-NEVER_QUANTIZED = ["lm_head", "vision_tower", "mm_projector"]
+NEVER_QUANTIZED = ["lm_head", "model.vision_tower", "model.mm_projector"]  # full names: parts would not match
+EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 def load_pretrained_model(
@@ -60,84 +66,119 @@ def load_pretrained_model(
             it itself.
         model_name: not needed; taken because upstream's callers pass it.
         load_8bit, load_4bit: quantize the language model with bitsandbytes (4-bit: NF4); tower and projector stay.
-        device_map: where the parts go, as in transformers; used on a GPU.
-        device: "cuda" means a GPU if there is one, else the CPU; or any torch device.
+        device_map: where the parts go, as in transformers; used if `device` is "cuda" and there is a GPU.
+        device: "cuda" means a GPU if there is one, else the CPU; or any torch device, which then holds everything.
         use_flash_attn: the language model runs flash-attn 2; without it, SDPA.
         visionzip: a VisionZip setting; it replaces one that the checkpoint carries.
-        kwargs: `dtype` (or `torch_dtype`; default fp16 on a GPU, fp32 on a CPU), `attn_implementation`, and what else
-            `from_pretrained` takes. `multimodal` and `customized_config`, which evaluators pass, are ignored.
+        kwargs: `dtype` (or `torch_dtype`; default fp16 on a GPU, fp32 on a CPU), `attn_implementation`, `revision`,
+            `token`, and what else `from_pretrained` takes. `multimodal` and `customized_config`, which evaluators pass,
+            are ignored.
 
     Returns:
         tokenizer, model (in eval mode), image processor (None for a model without vision), context length in tokens.
 
     Raises:
-        ValueError: no checkpoint there, a base missing, weights missing or unexpected (named), a bad budget.
+        ValueError: no checkpoint there, a base missing, a damaged file, weights missing, unexpected or of a wrong shape
+            (named), a bad budget.
+        ImportError: bitsandbytes or flash-attn is asked for but not installed.
     """
     kwargs.pop("multimodal", None)
     kwargs.pop("customized_config", None)
-    checkpoint = Checkpoint.inspect(model_path)
-    base = checkpoint.path
-    if checkpoint.kind in ("projector", "lora"):
-        base = find_base(checkpoint, model_base)
-    elif model_base is not None:
-        logger.warning("%s holds a whole model; model_base=%s is not used.", model_path, model_base)
-    config = make_config(checkpoint)
+    use_flash_attn |= bool(kwargs.pop("use_flash_attention_2", False))
     placement = placement_of(device, device_map, load_8bit, load_4bit, use_flash_attn, kwargs)
-    model = load_weights(base, checkpoint, config, placement)
+    hub = {name: placement.pop(name) for name in HUB_ARGUMENTS if name in placement}
+    checkpoint = Checkpoint.inspect(model_path, **hub)
+    base = find_base(checkpoint, model_base)
+    config = make_config(checkpoint, base, visionzip)
 
-    if checkpoint.kind == "projector":
-        add_projector(model, checkpoint)
-    elif checkpoint.kind == "lora":
-        model = add_lora(model, checkpoint)
-    tokenizer = load_tokenizer(base)
+    model, absent = load_weights(base, config, placement)
+    trained = trained_beside(checkpoint)
+    adapter = checkpoint.tensors(ADAPTER) if checkpoint.kind == "lora" else {}
+    grow(model, *(tensors[key] for tensors in (trained, adapter) for key in tensors if unwrap(key) in EMBEDDINGS))
+    put(model, trained, checkpoint.path)
+    places = checkpoint.path if base is checkpoint else f"{checkpoint.path} and {base.path}"
+    refuse(absent - trained.keys(), "missing from", places)
+    if adapter:
+        model = merge_lora(model, checkpoint, adapter)
+    tokenizer = load_tokenizer(base.path, **base.hub)
     if (tower := model.get_vision_tower()) is None:
         return tokenizer, model.eval(), None, context_length(model.config)
     add_image_tokens(model, tokenizer)
     if not tower.is_loaded:  # after LoRA, whose target names would match the tower's layers too
-        tower.load_model(dtype=model.dtype)
-    tower.to(device=model.device, dtype=model.dtype)
-    if visionzip is not None:
-        attach(model, visionzip)
+        read_tower(model)
     return tokenizer, model.eval(), tower.image_processor, context_length(model.config)
 
 
-def find_base(checkpoint: Checkpoint, model_base: str | None) -> str:
-    """Folder or hub id of the language model that a projector-only or LoRA checkpoint goes on."""
+def find_base(checkpoint: Checkpoint, model_base: str | None) -> Checkpoint:
+    """Where the language model's weights are: the checkpoint itself, or what a projector or LoRA goes on."""
+    path, content = checkpoint.path, CONTENTS[checkpoint.kind]
+    if checkpoint.kind not in ("projector", "lora"):
+        if model_base is not None:
+            logger.warning("%s holds %s; model_base=%s is not used.", path, content, model_base)
+        return checkpoint
     if model_base is None and checkpoint.kind == "lora":
-        model_base = read_json(checkpoint.path, "adapter_config.json").get("base_model_name_or_path")
+        model_base = read_json(checkpoint.find("adapter_config.json")).get("base_model_name_or_path")
+        model_base = beside(path, model_base) if model_base else None
+    advice = "pass model_base, the folder or hub id of the language model it was trained on."
     if not model_base:
-        raise ValueError(
-            f"{checkpoint.path!r} holds only {'LoRA weights' if checkpoint.kind == 'lora' else 'a projector'}: "
-            f"pass model_base, the folder or hub id of the language model it was trained on."
-        )
-    return resolve_tower({"mm_vision_tower": model_base}, checkpoint.path)["mm_vision_tower"]
+        raise ValueError(f"{path!r} holds {content}: {advice}")
+    try:
+        hub = {name: value for name, value in checkpoint.hub.items() if name != "revision"}
+        base = Checkpoint.inspect(model_base, **hub)
+    except ValueError as error:
+        raise ValueError(f"{path!r} holds {content}: {advice} Tried {model_base!r}. {error}") from error
+    if base.kind not in ("text", "full"):
+        raise ValueError(f"{path!r} holds {content}, and {model_base!r} {CONTENTS[base.kind]}: {advice}")
+    return base
 
 
-def make_config(checkpoint: Checkpoint):
+def make_config(checkpoint: Checkpoint, base: Checkpoint, visionzip: VisionZipConfig | None):
     """The config of our class for a checkpoint, with the tower's place settled."""
     if checkpoint.kind == "lora" and not checkpoint.config:
         raise ValueError(
             f"{checkpoint.path!r} has adapter files but no config.json: it does not say which tower it uses."
         )
-    values = checkpoint.config
-    values = (
-        from_hf_config(values, checkpoint.path) if checkpoint.kind == "hf" else resolve_tower(values, checkpoint.path)
-    )
+    values = from_hf_config(checkpoint) if checkpoint.kind == "hf" else resolve_tower(checkpoint)
     kind = language_model(values)
-    return CLASSES[kind].config_class.from_dict({**values, "model_type": kind})
+    if base is not checkpoint:
+        if language_model(base.config) != kind:
+            raise ValueError(
+                f"{checkpoint.path!r} was trained on a {kind.removeprefix('llava_')} model, but {base.path!r} is a "
+                f"{language_model(base.config).removeprefix('llava_')} model: pass the right one as model_base."
+            )
+        values["vocab_size"] = base.config.get("vocab_size", values.get("vocab_size"))  # training may have added tokens
+    if visionzip is not None:
+        if not values.get("mm_vision_tower"):
+            raise ValueError(f"{checkpoint.path!r} holds {CONTENTS[checkpoint.kind]}: there is nothing to zip.")
+        values["visionzip"] = visionzip.to_dict()
+    try:
+        return CLASSES[kind].config_class.from_dict({**values, "model_type": kind})
+    except StrictDataclassError as error:
+        raise ValueError(f"config.json of {checkpoint.path!r} makes no model: {error.__cause__ or error}") from error
 
 
 def placement_of(device, device_map, load_8bit, load_4bit, use_flash_attn, kwargs) -> dict:
     """Arguments of `from_pretrained`: where the weights go, in which dtype, quantized or not."""
     if load_8bit and load_4bit:
         raise ValueError("load_8bit and load_4bit exclude each other.")
+    if (load_8bit or load_4bit) and not find_spec("bitsandbytes"):
+        raise ImportError("load_8bit and load_4bit need bitsandbytes: pip install 'llava-visionzip[quant]'.")
+    if use_flash_attn and not find_spec("flash_attn"):
+        raise ImportError(
+            "use_flash_attn needs flash-attn: pip install --no-build-isolation 'llava-visionzip[flash]'. Without the "
+            "flag, PyTorch's own attention (SDPA) runs."
+        )
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
         device = torch.device("cpu")
+    if device != torch.device("cuda") or device_map is None:
+        device_map = {"": device}
+    places = device_map.values() if isinstance(device_map, dict) else [device_map]
+    on_cpu = all(str(place) == "cpu" for place in places)
     placement = dict(kwargs)
     dtype = placement.pop("torch_dtype", None) or placement.pop("dtype", None)
-    placement["dtype"] = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
-    placement["device_map"] = device_map if device == torch.device("cuda") else {"": device}
+    placement["dtype"] = dtype or (torch.float32 if on_cpu else torch.float16)
+    placement["device_map"] = device_map
     if use_flash_attn:
         placement["attn_implementation"] = "flash_attention_2"
     if load_8bit or load_4bit:
@@ -152,60 +193,96 @@ def placement_of(device, device_map, load_8bit, load_4bit, use_flash_attn, kwarg
     return placement
 
 
-def load_weights(base: str, checkpoint: Checkpoint, config, placement: dict):
-    """Our class with the weights in `base`. Missing and unexpected ones are an error that names them."""
-    mapping = HF_KEYS if checkpoint.kind == "hf" else None
-    model, info = CLASSES[config.model_type].from_pretrained(
-        base, config=config, key_mapping=mapping, output_loading_info=True, **placement
+def load_weights(base: Checkpoint, config, placement: dict) -> tuple[nn.Module, set[str]]:
+    """Our class with the weights in `base`, and the names of those that `base` lacks.
+
+    Raises:
+        ValueError: weights that the class has no place for, by name.
+    """
+    mapping = HF_KEYS if base.kind == "hf" else None
+    model, absent, unexpected = read_model(
+        CLASSES[config.model_type], base.path, config=config, key_mapping=mapping, **placement, **base.hub
     )
-    later = ("model.mm_projector.", "model.image_newline") if checkpoint.kind in ("projector", "lora") else ()
-    missing = [key for key in info["missing_keys"] if not key.startswith(later)] if later else info["missing_keys"]
-    ignored = () if owns_tower(config) else (TOWER_KEYS,)  # as upstream: these come from mm_vision_tower
-    unexpected = [k for k in info["unexpected_keys"] if not k.startswith(ignored) and "rotary_emb.inv_freq" not in k]
-    refuse(missing, "missing from", base)
-    refuse(unexpected, "not expected in", base)
-    return model
+    ignored = ("rotary_emb.inv_freq",)  # old files hold this buffer
+    if owns_tower(config):
+        of_tower = {key for key in model.state_dict() if key.startswith(TOWER_KEYS)}
+        if of_tower and of_tower <= absent:
+            logger.warning(
+                "unfreeze_mm_vision_tower is set, but %s has no weights of a tower: those of %s are used.",
+                base.path,
+                config.mm_vision_tower,
+            )
+            model.get_vision_tower().drop()
+            read_tower(model)
+            absent -= of_tower
+    else:
+        ignored += (TOWER_KEYS,)  # as upstream: these come from mm_vision_tower
+    refuse({key for key in unexpected if not any(part in key for part in ignored)}, "not expected in", base.path)
+    return model, absent
 
 
-def add_projector(model, checkpoint: Checkpoint) -> None:
-    """Fill in `mm_projector.bin`: keys `model.mm_projector.*`, and `model.image_newline` where the config has one."""
-    put(model, load_tensors(checkpoint.path, PROJECTOR), checkpoint.path)
+def read_tower(model: nn.Module) -> None:
+    """The weights of `mm_vision_tower`, beside those of the language model."""
+    tower = model.get_vision_tower()
+    tower.load_model(dtype=model.dtype)
+    tower.to(model.device)
 
 
-def add_lora(model, checkpoint: Checkpoint):
-    """Merge LoRA weights into the language model and fill in what was trained beside them. Returns the merged model."""
-    from peft import PeftModel  # only LoRA needs it
+def trained_beside(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """What a projector-only or LoRA checkpoint holds in full: the projector, the newline, perhaps the vocabulary."""
+    if checkpoint.kind == "projector":
+        return checkpoint.tensors(PROJECTOR)
+    if checkpoint.kind == "lora" and checkpoint.find(*NON_LORA):
+        return {unwrap(key): value for key, value in checkpoint.tensors(NON_LORA).items()}
+    return {}
 
-    trained = {unwrap(key): value for key, value in load_tensors(checkpoint.path, NON_LORA).items()}
-    vocabulary = trained.get("model.embed_tokens.weight")
-    if vocabulary is not None and len(vocabulary) != model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(vocabulary))
-    put(model, trained, checkpoint.path)
-    return PeftModel.from_pretrained(model, checkpoint.path).merge_and_unload()
+
+def merge_lora(model: nn.Module, checkpoint: Checkpoint, adapter: dict[str, Tensor]) -> nn.Module:
+    """The model with LoRA weights added in. The tower's layers bear names that adapters target: it is left out, unless
+    the adapter holds weights for it."""
+    from peft import PeftConfig, PeftModel, get_peft_model_state_dict  # only LoRA needs it
+
+    config = PeftConfig.from_pretrained(checkpoint.path, **checkpoint.hub)
+    tower = model.get_vision_tower()
+    if tower is not None and tower.is_loaded and not any("vision_tower." in key for key in adapter):
+        config.exclude_modules = r".*\bvision_tower\b.*"
+    wrapped = PeftModel.from_pretrained(model, checkpoint.path, config=config, **checkpoint.hub)
+    expected = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+    given = {key for key in adapter if unwrap(key) not in EMBEDDINGS}
+    refuse(given - expected, "not expected in", checkpoint.path)
+    refuse(expected - given, "missing from", checkpoint.path)
+    return wrapped.merge_and_unload()
 
 
 def unwrap(key: str) -> str:
-    """peft's `base_model.model.model.x` -> `model.x`."""
-    return re.sub(r"^(?:base_model\.)?(?:model\.)?(?=(?:model|lm_head)\.)", "", key)
+    """peft's `base_model.model.model.x` -> `model.x`; a tower's keys without the `vision_model.` of old."""
+    key = re.sub(r"^(?:base_model\.)?(?:model\.)?(?=(?:model|lm_head)\.)", "", key)
+    return key.replace(f"{TOWER_KEYS}vision_model.", TOWER_KEYS)
 
 
-def put(model, tensors: dict[str, Tensor], path: str) -> None:
-    """Copy tensors into a model by name; a name that the model lacks, or that the projector needs and the file lacks,
-    is an error."""
-    own = dict(model.named_parameters())
-    refuse([key for key in tensors if key not in own], "not expected in", path)
-    needed = ("model.mm_projector.", "model.image_newline")
-    refuse([key for key in own if key.startswith(needed) and key not in tensors], "missing from", path)
+def grow(model: nn.Module, *embeddings: Tensor) -> None:
+    """Make room for a vocabulary that training made larger."""
+    size = max((len(rows) for rows in embeddings), default=0)
+    if size > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(size, mean_resizing=False)
+
+
+def put(model: nn.Module, tensors: dict[str, Tensor], path: str) -> None:
+    """Copy tensors into a model by name; a name that it lacks, or another shape, is an error."""
+    own = dict(model.named_parameters(remove_duplicate=False))
+    refuse(tensors.keys() - own.keys(), "not expected in", path)
     for key, value in tensors.items():
         if value.shape != own[key].shape:
             raise ValueError(
                 f"{key} in {path} has shape {tuple(value.shape)}, but the model built from config.json has "
                 f"{tuple(own[key].shape)}: this base model and this checkpoint do not belong together."
             )
+        if own[key].is_meta:
+            raise ValueError(f"{key} was offloaded to CPU or disk, and cannot be filled in: choose another device_map.")
         own[key].data.copy_(value)
 
 
-def refuse(keys: list[str], fault: str, path: str) -> None:
+def refuse(keys: set[str], fault: str, path: str) -> None:
     if keys:
         some = ", ".join(sorted(keys)[:6]) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")
         raise ValueError(
@@ -214,7 +291,7 @@ def refuse(keys: list[str], fault: str, path: str) -> None:
         )
 
 
-def add_image_tokens(model, tokenizer) -> None:
+def add_image_tokens(model: nn.Module, tokenizer) -> None:
     """Add the tokens that the config says the model was trained with, and rows for them if there are none."""
     config = model.config
     if getattr(config, "mm_use_im_patch_token", True):
@@ -222,7 +299,7 @@ def add_image_tokens(model, tokenizer) -> None:
     if getattr(config, "mm_use_im_start_end", False):
         tokenizer.add_tokens([DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN], special_tokens=True)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
 
 
 def context_length(config) -> int:

@@ -6,21 +6,35 @@ needs a base language model), "lora" (adapter files, needs a base language model
 """
 
 import json
+import logging
 import os
 import pickle
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import CONFIG_MAPPING
 from transformers.utils import cached_file
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 PROJECTOR = ("mm_projector.safetensors", "mm_projector.bin")
+ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 NON_LORA = ("non_lora_trainables.safetensors", "non_lora_trainables.bin")
+PROCESSOR = ("preprocessor_config.json", "processor_config.json")
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 TOWER_KEYS = "model.vision_tower.vision_tower."
 LANGUAGE_MODELS = {"llama": "llava_llama", "mistral": "llava_mistral", "qwen2": "llava_qwen"}
+CONTENTS = {
+    "full": "a whole LLaVA model",
+    "hf": "a model in Hugging Face's LLaVA format",
+    "projector": "only a projector",
+    "lora": "only LoRA weights",
+    "text": "a language model without vision",
+}
 
 # Hugging Face's names, old (hub) and new (saved by transformers 5), to ours. Applied in order, each at most once a key.
 HF_KEYS = {
@@ -41,28 +55,44 @@ class Checkpoint:
     path: str
     kind: str
     config: dict  # of config.json; {} if there is none
+    hub: dict = field(default_factory=dict)  # how to fetch from the hub: HUB_ARGUMENTS
 
     @classmethod
-    def inspect(cls, path: str) -> "Checkpoint":
+    def inspect(cls, path: str | os.PathLike, **hub) -> "Checkpoint":
         """Look at the files; ValueError with what was found if they make no checkpoint."""
         path = str(path)
-        if not find(path, "config.json") and not find(path, "adapter_config.json"):
+        config_file, has_adapter = find(path, "config.json", hub), find(path, "adapter_config.json", hub)
+        if not config_file and not has_adapter:
             raise ValueError(
-                f"No checkpoint at {path!r}: {what_is_there(path)} Expected a folder or hub id with config.json."
+                f"No checkpoint at {path!r}: {what_is_there(path, hub)} Expected a folder or hub id with config.json."
             )
-        config = read_json(path, "config.json")
-        if find(path, "adapter_config.json"):
-            return cls(path, "lora", config)
-        if any(find(path, name) for name in WEIGHTS):
-            if "text_config" in config and "vision_config" in config:
-                return cls(path, "hf", config)
-            return cls(path, "full" if "mm_vision_tower" in config else "text", config)
-        if any(find(path, name) for name in PROJECTOR):
-            return cls(path, "projector", config)
+        config = read_json(config_file) if config_file else {}
+        if has_adapter:
+            return cls(path, "lora", config, hub)
+        if any(find(path, name, hub) for name in WEIGHTS):
+            if "text_config" in config:
+                return cls(path, "hf", config, hub)
+            return cls(path, "full" if config.get("mm_vision_tower") else "text", config, hub)
+        if any(find(path, name, hub) for name in PROJECTOR):
+            return cls(path, "projector", config, hub)
         raise ValueError(
-            f"{path!r} has a config.json but no weights: {what_is_there(path)} Expected one of "
+            f"{path!r} has a config.json but no weights: {what_is_there(path, hub)} Expected one of "
             f"{', '.join(WEIGHTS)}, or {PROJECTOR[1]} (projector-only), or adapter_config.json (LoRA)."
         )
+
+    def find(self, *names: str) -> str | None:
+        """The first of some files that exists, on this disk."""
+        return next((file for name in names if (file := find(self.path, name, self.hub))), None)
+
+    def tensors(self, names: tuple[str, ...]) -> dict[str, Tensor]:
+        """Of the first of some weight files that exists, on the CPU. `.bin` files may hold tensors only.
+
+        Raises:
+            ValueError: none of them exists, or it is no file of tensors.
+        """
+        if file := self.find(*names):
+            return load_tensors(file)
+        raise ValueError(f"{self.path!r} has none of {', '.join(names)}: {what_is_there(self.path, self.hub)}")
 
 
 def language_model(config: dict) -> str:
@@ -85,83 +115,144 @@ def language_model(config: dict) -> str:
     raise ValueError(f"model_type={kind!r} is no language model known here; known are {', '.join(LANGUAGE_MODELS)}.")
 
 
-def from_hf_config(config: dict, path: str) -> dict:
+def from_hf_config(checkpoint: Checkpoint) -> dict:
     """A Hugging Face LLaVA or LLaVA-NeXT config under LLaVA's names.
 
     Raises:
-        ValueError: a model type or projector that LLaVA's classes do not have.
+        ValueError: a model type, projector or choice of layers that LLaVA's classes do not have.
     """
-    kind = config.get("model_type")
+    kind = checkpoint.config.get("model_type")
     if kind not in ("llava", "llava_next"):
-        raise ValueError(f"{path!r} is a Hugging Face {kind!r} model; llava and llava_next can be loaded.")
-    if (activation := config.get("projector_hidden_act", "gelu")) != "gelu":
-        raise ValueError(f"{path!r}: projector_hidden_act={activation!r}; only gelu is known.")
+        raise ValueError(f"{checkpoint.path!r} is a Hugging Face {kind!r} model; llava and llava_next can be loaded.")
+    config = CONFIG_MAPPING[kind].from_dict(checkpoint.config)  # fills in what published configs leave out
+    text, vision = config.text_config.to_dict(), config.vision_config
+    if config.projector_hidden_act != "gelu" or not isinstance(config.vision_feature_layer, int):
+        raise ValueError(
+            f"{checkpoint.path!r} has projector_hidden_act={config.projector_hidden_act!r} and "
+            f"vision_feature_layer={config.vision_feature_layer!r}; only 'gelu' and a single layer can be loaded."
+        )
     is_next = kind == "llava_next"
-    text, vision = config["text_config"], config["vision_config"]
-    features = {"default": "patch", "full": "cls_patch"}[config.get("vision_feature_select_strategy", "default")]
     return {
         **text,
-        "model_type": language_model({"model_type": text.get("model_type", "llama")}),
+        "model_type": language_model({"model_type": text["model_type"]}),
         "architectures": None,
-        "mm_vision_tower": path,
-        "mm_vision_tower_config": vision,
-        "mm_hidden_size": vision.get("hidden_size", 1024),
+        "mm_vision_tower": checkpoint.path,
+        "mm_vision_tower_config": {**vision.to_diff_dict(), "name_or_path": processor_folder(checkpoint)},
+        "mm_hidden_size": vision.hidden_size,
         "mm_projector_type": "mlp2x_gelu",
-        "mm_vision_select_layer": config.get("vision_feature_layer", -2),
-        "mm_vision_select_feature": features,
+        "mm_vision_select_layer": config.vision_feature_layer,
+        "mm_vision_select_feature": "cls_patch" if config.vision_feature_select_strategy == "full" else "patch",
         "mm_use_im_start_end": False,
         "mm_use_im_patch_token": False,
         "unfreeze_mm_vision_tower": True,
         "image_aspect_ratio": "anyres" if is_next else "pad",
-        "image_grid_pinpoints": config.get("image_grid_pinpoints") if is_next else None,
+        "image_grid_pinpoints": [(w, h) for h, w in config.image_grid_pinpoints] if is_next else None,
         "mm_patch_merge_type": "spatial_unpad" if is_next else "flat",
-        "pad_token_id": text.get("pad_token_id", config.get("pad_token_id")),
-        "tie_word_embeddings": text.get("tie_word_embeddings", config.get("tie_word_embeddings", False)),
-        "visionzip": config.get("visionzip"),
+        "pad_token_id": first(text.get("pad_token_id"), checkpoint.config.get("pad_token_id")),
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "visionzip": checkpoint.config.get("visionzip"),
     }
 
 
-def resolve_tower(config: dict, path: str) -> dict:
-    """Settle where the tower is: `mm_vision_tower` relative to the checkpoint's folder, or the folder itself."""
-    tower, config = config.get("mm_vision_tower"), dict(config)
-    if tower and not os.path.isabs(tower) and (Path(path) / tower).is_dir():
-        config["mm_vision_tower"] = str((Path(path) / tower).resolve())
-    elif config.get("mm_vision_tower_config") and find(path, "preprocessor_config.json"):
-        config["mm_vision_tower"] = path  # saved with its own tower
+def first(*values):
+    return next((value for value in values if value is not None), None)
+
+
+def resolve_tower(checkpoint: Checkpoint) -> dict:
+    """A config that says where the tower is: `mm_vision_tower` may be relative to the checkpoint's folder, and a tower
+    that was saved in it, with its config and its image processor, is there."""
+    config = dict(checkpoint.config)
+    if tower := config.get("mm_vision_tower"):
+        config["mm_vision_tower"] = beside(checkpoint.path, tower)
+    if own := config.get("mm_vision_tower_config"):
+        config["mm_vision_tower_config"] = {**own, "name_or_path": processor_folder(checkpoint)}
     return config
 
 
-def load_tensors(path: str, names: tuple[str, ...]) -> dict[str, Tensor]:
-    """The first of some weight files that exists, on the CPU. `.bin` files may hold tensors only.
+def processor_folder(checkpoint: Checkpoint) -> str:
+    """Where a checkpoint's own image processor is; "" if it has none."""
+    file = checkpoint.find(*PROCESSOR)
+    return str(Path(file).parent) if file else ""
+
+
+def beside(path: str, name: str) -> str:
+    """A folder that a checkpoint names: relative to that checkpoint if it is there, else as it stands."""
+    folder = Path(path) / name
+    return str(folder.resolve()) if folder.is_dir() else name
+
+
+def read_model(model_class: type, path: str, **kwargs) -> tuple[torch.nn.Module, set[str], set[str]]:
+    """`from_pretrained`, with what is wrong as names in place of tables in the log.
+
+    Returns:
+        The model, the names of its weights that the files lack, and of weights in the files that it lacks.
 
     Raises:
-        ValueError: none of them exists, or the file is no file of tensors (any other pickle is refused, not run).
+        ValueError: a weight file is absent or cannot be read; a weight has another shape than the config says.
     """
-    for name in names:
-        if file := find(path, name):
-            break
-    else:
-        raise ValueError(f"{path!r} has none of {', '.join(names)}: {what_is_there(path)}")
+    log = logging.getLogger("transformers.modeling_utils")
+    log.addFilter(is_no_report)
     try:
-        return (
-            load_file(file)
-            if file.endswith(".safetensors")
-            else torch.load(file, map_location="cpu", weights_only=True)
+        model, info = model_class.from_pretrained(
+            path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError):
+        check_files(path, {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs})
+        raise
+    finally:
+        log.removeFilter(is_no_report)
+    if info["mismatched_keys"]:
+        key, found, expected = min(info["mismatched_keys"])
         raise ValueError(
-            f"{file} cannot be read as tensors ({reason}). It is damaged, or a pickle that holds other things than "
-            f"tensors, which is not run. Fetch it again, or convert it to safetensors where you trust it."
+            f"{key} in {path} has shape {tuple(found)}, but config.json asks for {tuple(expected)} "
+            f"({len(info['mismatched_keys'])} weights differ). The config.json of another model may have been used."
+        )
+    return model, set(info["missing_keys"]), set(info["unexpected_keys"])
+
+
+def is_no_report(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()
+
+
+def check_files(path: str, hub: dict) -> None:
+    """ValueError if a model's weight files are incomplete or one of them cannot be read, with its name."""
+    index = file = next((file for name in WEIGHTS if (file := find(path, name, hub))), None)
+    if file is None:
+        raise ValueError(f"{path!r} has none of {', '.join(WEIGHTS)}: {what_is_there(path, hub)}")
+    names = set(read_json(index).get("weight_map", {}).values()) if file.endswith(".json") else {Path(file).name}
+    for name in sorted(names):
+        if not (file := find(path, name, hub)):
+            raise ValueError(f"{index} names {name}, but it is not there: the download is incomplete.")
+        load_tensors(file, device="meta")
+
+
+def load_tensors(file: str, device: str = "cpu") -> dict[str, Tensor]:
+    """Tensors of a `.safetensors` or `.bin` file. Of a `.bin`, tensors only: nothing in it is ever run.
+
+    Raises:
+        ValueError: the file holds something else, or is damaged.
+    """
+    try:
+        if file.endswith(".safetensors"):
+            return load_file(file, device="cpu" if device == "meta" else device)
+        tensors = torch.load(file, map_location=device, weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
+        raise ValueError(
+            f"{file} ({Path(file).stat().st_size} bytes) cannot be read as tensors. Either it is damaged or a Git LFS "
+            f"pointer: fetch it again. Or it is a pickle that holds other things too, which are never run: where you "
+            f"trust it, convert it to safetensors."
         ) from error
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise ValueError(f"{file} holds no table of tensors by name; a training state may lie there in their place.")
+    return tensors
 
 
-def find(path: str, name: str) -> str | None:
+def find(path: str, name: str, hub: dict) -> str | None:
     """Where a checkpoint's file is on this disk, downloaded if `path` is a hub id; None if there is none."""
     if Path(path).is_dir():
         file = Path(path) / name
         return str(file) if file.is_file() else None
-    if Path(path).is_absolute() or str(path).startswith((".", "~")):
+    if not is_hub_id(path):
         return None
     return cached_file(
         path,
@@ -169,24 +260,36 @@ def find(path: str, name: str) -> str | None:
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
         _raise_exceptions_for_gated_repo=False,
+        **hub,
     )
 
 
-def read_json(path: str, name: str) -> dict:
-    file = find(path, name)
-    if file is None:
-        return {}
+def is_hub_id(path: str) -> bool:
+    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path) is not None
+
+
+def read_json(file: str) -> dict:
     try:
-        return json.loads(Path(file).read_text(encoding="utf-8"))
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is not valid JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds a JSON {type(content).__name__}; expected an object, {{...}}.")
+    return content
 
 
-def what_is_there(path: str) -> str:
+def what_is_there(path: str, hub: dict) -> str:
     folder = Path(path)
-    if not folder.exists():
-        return "there is no such folder, and no such hub id can be reached."
-    if not folder.is_dir():
+    if folder.is_dir():
+        names = sorted(entry.name for entry in folder.iterdir())
+        return f"the folder holds {', '.join(names[:12]) or 'nothing'}{' …' if len(names) > 12 else ''}."
+    if folder.exists():
         return "it is a file."
-    names = sorted(entry.name for entry in folder.iterdir())
-    return f"the folder holds {', '.join(names[:12]) or 'nothing'}{' …' if len(names) > 12 else ''}."
+    if not is_hub_id(path):
+        return "there is no such folder."
+    try:
+        cached_file(path, "config.json", **hub)
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        return f"there is no such folder, and it cannot be fetched as a hub id ({reason})."
+    return "there is no such folder, but a hub id of that name."

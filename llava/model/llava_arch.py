@@ -3,6 +3,7 @@
 Shapes: B rows, T ids in a row, S slots in the longest spliced row, N tokens of a crop, C channels of the LLM.
 """
 
+import copy
 import logging
 import os
 import re
@@ -183,27 +184,33 @@ class LlavaMetaForCausalLM:
         positions = None if position_ids is None else spliced.positions
         return None, positions, mask, past_key_values, spliced.embeds, spliced.labels
 
-    def save_pretrained(self, save_directory, **kwargs) -> None:
+    def save_pretrained(self, save_directory, is_main_process: bool = True, state_dict=None, **kwargs) -> None:
         """Save with upstream's key names, the VisionZip setting in `config.json`; each file whole or not at all.
 
         The tower's weights are saved if they are the checkpoint's own (`unfreeze_mm_vision_tower`), together with its
         config and preprocessing, so that the folder can be loaded alone; else `mm_vision_tower` says where they are.
+        Weight files of an earlier save are removed. Sampling settings that do_sample=False leaves idle, which Vicuna's
+        generation_config.json has, are not saved: some versions of transformers refuse them.
         """
-        state = kwargs.pop("state_dict", None)
-        state = upstream_keys(self.state_dict() if state is None else state, owns_tower(self.config))
-        tower = self.get_vision_tower()
-        if tower is not None and owns_tower(self.config):
+        tower = self.get_vision_tower() if owns_tower(self.config) else None
+        state = upstream_keys(self.state_dict() if state_dict is None else state_dict, with_tower=tower is not None)
+        if tower is not None:
             self.config.mm_vision_tower_config = tower.config.to_diff_dict()
         target = Path(save_directory)
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target, prefix=".saving-") as work:
-            super().save_pretrained(work, state_dict=state, save_original_format=False, **kwargs)
-            if tower is not None and owns_tower(self.config):
+            work = Path(work, target.resolve().name)  # the last part names the repository of `push_to_hub=True`
+            settings = self.generation_config
+            self.generation_config = without_idle_sampling(settings)
+            try:
+                super().save_pretrained(
+                    work, is_main_process=is_main_process, state_dict=state, save_original_format=False, **kwargs
+                )
+            finally:
+                self.generation_config = settings
+            if tower is not None and is_main_process:
                 tower.image_processor.save_pretrained(work)
-            for file in sorted(
-                Path(work).iterdir(), key=lambda f: f.suffix == ".json"
-            ):  # weights before what names them
-                os.replace(file, target / file.name)
+            publish(work, target)
 
     def _project(self, tokens: Tensor) -> Tensor:
         like = next(self.get_model().mm_projector.parameters(), self.get_model().embed_tokens.weight)
@@ -278,6 +285,28 @@ def upstream_keys(state: dict[str, Tensor], with_tower: bool) -> dict[str, Tenso
             key = f"{TOWER_KEYS}vision_model.{key.removeprefix(TOWER_KEYS).removeprefix('vision_model.')}"
         named[key] = value
     return named
+
+
+def without_idle_sampling(settings):
+    settings = copy.deepcopy(settings)
+    if not settings.do_sample:
+        settings.temperature = settings.top_p = None
+    return settings
+
+
+def publish(work: Path, target: Path) -> None:
+    """Move saved files to where they belong, weights before what names them, and remove weights that they replace."""
+    new = {file.name for file in work.iterdir()}
+    for name in sorted(new, key=lambda name: name.endswith(".json")):
+        os.replace(work / name, target / name)
+    if any(map(is_weights, new)):
+        for file in target.iterdir():
+            if is_weights(file.name) and file.name not in new:
+                file.unlink()
+
+
+def is_weights(name: str) -> bool:
+    return re.fullmatch(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?", name) is not None
 
 
 def infer_mask(input_ids: Tensor, pad_token_id: int | None) -> Tensor:

@@ -166,3 +166,9 @@ def test_a_pointer_in_place_of_the_model_file_is_named(folder):
     (folder / "tokenizer.model").write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(ValueError, match=r"tokenizer.model \(43 bytes\) is no SentencePiece model"):
         load_tokenizer(folder)
+
+
+def test_a_config_without_its_files_is_an_error(folder):
+    (folder / "tokenizer.model").unlink()
+    with pytest.raises(ValueError, match=r"neither tokenizer\.model nor tokenizer\.json"):
+        load_tokenizer(folder)

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from llava.model.anyres import MERGED, VisionFeatures
+from llava.model.anyres import VisionFeatures
+from llava.model.checkpoint import read_model
+from visionzip_patch.tiles import positions
 
 
 class VisionTower(nn.Module):
@@ -51,19 +53,39 @@ class VisionTower(nn.Module):
         """Read the encoder's own weights, and its image processor."""
         if self.is_loaded:
             return
-        self.image_processor = self.processor_class.from_pretrained(self.vision_tower_name)
-        self.vision_tower = self.model_class.from_pretrained(
-            self.vision_tower_name, device_map=device_map, dtype=dtype or torch.float32
+        self.image_processor = self.read_processor()
+        self.vision_tower, absent, _ = read_model(
+            self.model_class, self.vision_tower_name, device_map=device_map, dtype=dtype or torch.float32
         )
+        if absent:
+            raise ValueError(
+                f"mm_vision_tower={self.vision_tower_name!r} lacks {len(absent)} weights that its config.json asks "
+                f"for, {min(absent)} among them: the download is incomplete, or this is no vision tower."
+            )
         self.vision_tower.requires_grad_(False)
         self.is_loaded = True
 
+    def read_processor(self):
+        source = self.cfg_only.name_or_path or self.vision_tower_name  # a checkpoint with its own tower may have it
+        try:
+            return self.processor_class.from_pretrained(source)
+        except OSError as error:
+            raise ValueError(
+                f"mm_vision_tower={source!r} has no preprocessor_config.json: how images become pixels is not known. "
+                f"Fetch that file too."
+            ) from error
+
     def build(self) -> None:
         """Make the encoder without weights: they are in the LLaVA checkpoint that is being loaded."""
-        self.image_processor = self.processor_class.from_pretrained(self.vision_tower_name)
+        self.image_processor = self.read_processor()
         self.vision_tower = self.model_class(self.cfg_only)
         self.vision_tower.requires_grad_(False)
         self.is_loaded = True
+
+    def drop(self) -> None:
+        """Forget the encoder, so that `load_model` reads it: the LLaVA checkpoint had no weights for it after all."""
+        del self.vision_tower
+        self.is_loaded = False
 
     def forward(self, images: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
         """Tokens of each crop: (B, 3, S, S) -> (B, N, C); a list of (3, S, S) or (crops, 3, S, S) -> a list."""
@@ -113,11 +135,8 @@ class VisionTower(nn.Module):
             whole = self.select_feature == "cls_patch" and self.has_cls
             return VisionFeatures(after if whole else after[:, self.has_cls :], None, self.num_patches_per_side)
         selection = self.reducer.select(self.selected_layer, before, crops=crops)
-        merged = torch.full_like(selection.targets, MERGED)
-        position = torch.cat([selection.kept - int(self.has_cls), merged], dim=1)  # CLS, token 0, becomes -1
-        return VisionFeatures(
-            selection.apply(after, self.reducer.config.merge), position, side=self.num_patches_per_side
-        )
+        tokens = selection.apply(after, self.reducer.config.merge)
+        return VisionFeatures(tokens, positions(selection, self.has_cls), side=self.num_patches_per_side)
 
     @property
     def layers(self) -> nn.ModuleList:
