@@ -163,7 +163,7 @@ def test_a_model_in_hugging_faces_format(tmp_path, add_tokenizer, sizes, shaken,
     shutil.rmtree(tmp_path / "hf")
     again = load(saved)[1]
     same(outputs(again), expected)
-    assert again.config.image_grid_pinpoints == ANYRES["image_grid_pinpoints"]
+    assert [[h, w] for w, h in again.config.image_grid_pinpoints] == ANYRES["image_grid_pinpoints"]
 
 
 def test_shards_and_what_they_replace(checkpoint, outputs, same):
