@@ -16,10 +16,10 @@ from sentencepiece import SentencePieceProcessor
 from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
-from transformers.utils import cached_file
+
+from llava.model.checkpoint import HUB_ARGUMENTS, find
 
 LLAMA_CLASSES = (None, "LlamaTokenizer", "LlamaTokenizerFast")  # None: the config of some old folders names no class
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 def load_tokenizer(path: str | Path, **kwargs):
@@ -39,10 +39,10 @@ def load_tokenizer(path: str | Path, **kwargs):
         config = get_tokenizer_config(path, **hub)
         if config.get("tokenizer_class") not in LLAMA_CLASSES:
             return AutoTokenizer.from_pretrained(path, **kwargs)
-        if model_file := _find(path, "tokenizer.model", hub):
-            return _load_llama(path, model_file, config, kwargs)
+        if model_file := find(path, "tokenizer.model", hub):
+            return load_llama(path, model_file, config, kwargs)
         if config.get("tokenizer_class"):
-            if not _find(path, "tokenizer.json", hub):
+            if not find(path, "tokenizer.json", hub):
                 raise ValueError("it has neither tokenizer.model nor tokenizer.json")
             return PreTrainedTokenizerFast.from_pretrained(path, **kwargs)
         return AutoTokenizer.from_pretrained(path, **kwargs)
@@ -63,13 +63,8 @@ def save_tokenizer(tokenizer, folder: str | Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _find(path: str | Path, name: str, hub: dict) -> str | None:
-    """Local path of a checkpoint's file, fetched if need be; None if the checkpoint has no such file."""
-    return cached_file(path, name, _raise_exceptions_for_missing_entries=False, **hub)
-
-
-def _load_llama(path: str | Path, model_file: str, config: dict, kwargs: dict) -> LlamaTokenizer:
-    has_dummy_prefix = _has_dummy_prefix(model_file)
+def load_llama(path: str | Path, model_file: str, config: dict, kwargs: dict) -> LlamaTokenizer:
+    prefix = [normalizers.Prepend("▁")] if has_dummy_prefix(model_file) else []
     legacy = kwargs.get("legacy", config.get("legacy"))
     legacy = True if legacy is None else legacy
     tokenizer = LlamaTokenizer.from_pretrained(path, **{**kwargs, "legacy": legacy})
@@ -79,7 +74,6 @@ def _load_llama(path: str | Path, model_file: str, config: dict, kwargs: dict) -
     backend, spaces = tokenizer.backend_tokenizer, normalizers.Replace(" ", "▁")
     if legacy:
         # Each piece of text between special tokens goes through SentencePiece by itself.
-        prefix = [normalizers.Prepend("▁")] if has_dummy_prefix else []
         backend.normalizer, backend.pre_tokenizer = normalizers.Sequence([*prefix, spaces]), None
     else:
         # Only the start of the whole text gets a "▁". Metaspace can tell the start, but adds nothing to a text that
@@ -95,7 +89,7 @@ def _load_llama(path: str | Path, model_file: str, config: dict, kwargs: dict) -
     return tokenizer
 
 
-def _has_dummy_prefix(model_file: str) -> bool:
+def has_dummy_prefix(model_file: str) -> bool:
     """Whether this SentencePiece model puts a "▁" before a text: LLaMA's does, Yi's does not."""
     try:
         pieces = SentencePieceProcessor(model_file=model_file).encode("a", out_type=str)

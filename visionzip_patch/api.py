@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from visionzip_patch.config import VisionZipConfig
-from visionzip_patch.reducer import VisionZip
+from visionzip_patch.reducer import Tower, VisionZip
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +50,7 @@ def visionzip(
 def attach(model: nn.Module, config: VisionZipConfig) -> nn.Module:
     """`visionzip` with the setting as one object."""
     tower = find_tower(model)
-    reducer = VisionZip(config, available=tower.num_patches + tower.has_cls, has_cls=tower.has_cls)
-    tower.reducer = reducer
+    tower.reducer = VisionZip(config, tower)
     model.config.visionzip = config.to_dict()
     logger.info("%s in place of %d per crop", config, tower.num_patches)
     return model
@@ -79,8 +78,8 @@ def zipped(model: nn.Module, dominant: int = 54, contextual: int = 10, **options
             attach(model, before.config)
 
 
-def find_tower(model: nn.Module):
-    """The vision tower that carries the seam: `reducer`, `num_patches`, `has_cls`."""
+def find_tower(model: nn.Module) -> Tower:
+    """The vision tower that carries the seam. Raises TypeError if there is none."""
     if hasattr(model, "get_base_model"):  # peft
         model = model.get_base_model()
     tower = model.get_vision_tower() if hasattr(model, "get_vision_tower") else None

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, fields
 
-from visionzip_patch.selection import MERGES, check_budget
+from visionzip_patch.selection import MERGES, check_counts
 
 SELECTORS = ("attention", "random", "uniform")
 CONTEXTUAL_SHARE = 10 / 64  # of a budget, as in every budget of the paper: 54 + 10, 108 + 20, 162 + 30
@@ -47,7 +47,7 @@ class VisionZipConfig:
         for name, value, known in (("merge", self.merge, MERGES), ("selector", self.selector, SELECTORS)):
             if value not in known:
                 raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(known)}.")
-        check_budget(self.dominant, self.contextual, available=self.dominant + self.contextual)
+        check_counts(self.dominant, self.contextual)
 
     @classmethod
     def from_dict(cls, values: dict) -> "VisionZipConfig":

@@ -1,9 +1,11 @@
 """What hangs on a vision tower: a setting, turned into selections.
 
-Shapes as in `selection`: B crops, P patches, L tokens, C channels.
+Shapes as in `selection`: B crops, P patches, L tokens, N = D + M tokens that stay, C channels.
 """
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,22 @@ from torch import Tensor, nn
 from visionzip_patch.config import VisionZipConfig
 from visionzip_patch.saliency import cls_saliency, received_saliency
 from visionzip_patch.selection import Selection, check_budget, select
+from visionzip_patch.tiles import positions
+
+
+class Tower(Protocol):
+    """What VisionZip asks of a vision tower."""
+
+    reducer: "VisionZip | None"  # the seam: who makes the tokens fewer
+    num_patches: int  # P
+    has_cls: bool  # whether token 0 is CLS
+
+
+class Reduced(NamedTuple):
+    """What is left of some crops."""
+
+    tokens: Tensor  # (B, N, C)
+    position: Tensor  # (B, N), see `visionzip_patch.tiles`
 
 
 class VisionZip:
@@ -18,17 +36,17 @@ class VisionZip:
 
     Args:
         config: the setting.
-        available: L, tokens that the tower gives per crop, CLS included.
-        has_cls: whether token 0 is CLS.
+        tower: whose tokens they are; only its numbers are kept.
 
     Raises:
-        ValueError: the budget asks for more than `available`; both numbers are named.
+        ValueError: the budget asks for more tokens than the tower gives; both numbers are named.
     """
 
-    def __init__(self, config: VisionZipConfig, *, available: int, has_cls: bool):
+    def __init__(self, config: VisionZipConfig, tower: Tower):
+        available = tower.num_patches + int(tower.has_cls)
         if config.tokens_per_image is None:
             check_budget(config.dominant, config.contextual, available)
-        self.config, self.available, self.has_cls = config, available, has_cls
+        self.config, self.available, self.has_cls = config, available, tower.has_cls
 
     def tokens(self, crops: int = 1) -> int:
         """The real number of tokens of an image that has `crops` crops."""
@@ -50,8 +68,24 @@ class VisionZip:
             saliency = uniform_pattern(saliency, dominant - self.has_cls)
         return select(keys, saliency, dominant=dominant, contextual=contextual)
 
+    def reduce(self, layer: nn.Module, before: Tensor, after: Tensor, *, crops: int = 1) -> Reduced:
+        """Select by `layer` and its input, apply to its output: (B, L, C), (B, L, C) -> (B, N, C)."""
+        selection = self.select(layer, before, crops=crops)
+        return Reduced(selection.apply(after, self.config.merge), positions(selection, self.has_cls))
+
+    def reduce_images(self, layer: nn.Module, before: Tensor, after: Tensor, counts: Sequence[int]) -> list[Reduced]:
+        """`reduce` for images of `counts` crops each; those with the same budget in one go."""
+        if self.config.tokens_per_image is not None and len(set(counts)) > 1:
+            parts = zip(before.split(counts), after.split(counts), counts, strict=True)
+            return [self.reduce(layer, b, a, crops=crops) for b, a, crops in parts]
+        tokens, position = self.reduce(layer, before, after, crops=counts[0])
+        return [Reduced(t, p) for t, p in zip(tokens.split(counts), position.split(counts), strict=True)]
+
     def __repr__(self) -> str:
         return f"VisionZip({self.config})"
+
+
+# Blind selectors, to compare with. They are made on the CPU at each call: the one place that waits for the device.
 
 
 def random_pattern(like: Tensor, seed: int) -> Tensor:

@@ -12,6 +12,8 @@ Source: VisionZip, arXiv 2412.04467, section 3.2.
 
 from torch import Tensor, nn
 
+from visionzip_patch.selection import full_precision
+
 QUERY_BLOCK = 128  # rows of the attention map alive at a time where every row is needed
 
 
@@ -58,4 +60,5 @@ def split_heads(layer: nn.Module, projected: Tensor) -> Tensor:
 
 def attend(layer: nn.Module, queries: Tensor, keys: Tensor) -> Tensor:
     """Attention weights of some queries over all keys: (B, H, Q, K), (B, H, L, K) -> (B, H, Q, L), fp32."""
-    return (queries.float() * layer.self_attn.scale @ keys.float().mT).softmax(-1)
+    with full_precision(queries):
+        return ((queries.float() * layer.self_attn.scale) @ keys.float().mT).softmax(-1)

@@ -42,15 +42,13 @@ class Selection(NamedTuple):
         dominant = take(features, self.kept)  # (B, D, C)
         if self.targets.shape[1] == 0:
             return dominant
-        target = take(features, self.targets)  # (B, M, C)
-        member = F.one_hot(self.nearest, self.targets.shape[1]).to(features.dtype)  # (B, R-M, M)
-        joined = member.mT @ take(features, self.others)  # (B, M, C)
-        count = member.sum(1, dtype=torch.float32).unsqueeze(-1)  # (B, M, 1), fp32: bf16 cannot count past 256
-        if merge == "sum":
-            contextual = target + joined / count.clamp(min=1).to(features.dtype)
-        else:
-            contextual = (target + joined) / (count + 1).to(features.dtype)
-        return torch.cat([dominant, contextual], dim=1)
+        with full_precision(features):  # bf16 cannot count past 256, and a sum of hundreds overflows fp16
+            target = take(features, self.targets).float()  # (B, M, C)
+            member = F.one_hot(self.nearest, self.targets.shape[1]).float()  # (B, R-M, M)
+            joined = member.mT @ take(features, self.others).float()  # (B, M, C)
+            count = member.sum(1).unsqueeze(-1)  # (B, M, 1)
+            contextual = target + joined / count.clamp(min=1) if merge == "sum" else (target + joined) / (count + 1)
+        return torch.cat([dominant, contextual.to(features.dtype)], dim=1)
 
 
 def select(keys: Tensor, saliency: Tensor, *, dominant: int, contextual: int) -> Selection:
@@ -86,9 +84,11 @@ def select(keys: Tensor, saliency: Tensor, *, dominant: int, contextual: int) ->
     slot = torch.arange(length - dominant, device=keys.device)
     stride = max(1, len(slot) // contextual)
     is_target = (slot % stride == 0) & (slot < stride * contextual)
-    targets, others = (dropped[:, i] for i in partition(is_target, contextual))  # (B, M), (B, R-M)
-    unit = F.normalize(keys.float(), dim=-1)  # fp32: half precision ties too many similarities
-    similarity = take(unit, others) @ take(unit, targets).mT  # (B, R-M, M)
+    target_slots, other_slots = partition(is_target, contextual)  # (M,), (R-M,)
+    targets, others = dropped[:, target_slots], dropped[:, other_slots]  # (B, M), (B, R-M)
+    with full_precision(keys):  # half precision ties too many similarities
+        unit = F.normalize(keys.float(), dim=-1)
+        similarity = take(unit, others) @ take(unit, targets).mT  # (B, R-M, M)
     return Selection(kept, targets, others, similarity.argmax(-1))
 
 
@@ -99,17 +99,27 @@ def compress(
     return select(keys, saliency, dominant=dominant, contextual=contextual).apply(features, merge)
 
 
-def check_budget(dominant: int, contextual: int, available: int) -> None:
-    """Raise a ValueError with both numbers unless `dominant + contextual` tokens can be had from `available`."""
+def check_counts(dominant: int, contextual: int) -> None:
+    """Raise a ValueError unless some tower could satisfy the budget."""
     if dominant < 1:
         raise ValueError(f"dominant={dominant}: at least 1 token must be kept (CLS counts, where there is one).")
     if contextual < 0:
         raise ValueError(f"contextual={contextual}: cannot be negative; 0 turns merging off.")
+
+
+def check_budget(dominant: int, contextual: int, available: int) -> None:
+    """Raise a ValueError with both numbers unless `dominant + contextual` tokens can be had from `available`."""
+    check_counts(dominant, contextual)
     if dominant + contextual > available:
         raise ValueError(
             f"dominant={dominant} + contextual={contextual} asks for {dominant + contextual} tokens, "
             f"but the vision tower gives {available}. Lower either number; about a tenth, split 54 : 10, is usual."
         )
+
+
+def full_precision(like: Tensor) -> torch.autocast:
+    """Keeps fp32 operands fp32 where a caller runs under autocast, so that training selects as inference does."""
+    return torch.autocast(like.device.type, enabled=False)
 
 
 def partition(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:

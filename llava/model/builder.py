@@ -19,11 +19,11 @@ from llava.model.checkpoint import (
     PROJECTOR,
     TOWER_KEYS,
     Checkpoint,
-    beside,
     from_hf_config,
     language_model,
     read_json,
     read_model,
+    resolve_beside,
     resolve_tower,
 )
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
@@ -94,8 +94,9 @@ def load_pretrained_model(
     model, absent = load_weights(base, config, placement)
     trained = trained_beside(checkpoint)
     adapter = checkpoint.tensors(ADAPTER) if checkpoint.kind == "lora" else {}
-    grow(model, *(tensors[key] for tensors in (trained, adapter) for key in tensors if unwrap(key) in EMBEDDINGS))
-    put(model, trained, checkpoint.path)
+    tables = [value for key, value in [*trained.items(), *adapter.items()] if without_peft_prefix(key) in EMBEDDINGS]
+    grow_vocabulary(model, tables)
+    copy_weights(model, trained, checkpoint.path)
     places = checkpoint.path if base is checkpoint else f"{checkpoint.path} and {base.path}"
     refuse(absent - trained.keys(), "missing from", places)
     if adapter:
@@ -118,7 +119,7 @@ def find_base(checkpoint: Checkpoint, model_base: str | None) -> Checkpoint:
         return checkpoint
     if model_base is None and checkpoint.kind == "lora":
         model_base = read_json(checkpoint.find("adapter_config.json")).get("base_model_name_or_path")
-        model_base = beside(path, model_base) if model_base else None
+        model_base = resolve_beside(path, model_base) if model_base else None
     advice = "pass model_base, the folder or hub id of the language model it was trained on."
     if not model_base:
         raise ValueError(f"{path!r} holds {content}: {advice}")
@@ -233,7 +234,7 @@ def trained_beside(checkpoint: Checkpoint) -> dict[str, Tensor]:
     if checkpoint.kind == "projector":
         return checkpoint.tensors(PROJECTOR)
     if checkpoint.kind == "lora" and checkpoint.find(*NON_LORA):
-        return {unwrap(key): value for key, value in checkpoint.tensors(NON_LORA).items()}
+        return {without_peft_prefix(key): value for key, value in checkpoint.tensors(NON_LORA).items()}
     return {}
 
 
@@ -248,26 +249,26 @@ def merge_lora(model: nn.Module, checkpoint: Checkpoint, adapter: dict[str, Tens
         config.exclude_modules = r".*\bvision_tower\b.*"
     wrapped = PeftModel.from_pretrained(model, checkpoint.path, config=config, **checkpoint.hub)
     expected = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
-    given = {key for key in adapter if unwrap(key) not in EMBEDDINGS}
+    given = {key for key in adapter if without_peft_prefix(key) not in EMBEDDINGS}
     refuse(given - expected, "not expected in", checkpoint.path)
     refuse(expected - given, "missing from", checkpoint.path)
     return wrapped.merge_and_unload()
 
 
-def unwrap(key: str) -> str:
+def without_peft_prefix(key: str) -> str:
     """peft's `base_model.model.model.x` -> `model.x`; a tower's keys without the `vision_model.` of old."""
     key = re.sub(r"^(?:base_model\.)?(?:model\.)?(?=(?:model|lm_head)\.)", "", key)
     return key.replace(f"{TOWER_KEYS}vision_model.", TOWER_KEYS)
 
 
-def grow(model: nn.Module, *embeddings: Tensor) -> None:
+def grow_vocabulary(model: nn.Module, tables: list[Tensor]) -> None:
     """Make room for a vocabulary that training made larger."""
-    size = max((len(rows) for rows in embeddings), default=0)
+    size = max(map(len, tables), default=0)
     if size > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(size, mean_resizing=False)
 
 
-def put(model: nn.Module, tensors: dict[str, Tensor], path: str) -> None:
+def copy_weights(model: nn.Module, tensors: dict[str, Tensor], path: str) -> None:
     """Copy tensors into a model by name; a name that it lacks, or another shape, is an error."""
     own = dict(model.named_parameters(remove_duplicate=False))
     refuse(tensors.keys() - own.keys(), "not expected in", path)

@@ -85,7 +85,7 @@ class Checkpoint:
         return next((file for name in names if (file := find(self.path, name, self.hub))), None)
 
     def tensors(self, names: tuple[str, ...]) -> dict[str, Tensor]:
-        """Of the first of some weight files that exists, on the CPU. `.bin` files may hold tensors only.
+        """Load the first of some weight files that exists, on the CPU. `.bin` files may hold tensors only.
 
         Raises:
             ValueError: none of them exists, or it is no file of tensors.
@@ -148,13 +148,13 @@ def from_hf_config(checkpoint: Checkpoint) -> dict:
         "image_aspect_ratio": "anyres" if is_next else "pad",
         "image_grid_pinpoints": [(w, h) for h, w in config.image_grid_pinpoints] if is_next else None,
         "mm_patch_merge_type": "spatial_unpad" if is_next else "flat",
-        "pad_token_id": first(text.get("pad_token_id"), checkpoint.config.get("pad_token_id")),
+        "pad_token_id": first_given(text.get("pad_token_id"), checkpoint.config.get("pad_token_id")),
         "tie_word_embeddings": config.tie_word_embeddings,
         "visionzip": checkpoint.config.get("visionzip"),
     }
 
 
-def first(*values):
+def first_given(*values):
     return next((value for value in values if value is not None), None)
 
 
@@ -163,7 +163,7 @@ def resolve_tower(checkpoint: Checkpoint) -> dict:
     that was saved in it, with its config and its image processor, is there."""
     config = dict(checkpoint.config)
     if tower := config.get("mm_vision_tower"):
-        config["mm_vision_tower"] = beside(checkpoint.path, tower)
+        config["mm_vision_tower"] = resolve_beside(checkpoint.path, tower)
     if own := config.get("mm_vision_tower_config"):
         config["mm_vision_tower_config"] = {**own, "name_or_path": processor_folder(checkpoint)}
     return config
@@ -175,7 +175,7 @@ def processor_folder(checkpoint: Checkpoint) -> str:
     return str(Path(file).parent) if file else ""
 
 
-def beside(path: str, name: str) -> str:
+def resolve_beside(path: str, name: str) -> str:
     """A folder that a checkpoint names: relative to that checkpoint if it is there, else as it stands."""
     folder = Path(path) / name
     return str(folder.resolve()) if folder.is_dir() else name

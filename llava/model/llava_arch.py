@@ -3,22 +3,18 @@
 Shapes: B rows, T ids in a row, S slots in the longest spliced row, N tokens of a crop, C channels of the LLM.
 """
 
-import copy
 import logging
-import os
 import re
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.anyres import get_anyres_image_grid_shape, pack
-from llava.model.checkpoint import TOWER_KEYS
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.model.save import all_or_nothing, upstream_keys, without_idle_sampling
 from llava.model.splice import Spliced, splice
 
 logger = logging.getLogger(__name__)
@@ -89,6 +85,7 @@ class LlavaMetaForCausalLM:
         inputs: Tensor | None = None,
         images: Tensor | Sequence[Tensor] | None = None,
         image_sizes: Sequence[tuple[int, int]] | None = None,
+        image_features: Sequence[Tensor] | None = None,
         **kwargs,
     ):
         """Answer prompts, one or a batch; a batch gives what its prompts give one by one.
@@ -96,6 +93,8 @@ class LlavaMetaForCausalLM:
         Args:
             inputs: (B, T) ids, also as `input_ids`; one IMAGE_TOKEN_INDEX per image; padding on either side.
             images, image_sizes: as in `prepare_inputs_labels_for_multimodal`.
+            image_features: in their place, what `image_features` returned for them: an image that many questions are
+                asked about goes through the tower once.
             attention_mask: (B, T); if absent, runs of the pad token at either end of a row of a batch are padding.
             kwargs: as `transformers.GenerationMixin.generate`.
 
@@ -112,8 +111,10 @@ class LlavaMetaForCausalLM:
         if attention_mask is None:
             pad = kwargs.get("pad_token_id", self.generation_config.pad_token_id)
             attention_mask = infer_mask(input_ids, self.config.pad_token_id if pad is None else pad)
-        self._require_images(input_ids, images)
-        spliced = self._splice(input_ids, attention_mask, None, images, image_sizes, padding_side="left")
+        if image_features is None:
+            self._require_images(input_ids, images)
+            image_features = [] if images is None else self.image_features(images, image_sizes)
+        spliced = self._splice(input_ids, attention_mask, image_features, padding_side="left")
         return super().generate(inputs_embeds=spliced.embeds, attention_mask=spliced.mask, **kwargs)
 
     def encode_images(self, images: Tensor) -> Tensor:
@@ -175,12 +176,11 @@ class LlavaMetaForCausalLM:
                 self._require_images(input_ids, images)
             return input_ids, position_ids, attention_mask, past_key_values, None, labels
         side = getattr(self.config, "tokenizer_padding_side", "right")
-        spliced = self._splice(input_ids, attention_mask, labels, images, image_sizes, padding_side=side)
-        mask = None
-        if attention_mask is not None:
-            mask = spliced.mask.to(attention_mask.dtype)
-        elif not spliced.mask.all():
-            mask = spliced.mask
+        features = self.image_features(images, image_sizes)
+        spliced = self._splice(input_ids, attention_mask, features, labels, padding_side=side)
+        mask = spliced.mask if attention_mask is None else spliced.mask.to(attention_mask.dtype)
+        if attention_mask is None and not spliced.is_padded:
+            mask = None
         positions = None if position_ids is None else spliced.positions
         return None, positions, mask, past_key_values, spliced.embeds, spliced.labels
 
@@ -196,25 +196,17 @@ class LlavaMetaForCausalLM:
         state = upstream_keys(self.state_dict() if state_dict is None else state_dict, with_tower=tower is not None)
         if tower is not None:
             self.config.mm_vision_tower_config = tower.config.to_diff_dict()
-        target = Path(save_directory)
-        target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target, prefix=".saving-") as work:
-            work = Path(work, target.resolve().name)  # the last part names the repository of `push_to_hub=True`
-            settings = self.generation_config
-            self.generation_config = without_idle_sampling(settings)
-            try:
-                super().save_pretrained(
-                    work, is_main_process=is_main_process, state_dict=state, save_original_format=False, **kwargs
-                )
-            finally:
-                self.generation_config = settings
+        with all_or_nothing(save_directory) as folder, without_idle_sampling(self):
+            super().save_pretrained(
+                folder, is_main_process=is_main_process, state_dict=state, save_original_format=False, **kwargs
+            )
             if tower is not None and is_main_process:
-                tower.image_processor.save_pretrained(work)
-            publish(work, target)
+                tower.image_processor.save_pretrained(folder)
 
     def _project(self, tokens: Tensor) -> Tensor:
-        like = next(self.get_model().mm_projector.parameters(), self.get_model().embed_tokens.weight)
-        return self.get_model().mm_projector(tokens.to(like))
+        embeddings = self.get_model().embed_tokens.weight  # says where to: parts that are offloaded have no device
+        like = next(self.get_model().mm_projector.parameters(), embeddings)
+        return self.get_model().mm_projector(tokens.to(device=embeddings.device, dtype=like.dtype))
 
     def _pack(self, features, image_size) -> Tensor:
         config = self.config
@@ -223,38 +215,42 @@ class LlavaMetaForCausalLM:
         if aspect.startswith("anyres") and image_size is not None and len(features.tokens) > 1:
             crop = self.get_vision_tower().config.image_size
             grid = get_anyres_image_grid_shape(image_size, config.image_grid_pinpoints, crop)
-        limit = re.fullmatch(r"anyres_max_(\d+)", aspect)
+        at_most = re.fullmatch(r"anyres_max_(\d+)", aspect)
         return pack(
             features,
             merge_type=merge_type(config),
             grid=grid,
             image_size=image_size,
             newline=getattr(self.get_model(), "image_newline", None),
-            max_tiles=int(limit[1]) if limit else None,
+            max_tiles=int(at_most[1]) if at_most else None,
         )
 
-    def _splice(self, input_ids, attention_mask, labels, images, image_sizes, padding_side) -> Spliced:
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        counts = ((input_ids == IMAGE_TOKEN_INDEX) & attention_mask.bool()).sum(1).tolist()
-        features = [] if images is None else self.image_features(images, image_sizes)
+    def _splice(self, input_ids, attention_mask, features, labels=None, *, padding_side) -> Spliced:
+        """Embed the prompts around the features of their images; `features` may count a dummy per row without one."""
+        device, ids = input_ids.device, input_ids.cpu()
+        keep = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.cpu().bool()
+        counts = ((ids == IMAGE_TOKEN_INDEX) & keep).sum(1).tolist()
         dummies = []
         if len(features) != sum(counts) and len(features) == sum(max(1, count) for count in counts):
             shown = [is_shown for count in counts for is_shown in ([True] * count or [False])]
             dummies = [f for f, is_shown in zip(features, shown, strict=True) if not is_shown]
             features = [f for f, is_shown in zip(features, shown, strict=True) if is_shown]
-        max_length = getattr(self.config, "tokenizer_model_max_length", None)
         spliced = splice(
             self.get_model().embed_tokens,
-            input_ids,
-            attention_mask,
+            ids,
+            keep,
             features,
             labels,
+            device=device,
             padding_side=padding_side,
-            max_length=max_length,
+            max_length=getattr(self.config, "tokenizer_model_max_length", None),
         )
-        if spliced.embeds.shape[1] == max_length:
-            logger.warning("A prompt fills all of tokenizer_model_max_length=%d; what is longer was cut.", max_length)
+        if spliced.cut:
+            logger.warning(
+                "%d tokens of a prompt were cut off: tokenizer_model_max_length is %d.",
+                spliced.cut,
+                self.config.tokenizer_model_max_length,
+            )
         for dummy in dummies:  # adds nothing, but keeps tower and projector in the graph of a text-only batch
             spliced = spliced._replace(embeds=spliced.embeds + dummy[:0].sum())
         return spliced
@@ -273,40 +269,6 @@ def merge_type(config) -> str:
 def owns_tower(config) -> bool:
     """Whether the tower's weights belong to the checkpoint, as LLaVA-1.6's fine-tuned ones do."""
     return bool(getattr(config, "unfreeze_mm_vision_tower", False))
-
-
-def upstream_keys(state: dict[str, Tensor], with_tower: bool) -> dict[str, Tensor]:
-    """A state dict under the names that upstream and serving engines read, with the `vision_model.` of old."""
-    named = {}
-    for key, value in state.items():
-        if key.startswith(TOWER_KEYS):
-            if not with_tower:
-                continue
-            key = f"{TOWER_KEYS}vision_model.{key.removeprefix(TOWER_KEYS).removeprefix('vision_model.')}"
-        named[key] = value
-    return named
-
-
-def without_idle_sampling(settings):
-    settings = copy.deepcopy(settings)
-    if not settings.do_sample:
-        settings.temperature = settings.top_p = None
-    return settings
-
-
-def publish(work: Path, target: Path) -> None:
-    """Move saved files to where they belong, weights before what names them, and remove weights that they replace."""
-    new = {file.name for file in work.iterdir()}
-    for name in sorted(new, key=lambda name: name.endswith(".json")):
-        os.replace(work / name, target / name)
-    if any(map(is_weights, new)):
-        for file in target.iterdir():
-            if is_weights(file.name) and file.name not in new:
-                file.unlink()
-
-
-def is_weights(name: str) -> bool:
-    return re.fullmatch(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?", name) is not None
 
 
 def infer_mask(input_ids: Tensor, pad_token_id: int | None) -> Tensor:

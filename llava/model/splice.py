@@ -17,6 +17,8 @@ class Spliced(NamedTuple):
     mask: Tensor  # (B, S) bool: True where there is a token
     positions: Tensor  # (B, S) int64: 0, 1, 2, … over the tokens of a row; 0 where padded
     labels: Tensor | None  # (B, S) int64: IGNORE_INDEX on images and padding
+    is_padded: bool  # whether any row is shorter than S
+    cut: int  # tokens that the row cut most has lost to `max_length`
 
 
 def splice(
@@ -26,27 +28,29 @@ def splice(
     features: Sequence[Tensor],
     labels: Tensor | None = None,
     *,
+    device: torch.device | str = "cpu",
     padding_side: str = "right",
     max_length: int | None = None,
 ) -> Spliced:
     """Replace each IMAGE_TOKEN_INDEX by the next image's features.
 
-    A text token takes one slot, padding none, the i-th <image> `len(features[i])`. The plan is made on the CPU from the
-    ids (the one transfer), then a single gather builds all rows, so a batch costs as many kernels as one prompt.
+    A text token takes one slot, padding none, the i-th <image> `len(features[i])`. The plan is made on the CPU, then a
+    single gather on the device builds all rows, so a batch costs as many kernels as one prompt.
 
     Args:
         embed: ids (N,) -> embeddings (N, C).
-        input_ids: (B, T), with one IMAGE_TOKEN_INDEX per image; padding may be on either side.
-        attention_mask: (B, T), 0 or False where padded.
+        input_ids: (B, T) on the CPU, with one IMAGE_TOKEN_INDEX per image; padding may be on either side.
+        attention_mask: (B, T) on the CPU, 0 or False where padded.
         features: per image (n_i, C), in the order of the prompts.
         labels: (B, T), for training.
+        device: of the embeddings, and of the result.
         padding_side: "right" or "left", of the result.
         max_length: cut longer rows off at the end.
 
     Raises:
-        ValueError: as many <image> tokens as images are not there; both counts are named.
+        ValueError: the numbers of <image> tokens and of images differ; both are named.
     """
-    ids, keep = input_ids.cpu(), attention_mask.cpu().bool()
+    ids, keep = input_ids, attention_mask.bool()
     is_image = (ids == IMAGE_TOKEN_INDEX) & keep  # (B, T)
     if (found := int(is_image.sum())) != len(features):
         raise ValueError(f"The prompts hold {found} <image> tokens but {len(features)} images were given.")
@@ -61,7 +65,7 @@ def splice(
         is_image, texts + lengths.cumsum(0) - lengths
     )  # (B, T) where its run begins in the list
 
-    rows = [run(first[b], slots[b])[:max_length] for b in range(len(ids))]
+    rows = [consecutive(first[b], slots[b])[:max_length] for b in range(len(ids))]
     index = torch.full((len(ids), max(map(len, rows))), texts + visuals)  # (B, S), all padding
     mask, positions = torch.zeros_like(index, dtype=torch.bool), torch.zeros_like(index)
     for b, row in enumerate(rows):
@@ -69,16 +73,17 @@ def splice(
         place = slice(start, start + len(row))
         index[b, place], mask[b, place], positions[b, place] = row, True, torch.arange(len(row))
 
-    device = input_ids.device
+    index = index.to(device)
     text = embed(ids[is_text].to(device))  # (texts, C)
     source = torch.cat([text, *(f.to(text) for f in features), text.new_zeros(1, text.shape[1])])
     if labels is not None:
-        ignored = labels.new_full((visuals + 1,), IGNORE_INDEX)
-        labels = torch.cat([labels[is_text.to(device)], ignored])[index.to(device)]
-    return Spliced(source[index.to(device)], mask.to(device), positions.to(device), labels)
+        of_text = labels.to(device).flatten()[is_text.flatten().nonzero().squeeze(1).to(device)]
+        labels = torch.cat([of_text, of_text.new_full((visuals + 1,), IGNORE_INDEX)])[index]
+    cut = int(slots.sum(1).max()) - index.shape[1]
+    return Spliced(source[index], mask.to(device), positions.to(device), labels, not bool(mask.all()), cut)
 
 
-def run(first: Tensor, slots: Tensor) -> Tensor:
+def consecutive(first: Tensor, slots: Tensor) -> Tensor:
     """Consecutive indices from `first[t]`, `slots[t]` of them, for each t: (T,), (T,) -> (sum of slots,)."""
     offset = torch.arange(int(slots.sum())) - (slots.cumsum(0) - slots).repeat_interleave(slots)
     return first.repeat_interleave(slots) + offset

@@ -87,6 +87,25 @@ def test_counts_beyond_what_bf16_can_hold():
     assert torch.equal(out[0, 1], torch.full((2,), 2.0, dtype=torch.bfloat16))
 
 
+def test_a_mean_of_many_large_tokens_does_not_overflow():
+    features = torch.full((1, 577, 2), 150.0, dtype=torch.float16)
+    for merge, expected in (("sum", 300.0), ("mean", 150.0)):
+        out = compress(features, torch.ones(1, 577, 4), torch.rand(1, 576), dominant=1, contextual=1, merge=merge)
+        assert torch.equal(out[0, 1], torch.full((2,), expected, dtype=torch.float16))
+
+
+def test_autocast_changes_nothing():
+    """A model trained under autocast sees the tokens that it will see at inference."""
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(2, 1, 16, generator=generator)
+    keys = base + 0.05 * torch.randn(2, 200, 16, generator=generator)  # so alike that bf16 would confuse them
+    call = (keys, torch.rand(2, 199, generator=generator))
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = select(*call, dominant=9, contextual=30)
+    for a, b in zip(inside, select(*call, dominant=9, contextual=30), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_a_batch_equals_its_rows(sample):
     features, keys, saliency = sample
     budget = {"dominant": 7, "contextual": 3}

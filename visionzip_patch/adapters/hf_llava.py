@@ -1,7 +1,8 @@
 """transformers' own LLaVA: `LlavaForConditionalGeneration` (1.5) and `LlavaNextForConditionalGeneration` (1.6).
 
-Three methods of one instance are wrapped. Image features come out fewer; `forward` and `generate` drop the placeholders
-that this leaves over, so what the model's processor returns is passed on as it is. Classes stay untouched.
+Three methods of one instance are wrapped. Image features come out fewer; `forward` and `generate` remove the surplus
+placeholders, so the processor's output can be passed unchanged. Classes stay untouched. `generate` calls `forward`,
+where the placeholders already fit and nothing is removed a second time.
 
 Shapes: B rows, T ids in a row, S ids in the longest row of those left, N tokens left of a crop, C channels of the LLM,
 (rows, cols) of tiles in an image's grid.
@@ -18,7 +19,8 @@ from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalG
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
-from visionzip_patch.tiles import order_by_position, positions
+from visionzip_patch.encoder import layers_to_run, run_layers
+from visionzip_patch.tiles import order_by_position
 
 MODELS = (LlavaForConditionalGeneration, LlavaNextForConditionalGeneration)
 HAS_CLS = {"clip_vision_model": True, "siglip_vision_model": False}  # the vision towers that are known
@@ -66,16 +68,9 @@ class HFLlavaTower:
             del inner.reducer
 
     def depth(self, layer: int | None = None) -> int:
-        """How many layers lead to `hidden_states[layer]`, by default the config's: -2 of 24 -> 23."""
+        """How many layers lead to `hidden_states[layer]`, by default the config's."""
         layer = self.config.vision_feature_layer if layer is None else layer
-        layers = self.config.vision_config.num_hidden_layers
-        depth = (layer if layer >= 0 else layers + 1 + layer) if isinstance(layer, int) else 0
-        if not 1 <= depth <= layers:
-            raise ValueError(
-                f"vision_feature_layer={layer!r}: VisionZip reads one layer, and this vision tower has {layers}; "
-                f"choose one whole number, {-layers}..-1 or 1..{layers}."
-            )
-        return depth
+        return layers_to_run(layer, self.config.vision_config.num_hidden_layers, "vision_feature_layer")
 
     def grids(self, pixel_values: Tensor, image_sizes=None) -> list[tuple[int, int]]:
         """(rows, cols) of the tiles of each image; (0, 0) where the base crop is all."""
@@ -105,23 +100,19 @@ class HFLlavaTower:
             crops: how many of them each image has.
             layer: as `vision_feature_layer`. The layers after it are not run.
         """
-        vision, project, reducer = self.model.model.vision_tower, self.model.model.multi_modal_projector, self.reducer
+        vision, project = self.model.model.vision_tower, self.model.model.multi_modal_projector
         hidden = vision.embeddings(pixels)
         if self.has_cls:
             hidden = vision.pre_layrnorm(hidden)
         layers = vision.encoder.layers[: self.depth(layer)]
-        for block in layers:
-            before, hidden = hidden, block(hidden, None)
-
-        one_budget = reducer.config.tokens_per_image is None or len(set(crops)) == 1
-        groups = [crops] if one_budget else [[count] for count in crops]  # images that are reduced in one go
-        sizes = [sum(group) for group in groups]
-        images = []
-        for group, start, end in zip(groups, before.split(sizes), hidden.split(sizes), strict=True):
-            selection = reducer.select(layers[-1], start, crops=group[0])
-            tokens = project(selection.apply(end, reducer.config.merge))
-            images += zip(tokens.split(group), positions(selection, self.has_cls).split(group), strict=True)
-        return images
+        images = self.reducer.reduce_images(layers[-1], *run_layers(layers, hidden), crops)
+        shapes = [image.tokens.shape[:2] for image in images]
+        flat = project(torch.cat([image.tokens.flatten(0, 1) for image in images]))  # (all tokens, C)
+        projected = flat.split([count * length for count, length in shapes])
+        return [
+            (tokens.unflatten(0, shape), image.position)
+            for tokens, shape, image in zip(projected, shapes, images, strict=True)
+        ]
 
 
 def get_image_features(model, original: Callable, *args, **kwargs) -> BaseModelOutputWithPooling:

@@ -1,5 +1,5 @@
 from torch import nn
-from transformers import MistralConfig, MistralForCausalLM, MistralModel
+from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig, MistralForCausalLM, MistralModel
 
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 
@@ -21,3 +21,8 @@ class LlavaMistralForCausalLM(LlavaMetaForCausalLM, MistralForCausalLM):
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+
+# As upstream: importing the class lets the Auto classes read its checkpoints.
+AutoConfig.register(LlavaMistralConfig.model_type, LlavaMistralConfig, exist_ok=True)
+AutoModelForCausalLM.register(LlavaMistralConfig, LlavaMistralForCausalLM, exist_ok=True)

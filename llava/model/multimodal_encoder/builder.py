@@ -38,6 +38,5 @@ def build_vision_tower(config, delay_load: bool = False, **kwargs) -> VisionTowe
         raise ValueError(f"mm_vision_tower={name!r} is a {kind!r} model; known kinds are {', '.join(TOWERS)}.")
     tower = TOWERS[kind](name, config, delay_load=delay_load, **kwargs)
     if setting := getattr(config, "visionzip", None):
-        available = tower.num_patches + tower.has_cls
-        tower.reducer = VisionZip(VisionZipConfig.from_dict(setting), available=available, has_cls=tower.has_cls)
+        tower.reducer = VisionZip(VisionZipConfig.from_dict(setting), tower)
     return tower

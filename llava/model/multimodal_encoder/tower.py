@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from llava.model.anyres import VisionFeatures
 from llava.model.checkpoint import read_model
-from visionzip_patch.tiles import positions
+from visionzip_patch.encoder import layers_to_run, run_layers
 
 
 class VisionTower(nn.Module):
@@ -100,18 +100,20 @@ class VisionTower(nn.Module):
     def features(self, pixels: Tensor, crops: int = 1) -> VisionFeatures:
         """Encode crops, (B, 3, S, S); `crops` of them make up one image, which matters to a budget per image."""
         before, after = self.hidden_states(pixels)
-        return self.reduce(before, after, crops)
+        if self.reducer is None:
+            return VisionFeatures(self.whole(after), None, self.num_patches_per_side)
+        return VisionFeatures(
+            *self.reducer.reduce(self.selected_layer, before, after, crops=crops), self.num_patches_per_side
+        )
 
     def features_of(self, images: Sequence[Tensor]) -> list[VisionFeatures]:
         """Encode images of different numbers of crops, each (crops, 3, S, S), in one pass."""
-        counts = [len(image) for image in images]
+        counts, side = [len(image) for image in images], self.num_patches_per_side
         before, after = self.hidden_states(torch.cat([image.to(self.device) for image in images]))
-        if self.reducer is None or self.reducer.config.tokens_per_image is None:
-            tokens, position, side = self.reduce(before, after)
-            positions = [None] * len(counts) if position is None else position.split(counts)
-            return [VisionFeatures(t, p, side) for t, p in zip(tokens.split(counts), positions, strict=True)]
-        parts = zip(before.split(counts), after.split(counts), counts, strict=True)
-        return [self.reduce(b, a, crops) for b, a, crops in parts]
+        if self.reducer is None:
+            return [VisionFeatures(tokens, None, side) for tokens in self.whole(after).split(counts)]
+        reduced = self.reducer.reduce_images(self.selected_layer, before, after, counts)
+        return [VisionFeatures(tokens, position, side) for tokens, position in reduced]
 
     def select(self, images: Tensor):
         """Which tokens the reducer keeps of each crop, (B, 3, S, S): a `visionzip_patch.Selection`."""
@@ -121,22 +123,16 @@ class VisionTower(nn.Module):
 
     def hidden_states(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Input and output of the layer that is read: (B, 3, S, S) -> (B, L, C), (B, L, C)."""
-        hidden = before = self.embed(pixels.to(device=self.device, dtype=self.dtype))
-        for layer in self.layers[: self.depth]:
-            before, hidden = hidden, layer(hidden, None)
-        return before, hidden
+        hidden = self.embed(pixels.to(device=self.device, dtype=self.dtype))
+        return run_layers(self.layers[: self.depth], hidden)
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Input of the first layer, (B, L, C)."""
         return self.vision_tower.embeddings(pixels)
 
-    def reduce(self, before: Tensor, after: Tensor, crops: int = 1) -> VisionFeatures:
-        if self.reducer is None:
-            whole = self.select_feature == "cls_patch" and self.has_cls
-            return VisionFeatures(after if whole else after[:, self.has_cls :], None, self.num_patches_per_side)
-        selection = self.reducer.select(self.selected_layer, before, crops=crops)
-        tokens = selection.apply(after, self.reducer.config.merge)
-        return VisionFeatures(tokens, positions(selection, self.has_cls), side=self.num_patches_per_side)
+    def whole(self, hidden: Tensor) -> Tensor:
+        """What `select_feature` takes of all tokens: (B, L, C) -> (B, P, C) or (B, L, C)."""
+        return hidden[:, 1:] if self.has_cls and self.select_feature == "patch" else hidden
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -152,7 +148,9 @@ class VisionTower(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.vision_tower.parameters()).device
+        """Where pixels go; what accelerate offloads (device "meta") fetches its inputs by itself."""
+        device = next(self.vision_tower.parameters()).device
+        return torch.device("cpu") if device.type == "meta" else device
 
     @property
     def config(self):
@@ -173,13 +171,3 @@ class VisionTower(nn.Module):
     @property
     def dummy_feature(self) -> Tensor:
         return torch.zeros(1, self.hidden_size, device=self.device, dtype=self.dtype)
-
-
-def layers_to_run(select_layer: int, depth: int) -> int:
-    """How many layers lead to `hidden_states[select_layer]` of an encoder with `depth` layers: -2 of 24 -> 23."""
-    count = select_layer if select_layer >= 0 else depth + 1 + select_layer
-    if not 1 <= count <= depth:
-        raise ValueError(
-            f"mm_vision_select_layer={select_layer}: of {depth} layers, {-depth}..-1 or 1..{depth} can be read."
-        )
-    return count

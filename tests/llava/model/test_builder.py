@@ -10,13 +10,21 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, CLIPModel, LlamaForCausalLM, SiglipConfig, SiglipModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    CLIPConfig,
+    CLIPModel,
+    LlamaForCausalLM,
+    SiglipConfig,
+    SiglipModel,
+)
 
 from llava.model.builder import load_pretrained_model
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
 from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
-from visionzip_patch import VisionZipConfig
+from visionzip_patch import VisionZipConfig, visionzip
 
 CLASSES = {"llama": LlavaLlamaForCausalLM, "mistral": LlavaMistralForCausalLM, "qwen": LlavaQwenForCausalLM}
 WEIGHTS = "model.safetensors"
@@ -752,3 +760,25 @@ def test_folders_that_are_no_checkpoint(checkpoint, tmp_path):
         (folder / "config.json").write_text(content)
         with pytest.raises(ValueError, match=rf"config.json.*{message}"):
             load(folder)
+
+
+@torch.no_grad()
+def test_offloaded_parts_answer_as_before(checkpoint, tmp_path):
+    """Where a model does not fit, its last parts are offloaded: the projector, and a tower of its own."""
+    folder, model = checkpoint(unfreeze_mm_vision_tower=True)
+    places = dict.fromkeys(("model.embed_tokens", "model.layers", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
+    places |= {"model.mm_projector": "disk", "model.vision_tower": "disk"}
+    offloaded = type(model).from_pretrained(folder, device_map=places, offload_folder=tmp_path / "offload")
+    assert next(offloaded.get_model().mm_projector.parameters()).is_meta
+    images = torch.randn(1, 3, 56, 56)
+    for zipped in (False, True):
+        if zipped:
+            visionzip(model, 5, 2)
+            visionzip(offloaded, 5, 2)
+        torch.testing.assert_close(offloaded.encode_images(images), model.encode_images(images))
+
+
+def test_auto_classes_read_our_checkpoints(checkpoint):
+    folder, model = checkpoint()
+    assert type(AutoConfig.from_pretrained(folder)) is type(model.config)
+    assert type(AutoModelForCausalLM.from_pretrained(folder)) is type(model)

@@ -164,11 +164,21 @@ def test_generate_takes_ids_by_either_name_and_text_alone(tiny_llava):
 
 
 @torch.no_grad()
+def test_features_of_an_image_serve_many_questions(tiny_llava):
+    model = visionzip(tiny_llava(), 5, 2)
+    ids, images = torch.stack([prompt(9, seed, 2) for seed in (1, 2, 3)]), pixels(2)
+    call = {"do_sample": False, "max_new_tokens": 8, "min_new_tokens": 8}
+    first, second = model.image_features(images)
+    reused = model.generate(ids, image_features=[first, second, first], **call)
+    assert torch.equal(reused, model.generate(ids, images=images[[0, 1, 0]], **call))
+
+
+@torch.no_grad()
 def test_a_prompt_that_is_cut_is_logged(tiny_llava, caplog):
     model = tiny_llava(tokenizer_model_max_length=20)
     embeds = model.prepare_inputs_labels_for_multimodal(prompt(9, 1, 2)[None], None, None, None, None, pixels(1))[4]
     assert embeds.shape[1] == 20
-    assert "tokenizer_model_max_length=20" in caplog.text
+    assert "4 tokens of a prompt were cut off: tokenizer_model_max_length is 20" in caplog.text
 
 
 def test_masks_are_inferred_from_runs_of_padding_at_the_ends():

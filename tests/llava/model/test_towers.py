@@ -10,13 +10,12 @@ from torch import nn
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from visionzip_patch import VisionZipConfig, compress
 from visionzip_patch.reducer import VisionZip
-from visionzip_patch.saliency import cls_saliency, received_saliency
+from visionzip_patch.saliency import attend, cls_saliency, received_saliency
 from visionzip_patch.tiles import CLS, MERGED
 
 
 def zip_tower(tower, *budget, **options):
-    available = tower.num_patches + tower.has_cls
-    tower.reducer = VisionZip(VisionZipConfig(*budget, **options), available=available, has_cls=tower.has_cls)
+    tower.reducer = VisionZip(VisionZipConfig(*budget, **options), tower)
     return tower
 
 
@@ -79,6 +78,17 @@ def test_lists_of_images_and_of_crops(tiny_tower):
         a, b, c = tower([pixels(5)[0], pixels(5)[1:4], pixels(5)[4]])
         assert (a.ndim, b.ndim) == (2, 3)
         torch.testing.assert_close(torch.cat([a[None], b, c[None]]), together)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_scores_do_not_round_under_autocast(tiny_tower, kind):
+    tower = tiny_tower(kind)
+    queries, keys = torch.randn(2, 1, 4, 3, 8, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = attend(tower.selected_layer, queries, keys)
+    assert inside.dtype == torch.float32
+    assert torch.equal(inside, attend(tower.selected_layer, queries, keys))
 
 
 @torch.no_grad()
