@@ -169,22 +169,15 @@ def shorten(model, given: dict, side: str | None = None) -> dict:
         ValueError: the placeholders are not those that the processor writes for these images.
     """
     ids, pixels, image_sizes = (given.get(name) for name in ("input_ids", "pixel_values", "image_sizes"))
-    if ids is None or pixels is None or HFLlavaTower(model).reducer is None:
+    tower = HFLlavaTower(model)
+    if ids is None or pixels is None or tower.reducer is None:
         return given
-    tower, token = HFLlavaTower(model), model.config.image_token_id
     grids = tower.grids(pixels, image_sizes)
     fewer = [tower.reducer.tokens(1 + rows * cols) for rows, cols in grids]
-    place = (ids == token).cpu().flatten().nonzero().squeeze(1)  # in the rows, one after the other
+    place = (ids == model.config.image_token_id).cpu().flatten().nonzero().squeeze(1)  # rows one after the other
     if len(place) == sum(fewer):
         return given
-    full = tower.placeholders(grids, image_sizes, given.get("vision_feature_select_strategy"))
-    runs = place.split(full) if len(place) == sum(full) else []
-    if not runs or any(run[-1] - run[0] >= len(run) for run in runs):
-        raise ValueError(
-            f"The prompts hold {len(place)} image placeholders (token {token}), but {len(full)} images take {full}, "
-            f"each in one run. Pass what the model's processor returns; VisionZip makes them fewer by itself."
-        )
-
+    runs = placeholder_runs(place, tower.placeholders(grids, image_sizes, given.get("vision_feature_select_strategy")))
     mask = given.get("attention_mask")
     if mask is not None and mask.shape != ids.shape:
         raise ValueError(
@@ -196,11 +189,27 @@ def shorten(model, given: dict, side: str | None = None) -> dict:
         slots[run[0]] = count
     side = side or ("right" if mask is None or mask[:, 0].all() else "left")
     rows = [torch.arange(ids.shape[1]).repeat_interleave(row) for row in slots.view_as(ids)]
-    index = pad_sequence(rows, batch_first=True, padding_value=-1, padding_side=side).to(ids.device)  # (B, S)
-    held, index = index >= 0, index.clamp(min=0)
-
+    index = pad_sequence(rows, batch_first=True, padding_value=-1, padding_side=side)  # (B, S), -1 where padded
     pad = getattr(model.config.get_text_config(), "pad_token_id", None) or 0
-    short = {**given, "input_ids": ids.gather(1, index).where(held, pad)}
+    return {**given, **gather_arguments(given, index.to(ids.device), pad)}
+
+
+def placeholder_runs(place: Tensor, lengths: list[int]) -> list[Tensor]:
+    """Split the positions of all placeholders into the runs of the images, of `lengths` each."""
+    runs = place.split(lengths) if len(place) == sum(lengths) else []
+    if not runs or any(run[-1] - run[0] >= len(run) for run in runs):
+        raise ValueError(
+            f"The prompts hold {len(place)} image placeholders, but {len(lengths)} images take {lengths}, each in one "
+            f"run. Pass what the model's processor returns; VisionZip makes them fewer by itself."
+        )
+    return list(runs)
+
+
+def gather_arguments(given: dict, index: Tensor, pad: int) -> dict:
+    """ids, mask, labels and positions at `index`, (B, S), -1 where padded."""
+    ids, mask = given["input_ids"], given.get("attention_mask")
+    held, index = index >= 0, index.clamp(min=0)
+    short = {"input_ids": ids.gather(1, index).where(held, pad)}
     if mask is not None or not held.all():
         short["attention_mask"] = held.to(ids.dtype if mask is None else mask.dtype)
     if given.get("labels") is not None:
