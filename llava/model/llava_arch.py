@@ -129,6 +129,8 @@ class LlavaMetaForCausalLM:
         A 4-D tensor is one crop per image. In a list, or a 5-D tensor, an image is (3, S, S) or (crops, 3, S, S) and is
         packed as `config.mm_patch_merge_type` says.
         """
+        if len(images) == 0:
+            return []
         if isinstance(images, Tensor) and images.ndim == 4:
             return list(self.encode_images(images))
         crops = [image if image.ndim == 4 else image[None] for image in images]
