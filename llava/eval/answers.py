@@ -1,22 +1,21 @@
 """The answers of one run on disk: appended as they come, resumed after an interruption, shared out over processes.
 
-    NAME.jsonl                 one row per question, in upstream's fields; grows during the run, sorted at its end
-    NAME.jsonl.meta.json       the settings these answers were made with; other settings may not add to them
-    NAME.jsonl.result.json     the score, written by who scores; thrown away with the answers
-    NAME.jsonl.part-R-of-N     what process R of N has answered; process 0 merges the parts into NAME.jsonl
-    NAME.jsonl.part-R-of-N.end process R has finished, and which questions it could not answer
+    NAME.jsonl               one row per question, in upstream's fields; grows during the run, sorted at its end
+    NAME.jsonl.meta.json     the settings these answers were made with; other settings may not add to them
+    NAME.jsonl.result.json   the score, written by who scores; thrown away with the answers
+    NAME.jsonl.part-R-of-N   what process R of N has answered; process 0 merges the parts into NAME.jsonl
 
 `metadata` of an answer holds its `row` in the question file and `image_tokens`, the visual tokens that the model saw. A
 question is known by its row together with its id and prompt: in TextVQA the id is that of the image, so ids repeat.
 """
 
 import fcntl
-import functools
+import hashlib
+import json
 import logging
 import os
-import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -24,33 +23,13 @@ from typing import NamedTuple
 
 from torch import distributed
 
-from llava.eval.files import make_folder, read_json, read_jsonl, shorten, to_line, write_json, write_jsonl
+from llava.eval.chunks import ALONE, Shard
+from llava.eval.files import fingerprint, make_folder, read_json, read_jsonl, shorten, to_line, write_json, write_jsonl
+from llava.eval.questions import Question
 
 logger = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.5
-START_TIMEOUT = timedelta(minutes=10)  # for process 0 to clear the ground for the others
-MERGE_TIMEOUT = 1800.0  # seconds without a new answer from anyone; loading 13B from a slow disk takes long
-
-
-class Question(NamedTuple):
-    """One line of a question file."""
-
-    row: int  # place in the file, from 0
-    question_id: str | int
-    image: str  # relative to the image folder
-    text: str
-    line: int  # line in the file, from 1, for messages
-
-
-class Shard(NamedTuple):
-    """Which part of a run this process is."""
-
-    index: int = 0
-    count: int = 1
-
-
-ALONE = Shard()
+PATIENCE = timedelta(hours=24)  # processes may finish their parts far apart
 
 
 class Refused(NamedTuple):
@@ -60,28 +39,41 @@ class Refused(NamedTuple):
     reason: str
 
 
-def read_questions(path: str | Path, limit: int | None = None) -> list[Question]:
-    """The questions of a JSONL file, the first `limit` of them if given.
+def describe_settings(
+    checkpoint: str, model_base: str | None, questions: list[Question], image_folder: str | Path, **others
+) -> dict:
+    """What must be equal for answers of two runs to be mixed, as an `AnswerFile` takes it; `others` are added."""
+    content = json.dumps([(q.question_id, q.image, q.text) for q in questions])
+    return {
+        "checkpoint": str(Path(checkpoint).resolve()) if Path(checkpoint).exists() else checkpoint,
+        "weights": fingerprint(checkpoint),
+        "model_base": model_base,
+        "questions": f"{len(questions)}, sha256 {hashlib.sha256(content.encode()).hexdigest()[:16]}",
+        "image_folder": str(Path(image_folder).resolve()),
+        **others,
+    }
+
+
+@contextmanager
+def process_group(shard: Shard) -> Iterator[None]:
+    """Lets the processes of a shared run wait for each other within the block, which `AnswerFile` needs of them.
 
     Raises:
-        ValueError: an unreadable file, no question in it, or a line without `question_id`, `image` and `text` of the
-            right types; file and line are named.
+        ValueError: there are several processes, but they were not started by torchrun.
     """
-    questions = []
-    for row, (line, fields) in enumerate(read_jsonl(path)[:limit]):
-        where = f"{path}, line {line}"
-        for name, kinds in (("question_id", (str, int)), ("image", str), ("text", str)):
-            if name not in fields:
-                raise ValueError(f"{where}: no {name!r}; a question needs question_id, image and text.")
-            if not isinstance(fields[name], kinds) or isinstance(fields[name], bool):
-                expected = "text" if kinds is str else "text or a whole number"
-                raise ValueError(f"{where}: {name} is {fields[name]!r}; expected {expected}.")
-        if "<image>" in fields["text"]:
-            raise ValueError(f"{where}: the text holds '<image>', which is added by itself. Take it out.")
-        questions.append(Question(row, fields["question_id"], fields["image"], fields["text"], line))
-    if not questions:
-        raise ValueError(f"{path}: no questions in it.")
-    return questions
+    if shard.count == 1:
+        yield
+        return
+    if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise ValueError(
+            f"WORLD_SIZE={shard.count} is set without {' and '.join(missing)}: the processes cannot talk. Start them "
+            f"with torchrun, which sets all of these, or unset RANK and WORLD_SIZE to answer in one process."
+        )
+    distributed.init_process_group("gloo", timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
 
 
 class AnswerFile:
@@ -91,7 +83,8 @@ class AnswerFile:
         path: NAME.jsonl; its folder is made if need be.
         questions: all questions this file is to answer, whichever process answers them.
         settings: whatever must be equal for two runs to share answers; goes to the meta file, so JSON.
-        shard: this process among those that write to the same `path`. Each takes a contiguous part of `questions`.
+        shard: this process among those that write to the same `path`. Each takes a contiguous part of `questions`, and
+            all open, and finish, the same files in the same order inside a `process_group`.
         model_id: written into every row.
         overwrite: throw earlier answers away.
 
@@ -111,18 +104,20 @@ class AnswerFile:
         overwrite: bool = False,
     ):
         self.path, self.questions, self.shard, self.model_id = Path(path), questions, shard, model_id
-        self.own = self.path if shard.count == 1 else self._part(shard.index)
-        self.meta, self.result = self._beside(".meta.json"), self._beside(".result.json")
+        self.own = self.path if shard.count == 1 else self.beside(f".part-{shard.index}-of-{shard.count}")
+        self.meta, self.result = self.beside(".meta.json"), self.beside(".result.json")
         self.refused: list[Refused] = []
-        self._by_row = {question.row: question for question in questions}
+        self.by_row = {question.row: question for question in questions}
 
         make_folder(self.path.parent)
-        with starting_order(shard, str(self.path)) as others_wait:
-            self._clear(overwrite, stale_ends=others_wait)
-            self._claim(settings)
-        self._file = self._open()
+        with first_process_first(shard):
+            if overwrite and shard.index == 0:
+                for path in (self.result, *self.parts(), self.path, self.meta):  # in this order, should it be killed
+                    path.unlink(missing_ok=True)
+            self.claim(settings)
+        self.file = self.open_own()
         try:
-            self.rows = self._read()  # row -> answer
+            self.rows = self.read_all()  # row -> answer
         except ValueError:
             self.close()
             raise
@@ -143,73 +138,55 @@ class AnswerFile:
             }
             for question, text, tokens in zip(questions, texts, image_tokens, strict=True)
         ]
-        self._file.write("".join(map(to_line, rows)).encode())
-        self._file.flush()
+        self.file.write("".join(map(to_line, rows)).encode())
+        self.file.flush()
         self.rows.update({row["metadata"]["row"]: row for row in rows})
 
     def refuse(self, question: Question, reason: str) -> None:
         """Note that `question` cannot be answered. The next run tries again."""
         self.refused.append(Refused(question, reason))
 
-    def finish(self, timeout: float = MERGE_TIMEOUT) -> bool:
+    def finish(self) -> bool:
         """Bring the answers together, in the order of the questions. Call once, when all of `todo` is dealt with.
 
-        Returns:
-            whether this process now holds all answers in `rows` and all failures in `refused`; False in every process
-            of a shared run but the first.
+        Returns True in the process that now holds all answers in `rows` and all failures in `refused`: the first. It
+        waits for the others.
 
         Raises:
-            ValueError: the other processes made no progress for `timeout` seconds.
+            ValueError: one of the others ended early.
         """
         if self.shard.count > 1:
-            write_json(self._end(self.shard.index), {"refused": [[q.row, reason] for q, reason in self.refused]})
             if self.shard.index > 0:
-                self.close()
+                self.close()  # so that all of it is found, on a network drive too
+            refused = gather(self.refused, self.shard)
+            if refused is None:
                 return False
-            self._wait(timeout)
+            self.rows, self.refused = self.read_all(), [refusal for part in refused for refusal in part]
         self.refused.sort(key=lambda refusal: refusal.question.row)
-        rows = [self.rows[row] for row in sorted(self.rows)]
-        write_jsonl(self.path, rows)
+        write_jsonl(self.path, [self.rows[row] for row in sorted(self.rows)])
         self.close()
-        for part in self._parts():
+        for part in self.parts():
             part.unlink()
         return True
 
     def close(self) -> None:
         """Let other processes write this file; `finish` does so too."""
-        self._file.close()
+        self.file.close()
 
     @property
     def complete(self) -> bool:
         return len(self.rows) == len(self.questions)
 
-    def _beside(self, suffix: str) -> Path:
+    def beside(self, suffix: str) -> Path:
         return self.path.with_name(self.path.name + suffix)
 
-    def _part(self, index: int) -> Path:
-        return self._beside(f".part-{index}-of-{self.shard.count}")
-
-    def _end(self, index: int) -> Path:
-        return self._beside(f".part-{index}-of-{self.shard.count}.end")
-
-    def _parts(self) -> list[Path]:
+    def parts(self) -> list[Path]:
         prefix = f"{self.path.name}.part-"
         return [path for path in self.path.parent.iterdir() if path.name.startswith(prefix)]
 
-    def _clear(self, overwrite: bool, stale_ends: bool) -> None:
-        """Remove what must not be found again: everything if `overwrite`, else the end marks of an earlier run."""
-        mine = (self._part(self.shard.index), self._end(self.shard.index))
-        for path in self._parts():
-            others = self.shard.index == 0 and (self.shard.count == 1 or stale_ends)  # no one else writes yet
-            if (others or path in mine) and (overwrite or path.suffix == ".end"):
-                path.unlink(missing_ok=True)
-        if overwrite and self.shard.index == 0:
-            for path in (self.path, self.meta, self.result):
-                path.unlink(missing_ok=True)
-
-    def _claim(self, settings: dict) -> None:
+    def claim(self, settings: dict) -> None:
         """Write the settings beside the answers, or hold them against those already there."""
-        answered = any(path.stat().st_size for path in [self.path, *self._parts()] if path.exists())
+        answered = any(path.stat().st_size for path in [self.path, *self.parts()] if path.exists())
         before = read_json(self.meta) if self.meta.exists() else None
         if not answered:
             if before != settings:
@@ -223,7 +200,7 @@ class AnswerFile:
             changes = "; ".join(f"{name}: {before.get(name)!r} then, {settings.get(name)!r} now" for name in names)
             raise ValueError(f"{self.path} holds answers made with other settings ({changes}). {ways_out}")
 
-    def _open(self):
+    def open_own(self):
         """Open for appending, alone, and cut off a last line that a kill left unfinished."""
         file = self.own.open("ab")
         try:
@@ -240,20 +217,20 @@ class AnswerFile:
             file.truncate(whole)
         return file
 
-    def _read(self) -> dict[int, dict]:
+    def read_all(self) -> dict[int, dict]:
         rows = {}
-        for path in [self.path, *self._parts()]:
-            if path.suffix != ".end" and path.exists():
-                rows = {**self._read_rows(path), **rows}
+        for path in [self.path, *self.parts()]:
+            if path.exists():
+                rows = {**self.read_rows(path), **rows}
         return rows
 
-    def _read_rows(self, path: Path) -> dict[int, dict]:
+    def read_rows(self, path: Path) -> dict[int, dict]:
         """Answers in one file, by row; of doubled rows the first."""
         rows = {}
         for line, answer in read_jsonl(path, growing=True):
             metadata = answer.get("metadata")
             row = metadata.get("row") if isinstance(metadata, dict) else None
-            question = self._by_row.get(row) if isinstance(row, int) else None
+            question = self.by_row.get(row) if isinstance(row, int) else None
             if question is None or (answer.get("question_id"), answer.get("prompt")) != (
                 question.question_id,
                 question.text,
@@ -265,52 +242,33 @@ class AnswerFile:
             rows.setdefault(row, answer)
         return rows
 
-    def _wait(self, timeout: float) -> None:
-        """Until every process has ended and every question has an answer or a reason, or `timeout` without progress."""
-        ends = [self._end(index) for index in range(self.shard.count)]
-        missing, seen, since = self.questions, None, time.monotonic()
-        while missing:
-            sizes = {path: path.stat().st_size for path in self._parts()}
-            if sizes != seen:
-                seen, since = sizes, time.monotonic()
-                if all(end in sizes for end in ends):
-                    self.rows = self._read()
-                    reasons = {
-                        row: why for end in ends for row, why in read_json(end)["refused"] if row not in self.rows
-                    }
-                    self.refused = [
-                        Refused(self._by_row[row], why) for row, why in sorted(reasons.items()) if row not in self.rows
-                    ]
-                    missing = [q for q in self.questions if q.row not in self.rows and q.row not in reasons]
-            elif time.monotonic() - since > timeout:
-                silent = ", ".join(str(index) for index, end in enumerate(ends) if end not in sizes) or "(restarted)"
-                raise ValueError(
-                    f"No new answer for {timeout:.0f} s while waiting to merge {self.path}. Process {silent} of "
-                    f"{self.shard.count} has not finished. Finished answers are kept: see why it stopped, then run the "
-                    f"same command again."
-                )
-            else:
-                time.sleep(POLL_SECONDS)
-
-
-def current_shard() -> Shard:
-    """This process as a launcher such as torchrun numbers it (RANK, WORLD_SIZE); alone without one."""
-    return Shard(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
-
 
 @contextmanager
-def starting_order(shard: Shard, key: str) -> Iterator[bool]:
-    """Run the block in process 0 before the others, if a launcher lets processes talk; yields whether it does."""
-    store = _store() if shard.count > 1 and "MASTER_ADDR" in os.environ else None
-    if store is not None and shard.index > 0:
-        store.wait([key], START_TIMEOUT)
+def first_process_first(shard: Shard) -> Iterator[None]:
+    """Run the block in process 0 before the others. They go on even if it fails: they may stumble over the same."""
+    if shard.index > 0:
+        collective(distributed.barrier)
     try:
-        yield store is not None
+        yield
     finally:
-        if store is not None and shard.index == 0:
-            store.set(key, "ready")
+        if shard.index == 0 and shard.count > 1:
+            collective(distributed.barrier)
 
 
-@functools.cache
-def _store() -> distributed.Store:
-    return next(distributed.rendezvous("env://"))[0]
+def gather(content, shard: Shard) -> list | None:
+    """What each process gives, in their order, in process 0; None in the others."""
+    everyones = [None] * shard.count if shard.index == 0 else None
+    collective(distributed.gather_object, content, everyones)
+    return everyones
+
+
+def collective(operation: Callable, *arguments) -> None:
+    """Do what all processes do together. Raises ValueError if one of them is gone."""
+    try:
+        operation(*arguments)
+    except RuntimeError as error:
+        logger.debug("%s: %s", operation.__name__, error)
+        raise ValueError(
+            "Another process of this run has ended, and said why. Finished answers are kept: mend that, then run the "
+            "same command again."
+        ) from None

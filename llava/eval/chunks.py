@@ -1,9 +1,25 @@
-"""Shards of a question list: `--num-chunks N --chunk-idx K`."""
+"""Parts of a question list: `--num-chunks N --chunk-idx K`, or a part for each process of a launcher."""
 
+import os
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
+
+
+class Shard(NamedTuple):
+    """Which part of a run this process is."""
+
+    index: int = 0
+    count: int = 1
+
+
+ALONE = Shard()
+
+
+def current_shard() -> Shard:
+    """This process as a launcher such as torchrun numbers it (RANK, WORLD_SIZE); alone without one."""
+    return Shard(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
 
 def split_list(lst: Sequence[T], n: int) -> list[Sequence[T]]:

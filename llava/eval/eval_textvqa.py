@@ -39,8 +39,8 @@ def evaluate(annotation_file: str | Path, rows: Sequence[Mapping]) -> TextVQAEva
     """
     if not rows:
         raise ValueError("There are no answers to score.")
-    known = _read_annotation(annotation_file)
-    asked = [_key(row, number) for number, row in enumerate(rows, start=1)]
+    known = read_annotation(annotation_file)
+    asked = [key_of(row, number) for number, row in enumerate(rows, start=1)]
     if unknown := [key for key in asked if key not in known]:
         images = {image for image, _ in known}
         (image, question), *_ = unknown
@@ -66,7 +66,7 @@ def evaluate_file(annotation_file: str | Path, result_file: str | Path) -> TextV
         raise ValueError(f"{result_file}: {error}") from None
 
 
-def _key(row: Mapping, number: int) -> tuple:
+def key_of(row: Mapping, number: int) -> tuple:
     wrong = [name for name in ("prompt", "text") if not isinstance(row.get(name), str)]
     if wrong or "question_id" not in row:
         raise ValueError(
@@ -75,7 +75,7 @@ def _key(row: Mapping, number: int) -> tuple:
     return row["question_id"], question_in_prompt(row["prompt"])
 
 
-def _read_annotation(path: str | Path) -> dict[tuple, list[str]]:
+def read_annotation(path: str | Path) -> dict[tuple, list[str]]:
     content = read_json(path)
     try:
         return {(entry["image_id"], entry["question"].lower()): entry["answers"] for entry in content["data"]}

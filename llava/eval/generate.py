@@ -3,8 +3,8 @@
 Shapes: B questions, T ids of the longest prompt, S pixels a side.
 """
 
+import logging
 import os
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,8 +18,11 @@ from tqdm import tqdm
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.conversation import SeparatorStyle, conv_templates
-from llava.eval.answers import AnswerFile, Question
+from llava.eval.answers import AnswerFile
+from llava.eval.questions import Question
 from llava.mm_utils import load_image, process_images, tokenizer_image_token
+
+logger = logging.getLogger(__name__)
 
 BATCHES_AHEAD = 3  # prepared while the model works on another
 SORT_WINDOW = 8  # batches whose questions are sorted by length together: little padding, images still shared
@@ -112,50 +115,43 @@ def read_picture(path: str | Path, image_processor, config) -> Picture:
 def generate_batch(
     model, tokenizer, questions: Sequence[str], pictures: Sequence[Picture], decoding: Decoding
 ) -> Answers:
-    """Answer B questions, each about its own picture.
-
-    Returns:
-        the answers, and the tokens per image, counted in what the language model is given.
-    """
+    """Answer B questions, each about its own picture. A picture given for several of them is encoded once."""
     use_start_end = getattr(model.config, "mm_use_im_start_end", False)
     prompts = [
         tokenizer_image_token(decoding.prompt(question, use_start_end), tokenizer, IMAGE_TOKEN_INDEX)
         for question in questions
     ]
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    input_ids = torch.full((len(prompts), max(map(len, prompts))), padding)  # (B, T)
-    mask = torch.zeros_like(input_ids, dtype=torch.bool)
-    for row, prompt in enumerate(prompts):
-        input_ids[row, -len(prompt) :] = torch.tensor(prompt)
-        mask[row, -len(prompt) :] = True
+    input_ids, mask = pad_left(prompts, padding)
+    distinct = {id(picture): picture for picture in pictures}
+    encoded = dict(zip(distinct, encode(model, list(distinct.values())), strict=True))
+    features = [encoded[id(picture)] for picture in pictures]  # of (tokens, C)
+    output = model.generate(
+        input_ids.to(model.device),
+        image_features=features,
+        attention_mask=mask.to(model.device),
+        pad_token_id=padding,
+        use_cache=True,
+        **decoding.options(),
+    )
+    texts = [decoding.cut(text) for text in tokenizer.batch_decode(output, skip_special_tokens=True)]
+    return Answers(texts, [len(tokens) for tokens in features])
+
+
+def encode(model, pictures: Sequence[Picture]) -> list[Tensor]:
+    """The tokens of each picture as the language model gets them: a list of (tokens, C)."""
     pixels = [picture.pixels for picture in pictures]
     if len({tensor.shape for tensor in pixels}) == 1:
         pixels = torch.stack(pixels)
+    return model.image_features(pixels, [picture.size for picture in pictures])
 
-    prefill = []
 
-    def note_lengths(_module, _args, kwargs):
-        if not prefill:  # the first call is given prompts and images, the later ones one token each
-            rows, length, _ = kwargs["inputs_embeds"].shape
-            padded = kwargs.get("attention_mask")  # left out where nothing is padded
-            lengths = [length] * rows if padded is None else padded.sum(1).tolist()
-            prefill.extend(lengths[:: decoding.num_beams])
-
-    hook = model.register_forward_pre_hook(note_lengths, with_kwargs=True)
-    try:
-        output = model.generate(
-            input_ids.to(model.device),
-            images=pixels,
-            image_sizes=[picture.size for picture in pictures],
-            attention_mask=mask.to(model.device),
-            pad_token_id=padding,
-            use_cache=True,
-            **decoding.options(),
-        )
-    finally:
-        hook.remove()
-    texts = [decoding.cut(text) for text in tokenizer.batch_decode(output, skip_special_tokens=True)]
-    return Answers(texts, [int(total) - (len(prompt) - 1) for total, prompt in zip(prefill, prompts, strict=True)])
+def pad_left(prompts: Sequence[list[int]], padding: int) -> tuple[Tensor, Tensor]:
+    """Prompts side by side, (B, T), and the mask of what is no padding, (B, T) bool."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[padding] * (longest - len(prompt)) + prompt for prompt in prompts])
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    return ids, torch.arange(longest) >= longest - lengths[:, None]
 
 
 def answer_questions(
@@ -171,7 +167,7 @@ def answer_questions(
     batch_size: int = 16,
     num_workers: int | None = None,
     progress: str | None = "",
-) -> float:
+) -> None:
     """Answer `questions`, appending to `answers` batch by batch.
 
     Images are decoded and prepared in threads while the model works, each once per batch however many questions share
@@ -188,9 +184,6 @@ def answer_questions(
         batch_size: questions per call of the model.
         num_workers: threads that prepare images; by default one per CPU core, at most 8.
         progress: what to call the progress bar on stderr; None for no bar.
-
-    Returns:
-        seconds it took.
     """
     decoding = decoding or Decoding()
     folder, workers = Path(image_folder), num_workers or min(8, os.cpu_count() or 1)
@@ -198,7 +191,6 @@ def answer_questions(
     def load(name: str) -> Picture:
         return read_picture(folder / name, image_processor, model.config)
 
-    start = time.perf_counter()
     with tqdm(
         total=len(questions), desc=progress, unit="question", disable=progress is None, dynamic_ncols=True
     ) as bar:
@@ -214,15 +206,25 @@ def answer_questions(
                 texts = [question.text + prompt_suffix for question in asked]
                 answers.append(asked, *generate_batch(model, tokenizer, texts, pictures, decoding))
             bar.update(len(batch))
-    return time.perf_counter() - start
 
 
-def missing_images(questions: Iterable[Question], folder: str | Path) -> list[Question]:
-    """The first question about each image that is no file in `folder`, in the order of the questions."""
-    first_use = {}
-    for question in questions:
-        first_use.setdefault(question.image, question)
-    return [question for name, question in first_use.items() if not (Path(folder) / name).is_file()]
+def answer_and_merge(answers: AnswerFile, loaded: tuple | None, image_folder: str | Path, **options) -> bool:
+    """Answer what has no answer yet and bring it together. Returns True in the process that holds all answers.
+
+    Args:
+        loaded: (tokenizer, model, image processor); not looked at if nothing is left to do.
+        options: as for `answer_questions`.
+    """
+    try:
+        if answers.todo:
+            tokenizer, model, image_processor = loaded
+            answer_questions(model, tokenizer, image_processor, answers.todo, image_folder, answers, **options)
+        return answers.finish()
+    except (KeyboardInterrupt, torch.OutOfMemoryError):
+        if answers.shard.index == 0:
+            kept, asked = len(answers.read_all()), len(answers.questions)
+            logger.warning("%d of %d answers are kept in %s.", kept, asked, answers.path)
+        raise
 
 
 def make_batches(questions: Sequence[Question], batch_size: int) -> Iterator[list[Question]]:

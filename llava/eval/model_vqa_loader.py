@@ -4,19 +4,13 @@ Batched and resumable as `llava.eval.run`, which also scores; here only the answ
 """
 
 import argparse
-import hashlib
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from llava.eval.answers import AnswerFile, current_shard, read_questions
-from llava.eval.chunks import get_chunk
-from llava.eval.files import fingerprint
-from llava.eval.generate import Decoding, missing_images
-from llava.eval.run import QUESTIONS_REFUSED, device_of, fill, positive, status_of, tell
-from llava.mm_utils import get_model_name_from_path
-from llava.model.builder import load_pretrained_model
+from llava.eval.chunks import current_shard, get_chunk
+from llava.eval.cli import EXIT_STATUSES, QUESTIONS_REFUSED, add_verbose, positive, require_images, status_of, tell
+from llava.eval.questions import read_questions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,40 +24,33 @@ def eval_model(args: argparse.Namespace) -> int:
     Raises:
         ValueError: bad files, settings or checkpoint, before any work where that can be known.
     """
+    # torch and all: not before the flags are known to be right
+    from llava.eval.answers import AnswerFile, describe_settings, process_group
+    from llava.eval.generate import Decoding, answer_and_merge
+    from llava.eval.loading import device_of, load
+    from llava.mm_utils import get_model_name_from_path
+
     decoding = Decoding(args.conv_mode, args.max_new_tokens, args.temperature, args.top_p, args.num_beams)
     questions = list(get_chunk(read_questions(args.question_file), args.num_chunks, args.chunk_idx))
+    settings = describe_settings(args.model_path, args.model_base, questions, args.image_folder, **asdict(decoding))
     shard, name = current_shard(), get_model_name_from_path(args.model_path)
-    settings = describe_settings(args, decoding, [(q.question_id, q.image, q.text) for q in questions])
-    answers = AnswerFile(args.answers_file, questions, settings, shard=shard, model_id=name, overwrite=args.overwrite)
-    missing = missing_images(answers.todo, args.image_folder)
-    if missing and not args.skip_bad:
-        raise ValueError(
-            f"{len(missing)} images are not in --image-folder {args.image_folder!r}; the first is {missing[0].image} "
-            f"({args.question_file}, line {missing[0].line}). Put them there, or leave them out with --skip-bad."
+    with process_group(shard):
+        answers = AnswerFile(
+            args.answers_file, questions, settings, shard=shard, model_id=name, overwrite=args.overwrite
         )
-    loaded = None
-    if answers.todo:
-        device = device_of("auto", shard)
-        loaded = load_pretrained_model(args.model_path, args.model_base, name, device=device)[:3]
-    progress = None if shard.index else name
-    if not fill(answers, loaded, args.image_folder, decoding=decoding, batch_size=args.batch_size, progress=progress):
-        return 0
+        if not args.skip_bad:
+            ways_out = "Put them there, or leave those questions out, and count them, with --skip-bad."
+            require_images(answers.todo, args.question_file, args.image_folder, ways_out)
+        loaded = None
+        if answers.todo:
+            loaded = load(args.model_path, model_base=args.model_base, device=device_of("auto", shard))
+        options = {"decoding": decoding, "batch_size": args.batch_size, "progress": None if shard.index else name}
+        if not answer_and_merge(answers, loaded, args.image_folder, **options):
+            return 0
     tell(f"{len(answers.rows)} of {len(questions)} answers are in {answers.path}.")
     for refusal in answers.refused:
         tell(f"{args.question_file}, line {refusal.question.line}, not answered: {refusal.reason}")
     return QUESTIONS_REFUSED if answers.refused and not args.skip_bad else 0
-
-
-def describe_settings(args: argparse.Namespace, decoding: Decoding, content: list) -> dict:
-    """What must be equal for answers of two runs to be mixed."""
-    return {
-        "model_path": args.model_path,
-        "model_base": args.model_base,
-        "weights": fingerprint(args.model_path),
-        "image_folder": args.image_folder,
-        "questions": f"{len(content)}, sha256 {hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]}",
-        **asdict(decoding),
-    }
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -71,7 +58,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m llava.eval.model_vqa_loader",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         description="Answer the questions of a JSONL file. An interrupted run goes on with the same command.",
-        epilog="Exit status: 0 done, 1 some questions could not be answered, 2 bad request, 130 interrupted.",
+        epilog=EXIT_STATUSES,
     )
     add = parser.add_argument
     add("--model-path", default="facebook/opt-350m", help="checkpoint: folder or hub id")
@@ -89,6 +76,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--batch-size", type=positive, default=16, help="questions at a time")
     add("--skip-bad", action="store_true", help="leave out questions whose image cannot be used, and count them")
     add("--overwrite", action="store_true", help="throw earlier answers away instead of going on from them")
+    add_verbose(parser)
     return parser.parse_args(argv)
 
 

@@ -29,6 +29,9 @@ class Data:
     annotation_file: Path
     fetch: tuple[str, ...] = ()
 
+    def how_to_fetch(self) -> str:
+        return "Fetch\n" + "\n".join(f"  {step}" for step in self.fetch)
+
 
 @dataclass(frozen=True)
 class Task:
@@ -38,8 +41,9 @@ class Task:
         name: what the user types.
         data: its files, relative to playground/.
         embedded: a small stand-in for them that comes with the project, for the embedded model.
-        metric: annotation file and answers -> scores by name, each in %, the headline first; ValueError if the answers
-            are not to the annotation's questions.
+        metric: annotation file and answers -> scores by name, each in %; ValueError if the answers are not to the
+            annotation's questions.
+        headline: which of the scores stands for all of them where there is place for one.
         max_new_tokens: longest answer, in tokens.
         prompt_suffix: put after every question, where the question file leaves the instruction out.
     """
@@ -48,6 +52,7 @@ class Task:
     data: Data
     embedded: Data
     metric: Callable[[Path, Sequence[Mapping]], dict[str, float]]
+    headline: str
     max_new_tokens: int = 128
     prompt_suffix: str = ""
 
@@ -81,6 +86,7 @@ TASKS = {
                 fetch=("these files come with the project: restore playground/data/eval/signs from its repository",),
             ),
             metric=score_textvqa,
+            headline="accuracy",
         ),
     )
 }

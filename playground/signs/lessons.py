@@ -18,6 +18,7 @@ from playground.signs.scenes import (
     COLOURS,
     GRID,
     KINDS,
+    ON_SIGN,
     PATCH,
     WORDS,
     Question,
@@ -37,7 +38,6 @@ CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 CAPTION_BLOCKS = 2
 QUESTION_BLOCKS = 5
 
-_PATCH_IS_SIGN = 0.35  # share of the patch
 _PATCH_HAS_CHARACTER = 0.3  # share of the character
 _COLOUR_NAMES = list(COLOURS)
 
@@ -168,7 +168,7 @@ def _patches(signs: tuple[Sign, ...]) -> np.ndarray:
             text = (0, int(sign.text[0]) + 1, int(sign.text[1]) + 1)
         else:
             text = (WORDS.index(sign.text) + 1, 0, 0)
-        classes[overlap(sign.box) > _PATCH_IS_SIGN] = (*text, _COLOUR_NAMES.index(sign.colour) + 1)
+        classes[overlap(sign.box) > ON_SIGN] = (*text, _COLOUR_NAMES.index(sign.colour) + 1)
     return classes.reshape(GRID * GRID, -1)
 
 

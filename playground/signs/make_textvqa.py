@@ -10,9 +10,10 @@ import argparse
 import json
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
-from playground.signs.scenes import HELD_OUT, PATCH, SIZE, Question, Scene, make_scene, questions
+from playground.signs.scenes import HELD_OUT, ON_SIGN, PATCH, SIZE, Question, Scene, coverage, make_scene, questions
 from playground.signs.tokenizer import SHORT_ANSWER
 
 QUESTIONS_FILE = "llava_textvqa_val_v051_ocr.jsonl"
@@ -90,12 +91,13 @@ def _annotation_entry(question: Question, image_id: str, question_id: int) -> di
 
 
 def _signs_entry(scene: Scene) -> dict:
-    """Boxes in pixels: left, top, and the first column and row outside."""
+    """Boxes in pixels: left, top, and the first column and row outside. `on_sign`: patches in raster order, from 0."""
     return {
         "width": SIZE,
         "height": SIZE,
         "patch": PATCH,
         "signs": [{"colour": sign.colour, "text": sign.text, "box": list(sign.box)} for sign in scene.signs],
+        "on_sign": np.flatnonzero(coverage(scene.signs) > ON_SIGN).tolist(),
     }
 
 

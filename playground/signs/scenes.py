@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 SIZE = 112  # pixels a side
 PATCH = 14  # pixels a side
 GRID = SIZE // PATCH
+ON_SIGN = 0.35  # a patch is on a sign if more than this share of it is covered
 
 # fmt: off
 WORDS = (

@@ -92,7 +92,7 @@ class Trainer:
         self.optimizer = self._new_optimizer()
         self.step, self.seconds = 0, 0.0
 
-    def fit(self, until: int) -> Iterator[dict[str, float]]:
+    def fit(self, until: int) -> Iterator[dict[str, Tensor]]:
         """Train up to step `until` of the whole recipe; yields the losses of each step once it is done."""
         begins = 0
         for stage in self.recipe.stages():
@@ -101,7 +101,7 @@ class Trainer:
                 yield from self._fit_stage(stage, begins, min(ends, until))
             begins = ends
 
-    def _fit_stage(self, stage: Stage, begins: int, until: int) -> Iterator[dict[str, float]]:
+    def _fit_stage(self, stage: Stage, begins: int, until: int) -> Iterator[dict[str, Tensor]]:
         if self.step == begins:
             self.optimizer = self._new_optimizer()  # moments of another task mislead
         lessons = Lessons(self.tokenizer_file, self.recipe.batch_size, stage.first_seed, stage.steps, stage.dense)

@@ -78,6 +78,18 @@ def test_the_committed_set_is_complete_and_consistent():
             assert answer == by_colour[words[-2]]
 
 
+def test_patches_on_signs_are_those_whose_pixels_are_on_signs():
+    for scene in _read(DEFAULT_OUT)[2].values():
+        pixels = np.zeros((scene["height"], scene["width"]))
+        for sign in scene["signs"]:
+            left, top, right, bottom = sign["box"]
+            pixels[top:bottom, left:right] = 1
+        rows, columns = (scene[side] // scene["patch"] for side in ("height", "width"))
+        shares = pixels.reshape(rows, scene["patch"], columns, scene["patch"]).mean((1, 3)).flatten()
+        assert scene["on_sign"] == [patch for patch, share in enumerate(shares) if share > 0.35]
+        assert scene["on_sign"]
+
+
 def test_training_never_reaches_the_held_out_seeds():
     recipe = Recipe()
     for stage in recipe.stages():

@@ -24,7 +24,7 @@ class ScienceQAResult(NamedTuple):
 
     @property
     def image_count(self) -> int:
-        return _with_image(self.correct) + _with_image(self.incorrect)
+        return with_image(self.correct) + with_image(self.incorrect)
 
     @property
     def accuracy(self) -> float:
@@ -34,7 +34,7 @@ class ScienceQAResult(NamedTuple):
     @property
     def image_accuracy(self) -> float:
         """Share of right answers among questions with an image, 0 to 1; nan if there are none."""
-        return _with_image(self.correct) / self.image_count if self.image_count else float("nan")
+        return with_image(self.correct) / self.image_count if self.image_count else float("nan")
 
     def report(self) -> str:
         """The line that LLaVA's ScienceQA script prints."""
@@ -113,5 +113,5 @@ def score(
     return result
 
 
-def _with_image(rows: Sequence[Mapping]) -> int:
+def with_image(rows: Sequence[Mapping]) -> int:
     return sum(row["is_multimodal"] for row in rows)

@@ -1,11 +1,17 @@
 import json
 import logging
-import threading
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import time
 
 import pytest
 
-from llava.eval import answers as module
-from llava.eval.answers import AnswerFile, Question, Shard, current_shard, read_questions
+from llava.eval.answers import AnswerFile, process_group
+from llava.eval.chunks import Shard, current_shard
+from llava.eval.questions import Question, read_questions
 
 QUESTIONS = [Question(row, f"image{row // 3}", f"{row // 3}.jpg", f"question {row}", row + 1) for row in range(10)]
 SETTINGS = {"checkpoint": "a", "budget": 64}
@@ -19,6 +25,34 @@ def path(tmp_path):
 def fill(answers, rows=None, text="yes"):
     chosen = [question for question in answers.todo if rows is None or question.row in rows]
     answers.append(chosen, [f"{text} {question.row}" for question in chosen], [7] * len(chosen))
+
+
+def in_processes(count, work):
+    """`work(shard)` in processes that can talk, as torchrun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def member(shard):
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": shard.index, "WORLD_SIZE": shard.count}
+        os.environ.update({name: str(value) for name, value in where.items()})
+        with process_group(shard):
+            work(shard)
+
+    context = multiprocessing.get_context("fork")  # torch is imported already
+    members = [context.Process(target=member, args=(Shard(index, count),)) for index in range(count)]
+    for process in members:
+        process.start()
+    return members
+
+
+def exit_codes(members, seconds=60):
+    for process in members:
+        process.join(seconds)
+    codes = [process.exitcode for process in members]
+    for process in members:
+        process.kill()
+    return codes
 
 
 def rows_in(path):
@@ -113,62 +147,131 @@ def test_two_writers_are_refused(path):
     first.finish()
 
 
-def test_shards_cover_all_questions_and_the_first_merges(path):
-    shards = [AnswerFile(path, QUESTIONS, SETTINGS, shard=Shard(index, 3)) for index in range(3)]
-    assert [[question.row for question in shard.todo] for shard in shards] == [[0, 1, 2], [3, 4, 5], [6, 7, 8, 9]]
-    for shard in shards:
-        fill(shard)
-    shards[1].refuse(QUESTIONS[3], "not used: it has an answer")
-    assert [shards[2].finish(), shards[1].finish()] == [False, False]
-    assert not path.exists()
-    assert shards[0].finish()
-    assert shards[0].complete
-    assert shards[0].refused == []
+def test_processes_share_the_questions_and_the_first_merges(path):
+    parts = [[0, 1, 2], [3, 4, 5], [6, 7, 8, 9]]
+
+    def work(shard):
+        answers = AnswerFile(path, QUESTIONS, SETTINGS, shard=shard)
+        assert [question.row for question in answers.todo] == parts[shard.index]
+        fill(answers)
+        assert not path.exists()
+        assert answers.finish() == (shard.index == 0)
+        assert answers.complete or shard.index > 0
+
+    assert exit_codes(in_processes(3, work)) == [0, 0, 0]
     assert rows_in(path) == list(range(10))
     assert sorted(file.name for file in path.parent.iterdir()) == ["answers.jsonl", "answers.jsonl.meta.json"]
 
 
-def test_the_first_shard_waits_for_the_others(path, monkeypatch):
-    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
-    first, second = (AnswerFile(path, QUESTIONS, SETTINGS, shard=Shard(index, 2)) for index in range(2))
-    fill(first)
-    fill(second, [5, 6])
+def test_the_first_process_waits_for_the_others_and_hears_of_failures(path):
+    def work(shard):
+        answers = AnswerFile(path, QUESTIONS, SETTINGS, shard=shard)
+        if shard.index == 0:
+            fill(answers, [0, 1, 2, 3])
+            answers.refuse(QUESTIONS[4], "no image")
+            assert answers.finish()
+            refused = [(refusal.question.row, refusal.reason) for refusal in answers.refused]
+            assert refused == [(4, "no image"), (9, "broken image")]
+        else:
+            time.sleep(0.3)
+            answers.refuse(QUESTIONS[9], "broken image")
+            fill(answers, [5, 6, 7, 8])
+            assert not answers.finish()
 
-    def later():
-        fill(second, [7, 8])
-        second.refuse(QUESTIONS[9], "broken image")
-        second.finish()
-
-    timer = threading.Timer(0.2, later)
-    timer.start()
-    assert first.finish(timeout=20)
-    timer.join()
-    assert not first.complete
-    assert [(refusal.question.row, refusal.reason) for refusal in first.refused] == [(9, "broken image")]
-    assert rows_in(path) == list(range(9))
+    assert exit_codes(in_processes(2, work)) == [0, 0]
+    assert rows_in(path) == [0, 1, 2, 3, 5, 6, 7, 8]
 
 
-def test_a_shard_that_never_ends_is_named(path, monkeypatch):
-    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
-    first = AnswerFile(path, QUESTIONS, SETTINGS, shard=Shard(0, 2))
-    fill(first)
-    with pytest.raises(ValueError, match="Process 1 of 2 has not finished"):
-        first.finish(timeout=0.05)
-    assert rows_in(first.own) == [0, 1, 2, 3, 4]
+def test_a_process_that_ends_early_is_noticed(path):
+    def work(shard):
+        answers = AnswerFile(path, QUESTIONS, SETTINGS, shard=shard)
+        fill(answers)
+        if shard.index == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        with pytest.raises(ValueError, match="Another process of this run has ended"):
+            answers.finish()
+
+    assert exit_codes(in_processes(2, work)) == [0, -signal.SIGKILL]
+    alone = AnswerFile(path, QUESTIONS, SETTINGS)
+    assert alone.complete
+    assert alone.finish()
+    assert rows_in(path) == list(range(10))
+
+
+def test_other_settings_are_refused_in_every_process(path):
+    alone, changed = AnswerFile(path, QUESTIONS, SETTINGS), {**SETTINGS, "budget": 128}
+    fill(alone, [0])
+    alone.close()
+
+    def refused(shard):
+        with pytest.raises(ValueError, match="made with other settings"):
+            AnswerFile(path, QUESTIONS, changed, shard=shard)
+
+    def overwriting(shard):
+        assert AnswerFile(path, QUESTIONS, changed, shard=shard, overwrite=True).finish() == (shard.index == 0)
+
+    assert exit_codes(in_processes(2, refused)) == [0, 0]
+    assert rows_in(path) == [0]
+    assert exit_codes(in_processes(2, overwriting)) == [0, 0]
+    assert rows_in(path) == []
 
 
 def test_resumes_with_another_number_of_processes(path):
-    for index in range(2):
-        fill(AnswerFile(path, QUESTIONS, SETTINGS, shard=Shard(index, 2)), [0, 1, 7])
-    three = [AnswerFile(path, QUESTIONS, SETTINGS, shard=Shard(index, 3)) for index in range(3)]
-    assert [[question.row for question in shard.todo] for shard in three] == [[2], [3, 4, 5], [6, 8, 9]]
-    fill(three[1], [4])
+    def two(shard):
+        fill(AnswerFile(path, QUESTIONS, SETTINGS, shard=shard), [0, 1, 7])
+
+    def three(shard):
+        answers = AnswerFile(path, QUESTIONS, SETTINGS, shard=shard)
+        assert [question.row for question in answers.todo] == [[2], [3, 4, 5], [6, 8, 9]][shard.index]
+        fill(answers, [4])
+
+    assert exit_codes(in_processes(2, two)) == [0, 0]
+    assert exit_codes(in_processes(3, three)) == [0, 0, 0]
     alone = AnswerFile(path, QUESTIONS, SETTINGS)
     assert [question.row for question in alone.todo] == [2, 3, 5, 6, 8, 9]
     fill(alone)
     assert alone.finish()
     assert rows_in(path) == list(range(10))
     assert sorted(file.name for file in path.parent.iterdir()) == ["answers.jsonl", "answers.jsonl.meta.json"]
+
+
+def test_killed_at_any_moment_nothing_is_lost_or_doubled(path):
+    """Runs of two or three processes, all killed after a while; every answer that was on disk then stays."""
+
+    def work(shard):
+        answers = AnswerFile(path, QUESTIONS, SETTINGS, shard=shard)
+        for question in answers.todo:
+            time.sleep(0.02)
+            fill(answers, [question.row], text=f"process {shard.index} of {shard.count}")
+        answers.finish()
+
+    moments, seen = random.Random(0), {}
+    for count in (3, 2, 3, 2):
+        members = in_processes(count, work)
+        time.sleep(moments.uniform(0.05, 0.3))
+        for process in members:
+            process.kill()
+        exit_codes(members)
+        if path.parent.exists():
+            on_disk = AnswerFile(path, QUESTIONS, SETTINGS)
+            on_disk.close()
+            assert seen.items() <= {row: answer["answer_id"] for row, answer in on_disk.rows.items()}.items()
+            seen = {row: answer["answer_id"] for row, answer in on_disk.rows.items()}
+    assert seen
+    assert exit_codes(in_processes(3, work)) == [0, 0, 0]
+    assert rows_in(path) == list(range(10))
+    final = {json.loads(line)["answer_id"] for line in path.read_text().splitlines()}
+    assert set(seen.values()) <= final
+
+
+def test_processes_that_cannot_talk_are_refused(monkeypatch):
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.setenv("MASTER_PORT", "1")
+    with (
+        pytest.raises(ValueError, match=r"WORLD_SIZE=2 is set without MASTER_ADDR: .* torchrun"),
+        process_group(Shard(0, 2)),
+    ):
+        pass
 
 
 def test_a_refused_question_is_asked_again(path):

@@ -1,7 +1,11 @@
 import json
+import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from llava.eval import run
 
@@ -19,7 +23,7 @@ def before_loading(monkeypatch, capsys):
         raise AssertionError("a model was loaded")
 
     def check(command):
-        monkeypatch.setattr(run, "load_pretrained_model", refuse)
+        monkeypatch.setattr("llava.eval.loading.load_pretrained_model", refuse)
         assert run.main(command) == 2
         return capsys.readouterr().err
 
@@ -177,3 +181,58 @@ def test_no_usable_image_at_all(command, benchmark, tmp_path, capsys):
     assert run.main(command) == 1
     assert "12 of 12 questions skipped" in capsys.readouterr().out
     assert json.loads((tmp_path / "a.jsonl.result.json").read_text())["scores"] is None
+
+
+def test_a_wrong_flag_is_told_without_torch():
+    script = (
+        "import sys\n"
+        "from llava.eval import {name}\n"
+        "try: {name}.main(['textvqa', '--nonsense'])\n"
+        "except SystemExit as done: print(done.code, 'torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    for name in ("run", "sweep", "model_vqa_loader"):
+        done = subprocess.run([sys.executable, "-c", script.format(name=name)], capture_output=True, text=True)
+        assert (done.stdout.split(), "nonsense" in done.stderr) == (["2", "False", "False"], True), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("bad number"), "bad number\n"),
+        (torch.OutOfMemoryError(), "Out of memory at --batch-size 16. Run again with half of it.\n"),
+        (KeyboardInterrupt(), "Stopped.\n"),
+    ],
+)
+def test_errors_are_told_without_a_trace(command, monkeypatch, capsys, error, said):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr("llava.eval.benchmark.prepare", fail)
+    assert run.main(command) == (130 if isinstance(error, KeyboardInterrupt) else 2)
+    assert capsys.readouterr().err == said
+
+
+def test_verbose_shows_where_an_error_comes_from(command, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("llava"), "level", logging.NOTSET)  # put back afterwards
+    monkeypatch.setattr(logging.getLogger("visionzip_patch"), "level", logging.NOTSET)
+    command = [command[0], "./nowhere", *command[2:]]
+    assert run.main(command) == 2
+    assert "Traceback" not in caplog.text
+    assert run.main([*command, "--verbose"]) == 2
+    assert "Traceback" in caplog.text
+
+
+def test_other_errors_keep_their_trace(command, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("llava.eval.benchmark.prepare", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        run.main(command)
+
+
+def test_processes_without_a_launcher(command, before_loading, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    assert "WORLD_SIZE=2 is set without MASTER_ADDR and MASTER_PORT" in before_loading(command)

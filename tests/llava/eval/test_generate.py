@@ -3,8 +3,9 @@ import torch
 
 from llava.conversation import conv_templates
 from llava.eval import generate
-from llava.eval.answers import AnswerFile, Question, read_questions
-from llava.eval.generate import Decoding, answer_questions, generate_batch, make_batches, missing_images, read_picture
+from llava.eval.answers import AnswerFile
+from llava.eval.generate import Decoding, answer_questions, generate_batch, make_batches, pad_left, read_picture
+from llava.eval.questions import Question, missing_images, read_questions
 from llava.mm_utils import load_image, process_images, tokenizer_image_token
 from visionzip_patch import zipped
 
@@ -73,6 +74,26 @@ def test_a_shared_image_is_prepared_once_per_batch(loaded, benchmark, tmp_path, 
     monkeypatch.setattr(generate, "read_picture", counting)
     run(loaded, benchmark, tmp_path / "a.jsonl", decoding=FOUR, batch_size=12)
     assert sorted(seen) == [f"image{i}.jpg" for i in range(4)]
+
+
+def test_a_shared_image_is_encoded_once_per_batch(loaded, benchmark, tmp_path, monkeypatch):
+    _, model, _ = loaded
+    encode, seen = model.image_features, []
+
+    def counting(pixels, sizes):
+        seen.append(len(pixels))
+        return encode(pixels, sizes)
+
+    monkeypatch.setattr(model, "image_features", counting)
+    answers = run(loaded, benchmark, tmp_path / "a.jsonl", decoding=FOUR, batch_size=12)
+    assert seen == [4]
+    assert answers.complete
+
+
+def test_prompts_are_padded_on_the_left():
+    ids, mask = pad_left([[5, 6, 7], [8]], padding=0)
+    assert ids.tolist() == [[5, 6, 7], [0, 0, 8]]
+    assert mask.tolist() == [[True, True, True], [False, False, True]]
 
 
 def test_an_unusable_image_refuses_its_questions_only(loaded, benchmark, tmp_path):

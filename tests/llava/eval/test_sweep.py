@@ -7,25 +7,8 @@ import pytest
 import torch
 
 from llava.eval import run, sweep
-
-
-def test_covered_patches_counts_area():
-    scene = {
-        "width": 42,
-        "height": 28,
-        "patch": 14,
-        "signs": [{"box": [0, 0, 14, 14]}, {"box": [20, 14, 42, 28]}, {"box": [14, 0, 18, 14]}],
-    }
-    # 2nd patch: 4 of 14 columns = 29 %; 5th: 8 of 14 = 57 %
-    assert sweep.covered_patches(scene).tolist() == [True, False, False, False, True, True]
-
-
-def test_covered_patches_adds_up_signs():
-    boxes = [[0, 0, 14, 3], [0, 4, 14, 7]]
-    scene = {"width": 14, "height": 14, "patch": 14, "signs": [{"box": box} for box in boxes]}
-    assert sweep.covered_patches(scene).tolist() == [True]
-    scene["signs"].pop()
-    assert sweep.covered_patches(scene).tolist() == [False]
+from llava.eval.generate import Picture
+from llava.eval.workbench import sign_patches
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +62,24 @@ def test_markdown_has_a_line_per_budget():
 
 def test_signs_on_another_grid_are_left_out(tiny_tower):
     tower = tiny_tower()
-    picture = sweep.Picture(torch.zeros(3, 56, 56), (56, 56))
-    scene = {"width": 56, "height": 56, "patch": 14, "signs": [{"box": [0, 0, 14, 14]}]}
-    assert sweep.sign_patches({"a": scene}, {"a.png": picture}, tower).shape == (1, 16)
-    assert sweep.sign_patches({"a": {**scene, "width": 112}}, {"a.png": picture}, tower) is None
+    picture = Picture(torch.zeros(3, 56, 56), (56, 56))
+    scene = {"width": 56, "height": 56, "patch": 14, "on_sign": [0, 5]}
+    (on_sign,) = sign_patches({"a": scene}, {"a.png": picture}, tower)
+    assert on_sign.nonzero().flatten().tolist() == [0, 5]
+    assert len(on_sign) == 16
+    assert sign_patches({"a": {**scene, "width": 112}}, {"a.png": picture}, tower) is None
+    crops = Picture(torch.zeros(2, 3, 56, 56), (56, 112))
+    assert sign_patches({"a": scene}, {"a.png": crops}, tower) is None
+
+
+def test_the_documented_results_are_not_where_results_go_by_default(monkeypatch, tmp_path):
+    (tmp_path / "playground").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert (
+        sweep.main(["--limit", "2"]) == 2
+    )  # there is no embedded model here; the folder is made before it is looked for
+    assert [path.name for path in (tmp_path / "playground/results/sweep").iterdir()] == ["llava-signs"]
+    assert not (tmp_path / "docs").exists()
 
 
 def test_the_readme_shows_what_the_sweep_wrote():

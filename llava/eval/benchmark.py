@@ -1,0 +1,220 @@
+"""One benchmark run, from command-line options to scores: choose, check, answer, score, report."""
+
+import argparse
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from llava.eval.answers import AnswerFile, describe_settings, process_group
+from llava.eval.chunks import ALONE, Shard, current_shard
+from llava.eval.cli import QUESTIONS_REFUSED, choose_data, quiet, require_images, tell
+from llava.eval.files import write_json
+from llava.eval.generate import Decoding, answer_and_merge
+from llava.eval.loading import describe_device, device_of, load, use_one_thread
+from llava.eval.questions import Question, read_questions
+from llava.eval.results import budget_name, print_report, summarize
+from llava.eval.tasks import EMBEDDED_CHECKPOINT, TASKS, Data, Task, playground
+from llava.mm_utils import get_model_name_from_path
+from llava.model.checkpoint import Checkpoint
+from visionzip_patch import VisionZipConfig, unzip
+from visionzip_patch.api import attach
+
+EMBEDDED_BUDGET = VisionZipConfig(dominant=6, contextual=1)  # a ninth of 64 tokens, as 64 of 576
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is the same for all budgets of a run."""
+
+    task: Task
+    data: Data
+    questions: list[Question]
+    decoding: Decoding
+    checkpoint: str
+    loading: dict  # options of `load`, device included
+    settings: dict  # of the answers, but for the budget
+    shard: Shard
+    batch_size: int
+    num_workers: int | None
+    overwrite: bool
+
+
+class Variant(NamedTuple):
+    """The model at one budget, and its answers."""
+
+    budget: VisionZipConfig | None  # None: all tokens
+    answers: AnswerFile
+
+
+def run_benchmark(args: argparse.Namespace) -> int:
+    """Do what `llava.eval.run` was asked for; returns the exit status."""
+    checkpoint = args.checkpoint or str(playground() / EMBEDDED_CHECKPOINT)
+    if args.checkpoint is None:
+        use_one_thread()
+    budgets = choose_budgets(args, checkpoint)
+    paths = choose_paths(args, checkpoint, budgets)
+    run = prepare(args, checkpoint)
+    with process_group(run.shard):
+        variants = [open_variant(run, budget, path) for budget, path in zip(budgets, paths, strict=True)]
+        todo = [question for variant in variants for question in variant.answers.todo]
+        if not args.skip_bad:
+            ways_out = f"{run.data.how_to_fetch()}\nOr leave those questions out, and count them, with --skip-bad."
+            require_images(todo, run.data.question_file, run.data.image_folder, ways_out)
+        loaded = load_for(run, budgets) if todo else None
+        results = [result for variant in variants if (result := evaluate(run, variant, loaded))]
+    if run.shard.index > 0:
+        return 0  # the first process speaks for all; a failure here would make torchrun stop it before it has scored
+    print_report(results)
+    if None not in budgets:
+        tell("\nTo compare with all tokens in the same table, add --compare-full.")
+    return QUESTIONS_REFUSED if any(result["skipped"] for result in results) and not args.skip_bad else 0
+
+
+def choose_budgets(args: argparse.Namespace, checkpoint: str) -> list[VisionZipConfig | None]:
+    """The budgets to run, the main one last; None stands for all tokens."""
+    asked = asked_budget(args)
+    carried = Checkpoint.inspect(checkpoint).config.get("visionzip")
+    if asked is None and carried:
+        asked = VisionZipConfig.from_dict(carried)
+        asked = replace(asked, merge=args.merge or asked.merge)
+        tell(f"No budget was given; {checkpoint} carries one, which is used: {asked}.")
+    if args.checkpoint is None:
+        return [None, asked or replace(EMBEDDED_BUDGET, merge=args.merge or "sum")]
+    if args.merge and not asked:
+        raise ValueError("--merge needs a budget: add --dominant and --contextual, or --tokens-per-image.")
+    return [None, asked] if args.compare_full and asked else [asked]
+
+
+def asked_budget(args: argparse.Namespace) -> VisionZipConfig | None:
+    merge, counts = args.merge or "sum", (args.dominant, args.contextual)
+    if args.tokens_per_image is not None:
+        if counts != (None, None):
+            raise ValueError("--tokens-per-image replaces --dominant and --contextual: give one or the other.")
+        return VisionZipConfig(tokens_per_image=args.tokens_per_image, merge=merge)
+    if counts == (None, None):
+        return None
+    if None in counts:
+        raise ValueError(
+            f"--dominant and --contextual go together; got {args.dominant} and {args.contextual}. "
+            f"54 and 10 are usual for 576 tokens; --contextual 0 only drops."
+        )
+    return VisionZipConfig(*counts, merge=merge)
+
+
+def choose_paths(args: argparse.Namespace, checkpoint: str, budgets: list[VisionZipConfig | None]) -> list[Path]:
+    """Where each budget's answers go; with --answers-file the full-token ones get a name beside it."""
+    if args.answers_file:
+        path = Path(args.answers_file)
+        return [path.with_name(f"{path.stem}.full{path.suffix}"), path][-len(budgets) :]
+    folder = Path(args.out or playground() / "results" / args.task / get_model_name_from_path(checkpoint))
+    bits = "-8bit" * args.load_8bit + "-4bit" * args.load_4bit
+    first = f"-first-{args.limit}" if args.limit else ""
+    return [folder / f"{budget_name(budget)}{bits}{first}.jsonl" for budget in budgets]
+
+
+def prepare(args: argparse.Namespace, checkpoint: str) -> Run:
+    """Read and check everything that takes no model."""
+    task, shard = TASKS[args.task], current_shard()
+    data = choose_data(args, task)
+    questions = read_questions(data.question_file, args.limit)
+    require_annotations(task, data, questions)
+    decoding = Decoding(args.conv_mode, args.max_new_tokens or task.max_new_tokens)
+    automatic = "float16" if device_of(args.device, ALONE).startswith("cuda") else "float32"
+    settings = describe_settings(
+        checkpoint,
+        args.model_base,
+        questions,
+        data.image_folder,
+        task=task.name,
+        dtype=args.dtype or automatic,
+        quantization="8bit" if args.load_8bit else "4bit" if args.load_4bit else None,
+        prompt=decoding.prompt("{question}" + task.prompt_suffix),
+        max_new_tokens=decoding.max_new_tokens,
+    )
+    loading = {
+        "model_base": args.model_base,
+        "load_8bit": args.load_8bit,
+        "load_4bit": args.load_4bit,
+        "device": device_of(args.device, shard),
+        "use_flash_attn": args.flash_attn,
+        "dtype": getattr(torch, args.dtype) if args.dtype else None,
+    }
+    return Run(
+        task=task,
+        data=data,
+        questions=questions,
+        decoding=decoding,
+        checkpoint=checkpoint,
+        loading=loading,
+        settings=settings,
+        shard=shard,
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+        # The embedded model answers in seconds, and who runs it again wants to see that.
+        overwrite=args.overwrite or args.checkpoint is None,
+    )
+
+
+def require_annotations(task: Task, data: Data, questions: list[Question]) -> None:
+    """Score empty answers: an annotation that is broken or belongs to other questions shows before the work is done."""
+    rows = [{"question_id": q.question_id, "prompt": q.text, "text": ""} for q in questions]
+    with quiet():
+        task.metric(data.annotation_file, rows)
+
+
+def open_variant(run: Run, budget: VisionZipConfig | None, path: Path) -> Variant:
+    settings = {**run.settings, "visionzip": budget.to_dict() if budget else None}
+    name = get_model_name_from_path(run.checkpoint)
+    answers = AnswerFile(path, run.questions, settings, shard=run.shard, model_id=name, overwrite=run.overwrite)
+    if answers.resumed:
+        tell(f"{path}: {answers.resumed} of {len(run.questions)} questions are answered already.")
+    return Variant(budget, answers)
+
+
+def load_for(run: Run, budgets: list[VisionZipConfig | None]) -> tuple:
+    """(tokenizer, model, image processor), for which every budget is possible."""
+    loaded = load(run.checkpoint, **run.loading)
+    for budget in budgets:
+        set_budget(loaded[1], budget)
+    return loaded
+
+
+def set_budget(model, budget: VisionZipConfig | None) -> None:
+    if budget is None:
+        unzip(model)
+    else:
+        attach(model, budget)
+
+
+def evaluate(run: Run, variant: Variant, loaded: tuple | None) -> dict | None:
+    """Answer, merge, score and save one variant; None in all processes but the first."""
+    answers, start = variant.answers, time.perf_counter()
+    if answers.todo:
+        set_budget(loaded[1], variant.budget)
+    holds_all = answer_and_merge(
+        answers,
+        loaded,
+        run.data.image_folder,
+        decoding=run.decoding,
+        prompt_suffix=run.task.prompt_suffix,
+        batch_size=run.batch_size,
+        num_workers=run.num_workers,
+        progress=budget_name(variant.budget) if run.shard.index == 0 else None,
+    )
+    if not holds_all:
+        return None
+    asked = len(run.questions) - answers.resumed
+    timing = {
+        "seconds": round(time.perf_counter() - start, 2),
+        "questions": asked,
+        "batch_size": run.batch_size,
+        "device": describe_device(run.loading["device"]),
+        "processes": run.shard.count,
+        "flash_attn": run.loading["use_flash_attn"],
+    }
+    result = summarize(run.task, run.data, variant.budget, answers, timing if asked else None)
+    write_json(answers.result, result)
+    return result

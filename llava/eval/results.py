@@ -1,0 +1,87 @@
+"""The result of a run: what is saved beside the answers, and the table on the screen."""
+
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from llava.eval.answers import AnswerFile
+from llava.eval.files import read_json
+from llava.eval.tasks import Data, Task
+from visionzip_patch import VisionZipConfig
+
+
+def budget_name(budget: VisionZipConfig | None) -> str:
+    """A budget for tables and file names: full, 54+10, 160-per-image."""
+    if budget is None:
+        return "full"
+    counts = f"{budget.dominant}+{budget.contextual}"
+    name = counts if budget.tokens_per_image is None else f"{budget.tokens_per_image}-per-image"
+    options = [option for option, usual in ((budget.merge, "sum"), (budget.selector, "attention")) if option != usual]
+    return "-".join([name, *options])
+
+
+def summarize(task: Task, data: Data, budget: VisionZipConfig | None, answers: AnswerFile, timing: dict | None) -> dict:
+    """The result as it is saved beside the answers. Scores are in % of the answered questions."""
+    rows = [answers.rows[row] for row in sorted(answers.rows)]
+    tokens = [row["metadata"]["image_tokens"] for row in rows]
+    spread = {"mean": sum(tokens) / len(tokens), "min": min(tokens), "max": max(tokens)} if rows else None
+    return {
+        "budget": budget_name(budget),
+        "scores": task.metric(data.annotation_file, rows) if rows else None,
+        "questions": len(answers.questions),
+        "answered": len(rows),
+        "skipped": [
+            {"line": refusal.question.line, "question_id": refusal.question.question_id, "reason": refusal.reason}
+            for refusal in answers.refused
+        ],
+        "tokens_per_image": spread,
+        "timing": timing,
+        "answers_file": str(answers.path),
+        "question_file": str(data.question_file),
+        "annotation_file": str(data.annotation_file),
+        "settings": read_json(answers.meta),
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    packages = {name: version(name) for name in ("torch", "transformers", "pillow")}
+    return {"python": platform.python_version(), **packages}
+
+
+def print_report(results: Sequence[dict]) -> None:
+    """A table of all results, and below it what was left out."""
+    names = list(next((result["scores"] for result in results if result["scores"]), {}))
+    head = ["budget", "tokens per image", *(f"{name} %" for name in names), "answered", "seconds", "answers"]
+    lines = [head, ["---"] * len(head)]
+    for result in results:
+        scores = [f"{result['scores'][name]:.2f}" if result["scores"] else "-" for name in names]
+        answered = f"{result['answered']} of {result['questions']}"
+        seconds = f"{result['timing']['seconds']:.1f}" if result["timing"] else "-"
+        lines.append([result["budget"], tokens_text(result), *scores, answered, seconds, result["answers_file"]])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    print()
+    for line in lines:
+        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |")
+    for result in results:
+        print_skipped(result)
+
+
+def print_skipped(result: dict, most: int = 10) -> None:
+    skipped = result["skipped"]
+    if not skipped:
+        return
+    print(f"\n{result['budget']}: {len(skipped)} of {result['questions']} questions skipped, not scored")
+    for skip in skipped[:most]:
+        print(f"  line {skip['line']} of {result['question_file']}: {skip['reason']}")
+    if len(skipped) > most:
+        print(f"  and {len(skipped) - most} more, listed in {result['answers_file']}.result.json")
+
+
+def tokens_text(result: dict) -> str:
+    tokens = result["tokens_per_image"]
+    if tokens is None:
+        return "-"
+    if tokens["min"] == tokens["max"]:
+        return str(tokens["min"])
+    return f"{tokens['mean']:.1f} ({tokens['min']} to {tokens['max']})"
