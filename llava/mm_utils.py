@@ -81,11 +81,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image
 
 
-def process_images(images: Sequence[Image.Image], image_processor, model_cfg) -> torch.Tensor | list[torch.Tensor]:
+def process_images(
+    images: Image.Image | Sequence[Image.Image], image_processor, model_cfg
+) -> torch.Tensor | list[torch.Tensor]:
     """Pixels for the vision tower, prepared as `model_cfg.image_aspect_ratio` says.
 
     Args:
-        images: PIL images of any mode.
+        images: PIL images of any mode, or a single one.
         image_processor: the tower's; its PIL version gives the pixels that published numbers rest on.
         model_cfg: "pad" as aspect ratio fills each image up to a square with the mean colour; what starts with
             "anyres" makes a base crop and tiles, on a grid from `model_cfg.image_grid_pinpoints`; anything else, and a
@@ -98,6 +100,8 @@ def process_images(images: Sequence[Image.Image], image_processor, model_cfg) ->
     Raises:
         ValueError: no images, or anyres without a grid to choose from.
     """
+    if isinstance(images, Image.Image):
+        images = [images]
     if len(images) == 0:
         raise ValueError("process_images got no images. For a text-only prompt pass images=None to generate.")
     images = [to_rgb(image) for image in images]

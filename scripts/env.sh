@@ -142,6 +142,7 @@ install_project() {
   spec=$(torch_spec)
   note "setting up .venv${extras:+ for $extras} (torch first: $spec). Once; a minute or so, plus the downloads."
   : >"$STAMP"
+  trap 'note "stopped while setting up .venv; the same command begins again"; exit 130' INT
   if [[ -n ${TORCH_SPEC:-} ]]; then
     printf '%s\n' "$TORCH_SPEC" >"$VENV/.torch-spec"
   fi
@@ -151,6 +152,7 @@ install_project() {
   pip_install -c "$VENV/constraints.txt" -e "$ROOT${extras:+[${extras// /,}]}"
   printf '%s\n%s\n' "$(fingerprint)" "$extras" >"$STAMP.new"
   mv "$STAMP.new" "$STAMP"
+  trap - INT
   note ".venv is ready after $((SECONDS - start)) s"
 }
 
@@ -165,6 +167,7 @@ launch() {
   local nproc=${NPROC:-$(visible_gpus)}
   [[ $nproc =~ ^[0-9]+$ ]] || die "NPROC=$nproc is no number of processes. Give 1 or more, or unset it for one per GPU."
   if ((nproc > 1)); then
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # one thread per process, without torchrun saying so
     exec "$PY" -m torch.distributed.run --standalone --nproc_per_node "$nproc" -m "$@"
   fi
   exec "$PY" -m "$@"

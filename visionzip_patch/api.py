@@ -52,7 +52,8 @@ def attach(model: nn.Module, config: VisionZipConfig) -> nn.Module:
     tower = find_tower(model)
     tower.reducer = VisionZip(config, tower)
     model.config.visionzip = config.to_dict()
-    logger.info("%s in place of %d per crop", config, tower.num_patches)
+    if tower.reducer.tokens() >= tower.num_patches:
+        logger.warning("%s: not fewer than the %d that there are without VisionZip.", config, tower.num_patches)
     return model
 
 

@@ -111,9 +111,11 @@ def check_budget(dominant: int, contextual: int, available: int) -> None:
     """Raise a ValueError with both numbers unless `dominant + contextual` tokens can be had from `available`."""
     check_counts(dominant, contextual)
     if dominant + contextual > available:
+        few = max(1, available // 9)
+        merged = few * 10 // 64
         raise ValueError(
-            f"dominant={dominant} + contextual={contextual} asks for {dominant + contextual} tokens, "
-            f"but the vision tower gives {available}. Lower either number; about a tenth, split 54 : 10, is usual."
+            f"dominant={dominant} + contextual={contextual} asks for {dominant + contextual} tokens, but the vision "
+            f"tower gives {available}, CLS included. Lower either number; a ninth, {few - merged} + {merged}, is usual."
         )
 
 

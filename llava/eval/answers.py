@@ -76,6 +76,11 @@ def process_group(shard: Shard) -> Iterator[None]:
         distributed.destroy_process_group()
 
 
+def meta_file(path: Path) -> Path:
+    """Where the settings are with which the answers in `path` were made."""
+    return path.with_name(f"{path.name}.meta.json")
+
+
 class AnswerFile:
     """Opens, or resumes, the answers to `questions`.
 
@@ -105,7 +110,7 @@ class AnswerFile:
     ):
         self.path, self.questions, self.shard, self.model_id = Path(path), questions, shard, model_id
         self.own = self.path if shard.count == 1 else self.beside(f".part-{shard.index}-of-{shard.count}")
-        self.meta, self.result = self.beside(".meta.json"), self.beside(".result.json")
+        self.meta, self.result = meta_file(self.path), self.beside(".result.json")
         self.refused: list[Refused] = []
         self.by_row = {question.row: question for question in questions}
 

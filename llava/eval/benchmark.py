@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from llava.eval.answers import AnswerFile, describe_settings, process_group
+from llava.eval.answers import AnswerFile, describe_settings, meta_file, process_group
 from llava.eval.chunks import ALONE, Shard, current_shard
 from llava.eval.cli import QUESTIONS_REFUSED, choose_data, quiet, require_images, tell
 from llava.eval.files import write_json
@@ -18,9 +18,10 @@ from llava.eval.questions import Question, read_questions
 from llava.eval.results import budget_name, print_report, summarize
 from llava.eval.tasks import EMBEDDED_CHECKPOINT, TASKS, Data, Task, playground
 from llava.mm_utils import get_model_name_from_path
-from llava.model.checkpoint import Checkpoint
+from llava.model.builder import read_tower_config
 from visionzip_patch import VisionZipConfig, unzip
 from visionzip_patch.api import attach
+from visionzip_patch.reducer import VisionZip
 
 EMBEDDED_BUDGET = VisionZipConfig(dominant=6, contextual=1)  # a ninth of 64 tokens, as 64 of 576
 
@@ -40,6 +41,7 @@ class Run:
     batch_size: int
     num_workers: int | None
     overwrite: bool
+    restart: bool  # begin again with what an earlier run has left, but overwrite nothing else
 
 
 class Variant(NamedTuple):
@@ -54,9 +56,9 @@ def run_benchmark(args: argparse.Namespace) -> int:
     checkpoint = args.checkpoint or str(playground() / EMBEDDED_CHECKPOINT)
     if args.checkpoint is None:
         use_one_thread()
+    run = prepare(args, checkpoint)
     budgets = choose_budgets(args, checkpoint)
     paths = choose_paths(args, checkpoint, budgets)
-    run = prepare(args, checkpoint)
     with process_group(run.shard):
         variants = [open_variant(run, budget, path) for budget, path in zip(budgets, paths, strict=True)]
         todo = [question for variant in variants for question in variant.answers.todo]
@@ -75,17 +77,20 @@ def run_benchmark(args: argparse.Namespace) -> int:
 
 def choose_budgets(args: argparse.Namespace, checkpoint: str) -> list[VisionZipConfig | None]:
     """The budgets to run, the main one last; None stands for all tokens."""
-    asked = asked_budget(args)
-    carried = Checkpoint.inspect(checkpoint).config.get("visionzip")
+    asked, tower = asked_budget(args), read_tower_config(checkpoint)
+    carried = tower.reducer and tower.reducer.config
     if asked is None and carried:
-        asked = VisionZipConfig.from_dict(carried)
-        asked = replace(asked, merge=args.merge or asked.merge)
+        asked = replace(carried, merge=args.merge or carried.merge)
         tell(f"No budget was given; {checkpoint} carries one, which is used: {asked}.")
+    if asked:
+        VisionZip(asked, tower)  # raises now, before answers of an earlier run are touched
     if args.checkpoint is None:
         return [None, asked or replace(EMBEDDED_BUDGET, merge=args.merge or "sum")]
-    if args.merge and not asked:
-        raise ValueError("--merge needs a budget: add --dominant and --contextual, or --tokens-per-image.")
-    return [None, asked] if args.compare_full and asked else [asked]
+    if (args.merge or args.compare_full) and not asked:
+        raise ValueError(
+            "--merge and --compare-full need a budget: add --dominant and --contextual, or --tokens-per-image."
+        )
+    return [None, asked] if args.compare_full else [asked]
 
 
 def asked_budget(args: argparse.Namespace) -> VisionZipConfig | None:
@@ -153,8 +158,8 @@ def prepare(args: argparse.Namespace, checkpoint: str) -> Run:
         shard=shard,
         batch_size=args.batch_size,
         num_workers=args.num_workers,
-        # The embedded model answers in seconds, and who runs it again wants to see that.
-        overwrite=args.overwrite or args.checkpoint is None,
+        overwrite=args.overwrite,
+        restart=args.checkpoint is None,  # the embedded model answers in seconds: who runs it again wants to see that
     )
 
 
@@ -168,7 +173,8 @@ def require_annotations(task: Task, data: Data, questions: list[Question]) -> No
 def open_variant(run: Run, budget: VisionZipConfig | None, path: Path) -> Variant:
     settings = {**run.settings, "visionzip": budget.to_dict() if budget else None}
     name = get_model_name_from_path(run.checkpoint)
-    answers = AnswerFile(path, run.questions, settings, shard=run.shard, model_id=name, overwrite=run.overwrite)
+    overwrite = run.overwrite or (run.restart and meta_file(path).exists())
+    answers = AnswerFile(path, run.questions, settings, shard=run.shard, model_id=name, overwrite=overwrite)
     if answers.resumed:
         tell(f"{path}: {answers.resumed} of {len(run.questions)} questions are answered already.")
     return Variant(budget, answers)

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 def status_of(command: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
     """The exit status of a command; what the user can mend is told in words, its trace only with --verbose."""
     logging.basicConfig(format="%(message)s")
+    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
     if args.verbose:
         for package in ("llava", "visionzip_patch"):
             logging.getLogger(package).setLevel(logging.DEBUG)
@@ -31,7 +32,7 @@ def status_of(command: Callable[[argparse.Namespace], int], args: argparse.Names
         return command(args)
     except KeyboardInterrupt:
         return exit_with("Stopped.", INTERRUPTED)
-    except (ValueError, OSError) as error:  # OSError: a full disk, a hub that cannot be reached
+    except (ValueError, OSError, ImportError) as error:  # a full disk, a hub that cannot be reached, no bitsandbytes
         logger.debug("Where it comes from:", exc_info=True)
         return exit_with(error, BAD_REQUEST)
     except RuntimeError as error:
@@ -105,7 +106,7 @@ def choose_data(args: argparse.Namespace, task: Task) -> Data:
     paths = [Path(getattr(args, name) or playground() / getattr(default, name)) for name in names]
     if missing := [path for path in paths if not path.exists()]:
         raise ValueError(
-            f"{task.name} needs {', '.join(map(str, missing))}, which is not there. {default.how_to_fetch()}\n"
+            f"{task.name} needs files that are not there: {', '.join(map(str, missing))}. {default.how_to_fetch()}\n"
             f"Or name other places with --question-file, --image-folder and --annotation-file."
         )
     return Data(*paths, fetch=default.fetch)
@@ -115,6 +116,6 @@ def require_images(questions: Iterable[Question], question_file: str | Path, fol
     """Raises ValueError, which ends in `ways_out`, if an image is not in `folder`."""
     if missing := missing_images(questions, folder):
         raise ValueError(
-            f"{len(missing)} images are not in {folder}; the first is {missing[0].image} "
+            f"Not all images are in {folder}: {len(missing)} missing, the first of them {missing[0].image} "
             f"({question_file}, line {missing[0].line}). {ways_out}"
         )

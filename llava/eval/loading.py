@@ -30,7 +30,7 @@ def device_of(device: str, shard: Shard) -> str:
 
 
 def describe_device(device: str) -> str:
-    return torch.cuda.get_device_name(device) if device != "cpu" else f"CPU, {torch.get_num_threads()} threads"
+    return torch.cuda.get_device_name(device) if device != "cpu" else f"CPU, torch threads: {torch.get_num_threads()}"
 
 
 def use_one_thread() -> None:

@@ -26,13 +26,22 @@ def eval_model(args: argparse.Namespace) -> int:
     """
     # torch and all: not before the flags are known to be right
     from llava.eval.answers import AnswerFile, describe_settings, process_group
+    from llava.eval.benchmark import asked_budget
     from llava.eval.generate import Decoding, answer_and_merge
     from llava.eval.loading import device_of, load
     from llava.mm_utils import get_model_name_from_path
 
     decoding = Decoding(args.conv_mode, args.max_new_tokens, args.temperature, args.top_p, args.num_beams)
     questions = list(get_chunk(read_questions(args.question_file), args.num_chunks, args.chunk_idx))
-    settings = describe_settings(args.model_path, args.model_base, questions, args.image_folder, **asdict(decoding))
+    budget = asked_budget(args)
+    settings = describe_settings(
+        args.model_path,
+        args.model_base,
+        questions,
+        args.image_folder,
+        visionzip=budget and budget.to_dict(),
+        **asdict(decoding),
+    )
     shard, name = current_shard(), get_model_name_from_path(args.model_path)
     with process_group(shard):
         answers = AnswerFile(
@@ -43,7 +52,8 @@ def eval_model(args: argparse.Namespace) -> int:
             require_images(answers.todo, args.question_file, args.image_folder, ways_out)
         loaded = None
         if answers.todo:
-            loaded = load(args.model_path, model_base=args.model_base, device=device_of("auto", shard))
+            device = device_of("auto", shard)
+            loaded = load(args.model_path, model_base=args.model_base, device=device, visionzip=budget)
         options = {"decoding": decoding, "batch_size": args.batch_size, "progress": None if shard.index else name}
         if not answer_and_merge(answers, loaded, args.image_folder, **options):
             return 0
@@ -57,6 +67,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m llava.eval.model_vqa_loader",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        usage="%(prog)s --model-path CHECKPOINT --question-file FILE [option ...]; --help lists them",
         description="Answer the questions of a JSONL file. An interrupted run goes on with the same command.",
         epilog=EXIT_STATUSES,
     )
@@ -73,10 +84,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--top_p", type=float, help="sample from the likeliest tokens that hold this share of the probability")
     add("--num_beams", type=int, default=1, help="beams of beam search")
     add("--max_new_tokens", type=int, default=128, help="longest answer, in tokens")
+    add("--dominant", type=int, metavar="D", help="VisionZip: tokens kept of each crop, CLS included")
+    add("--contextual", type=int, metavar="C", help="VisionZip: tokens merged from the rest of each crop")
     add("--batch-size", type=positive, default=16, help="questions at a time")
     add("--skip-bad", action="store_true", help="leave out questions whose image cannot be used, and count them")
     add("--overwrite", action="store_true", help="throw earlier answers away instead of going on from them")
     add_verbose(parser)
+    parser.set_defaults(tokens_per_image=None, merge=None)
     return parser.parse_args(argv)
 
 

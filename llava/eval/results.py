@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from llava.eval.answers import AnswerFile
+from llava.eval.cli import quiet
 from llava.eval.files import read_json
 from llava.eval.tasks import Data, Task
 from visionzip_patch import VisionZipConfig
@@ -23,11 +24,13 @@ def budget_name(budget: VisionZipConfig | None) -> str:
 def summarize(task: Task, data: Data, budget: VisionZipConfig | None, answers: AnswerFile, timing: dict | None) -> dict:
     """The result as it is saved beside the answers. Scores are in % of the answered questions."""
     rows = [answers.rows[row] for row in sorted(answers.rows)]
+    with quiet():  # how many are answered is said below
+        scores = task.metric(data.annotation_file, rows) if rows else None
     tokens = [row["metadata"]["image_tokens"] for row in rows]
     spread = {"mean": sum(tokens) / len(tokens), "min": min(tokens), "max": max(tokens)} if rows else None
     return {
         "budget": budget_name(budget),
-        "scores": task.metric(data.annotation_file, rows) if rows else None,
+        "scores": scores,
         "questions": len(answers.questions),
         "answered": len(rows),
         "skipped": [

@@ -26,6 +26,7 @@ def run(args: argparse.Namespace) -> int:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m llava.eval.run",
+        usage="%(prog)s {textvqa} [CHECKPOINT] [--dominant D --contextual C] [option ...]; --help lists them",
         description="Answer the questions of a benchmark with a LLaVA checkpoint and score them. "
         "An interrupted run goes on with the same command; one of the embedded model starts again.",
         epilog=EXIT_STATUSES,

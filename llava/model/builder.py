@@ -30,6 +30,8 @@ from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
 from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
 from llava.model.llava_arch import owns_tower
+from llava.model.multimodal_encoder.builder import build_vision_tower
+from llava.model.multimodal_encoder.tower import VisionTower
 from llava.tokenizer import load_tokenizer
 from visionzip_patch.config import VisionZipConfig
 
@@ -110,6 +112,19 @@ def load_pretrained_model(
     return tokenizer, model.eval(), tower.image_processor, context_length(model.config)
 
 
+def read_tower_config(model_path: str) -> VisionTower:
+    """A checkpoint's vision tower without its weights: what a budget can be held against before anything is loaded.
+
+    Raises:
+        ValueError: no checkpoint there, or one of a model that sees no images.
+    """
+    checkpoint = Checkpoint.inspect(model_path)
+    config = make_config(checkpoint, checkpoint, None)
+    if not getattr(config, "mm_vision_tower", None):
+        raise ValueError(f"{model_path} sees no images: there is no mm_vision_tower in its config.json.")
+    return build_vision_tower(config, delay_load=True)
+
+
 def find_base(checkpoint: Checkpoint, model_base: str | None) -> Checkpoint:
     """Where the language model's weights are: the checkpoint itself, or what a projector or LoRA goes on."""
     path, content = checkpoint.path, CONTENTS[checkpoint.kind]
@@ -163,11 +178,11 @@ def placement_of(device, device_map, load_8bit, load_4bit, use_flash_attn, kwarg
     if load_8bit and load_4bit:
         raise ValueError("load_8bit and load_4bit exclude each other.")
     if (load_8bit or load_4bit) and not find_spec("bitsandbytes"):
-        raise ImportError("load_8bit and load_4bit need bitsandbytes: pip install 'llava-visionzip[quant]'.")
+        raise ImportError("load_8bit and load_4bit need bitsandbytes: pip install bitsandbytes.")
     if use_flash_attn and not find_spec("flash_attn"):
         raise ImportError(
-            "use_flash_attn needs flash-attn: pip install --no-build-isolation 'llava-visionzip[flash]'. Without the "
-            "flag, PyTorch's own attention (SDPA) runs."
+            "use_flash_attn needs flash-attn: pip install --no-build-isolation flash-attn. Without the flag, "
+            "PyTorch's own attention (SDPA) runs."
         )
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():

@@ -61,10 +61,11 @@ class Checkpoint:
     def inspect(cls, path: str | os.PathLike, **hub) -> "Checkpoint":
         """Look at the files; ValueError with what was found if they make no checkpoint."""
         path = str(path)
+        require_reachable(path, hub)
         config_file, has_adapter = find(path, "config.json", hub), find(path, "adapter_config.json", hub)
         if not config_file and not has_adapter:
             raise ValueError(
-                f"No checkpoint at {path!r}: {what_is_there(path, hub)} Expected a folder or hub id with config.json."
+                f"No checkpoint at {path!r}: {what_is_there(path)} Expected a folder or hub id with config.json."
             )
         config = read_json(config_file) if config_file else {}
         if has_adapter:
@@ -76,7 +77,7 @@ class Checkpoint:
         if any(find(path, name, hub) for name in PROJECTOR):
             return cls(path, "projector", config, hub)
         raise ValueError(
-            f"{path!r} has a config.json but no weights: {what_is_there(path, hub)} Expected one of "
+            f"{path!r} has a config.json but no weights: {what_is_there(path)} Expected one of "
             f"{', '.join(WEIGHTS)}, or {PROJECTOR[1]} (projector-only), or adapter_config.json (LoRA)."
         )
 
@@ -92,7 +93,7 @@ class Checkpoint:
         """
         if file := self.find(*names):
             return load_tensors(file)
-        raise ValueError(f"{self.path!r} has none of {', '.join(names)}: {what_is_there(self.path, self.hub)}")
+        raise ValueError(f"{self.path!r} has none of {', '.join(names)}: {what_is_there(self.path)}")
 
 
 def language_model(config: dict) -> str:
@@ -218,7 +219,7 @@ def check_files(path: str, hub: dict) -> None:
     """ValueError if a model's weight files are incomplete or one of them cannot be read, with its name."""
     index = file = next((file for name in WEIGHTS if (file := find(path, name, hub))), None)
     if file is None:
-        raise ValueError(f"{path!r} has none of {', '.join(WEIGHTS)}: {what_is_there(path, hub)}")
+        raise ValueError(f"{path!r} has none of {', '.join(WEIGHTS)}: {what_is_there(path)}")
     names = set(read_json(index).get("weight_map", {}).values()) if file.endswith(".json") else {Path(file).name}
     for name in sorted(names):
         if not (file := find(path, name, hub)):
@@ -247,12 +248,25 @@ def load_tensors(file: str, device: str = "cpu") -> dict[str, Tensor]:
     return tensors
 
 
+def require_reachable(path: str, hub: dict) -> None:
+    """ValueError if `path` is a hub id and neither the hub nor the cache has it: asked once, not once per file."""
+    if Path(path).exists() or not is_hub_id(path):
+        return
+    try:
+        cached_file(path, "config.json", **hub)
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"No checkpoint at {path!r}: there is no such folder, and it cannot be fetched as a hub id ({reason})."
+        ) from error
+
+
 def find(path: str, name: str, hub: dict) -> str | None:
     """Where a checkpoint's file is on this disk, downloaded if `path` is a hub id; None if there is none."""
     if Path(path).is_dir():
         file = Path(path) / name
         return str(file) if file.is_file() else None
-    if not is_hub_id(path):
+    if Path(path).exists() or not is_hub_id(path):
         return None
     return cached_file(
         path,
@@ -278,7 +292,7 @@ def read_json(file: str) -> dict:
     return content
 
 
-def what_is_there(path: str, hub: dict) -> str:
+def what_is_there(path: str) -> str:
     folder = Path(path)
     if folder.is_dir():
         names = sorted(entry.name for entry in folder.iterdir())
@@ -287,9 +301,4 @@ def what_is_there(path: str, hub: dict) -> str:
         return "it is a file."
     if not is_hub_id(path):
         return "there is no such folder."
-    try:
-        cached_file(path, "config.json", **hub)
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        return f"there is no such folder, and it cannot be fetched as a hub id ({reason})."
     return "there is no such folder, but a hub id of that name."

@@ -111,6 +111,8 @@ class LlavaMetaForCausalLM:
         if attention_mask is None:
             pad = kwargs.get("pad_token_id", self.generation_config.pad_token_id)
             attention_mask = infer_mask(input_ids, self.config.pad_token_id if pad is None else pad)
+        if input_ids.ndim != 2:
+            raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; expected (prompts, ids).")
         if image_features is None:
             self._require_images(input_ids, images)
             image_features = [] if images is None else self.image_features(images, image_sizes)
@@ -131,6 +133,8 @@ class LlavaMetaForCausalLM:
         """
         if len(images) == 0:
             return []
+        if not all(isinstance(image, Tensor) for image in images):
+            raise ValueError(f"images holds {type(images[0]).__name__}: make tensors of them with process_images.")
         if isinstance(images, Tensor) and images.ndim == 4:
             return list(self.encode_images(images))
         crops = [image if image.ndim == 4 else image[None] for image in images]
@@ -260,8 +264,15 @@ class LlavaMetaForCausalLM:
     def _require_images(self, input_ids: Tensor, images) -> None:
         if images is not None and self.get_vision_tower() is None:
             raise ValueError("Images were given, but this model has no vision tower.")
-        if images is None and (found := int((input_ids == IMAGE_TOKEN_INDEX).sum())):
+        found = int((input_ids == IMAGE_TOKEN_INDEX).sum())
+        if found and images is None:
             raise ValueError(f"The prompts hold {found} <image> tokens but no images were given.")
+        if images is not None and len(images) and not found:
+            logger.warning(
+                "%d images were given, but no prompt holds <image>, so they are not seen: write <image> where they "
+                "belong, and tokenize with tokenizer_image_token.",
+                len(images),
+            )
 
 
 def merge_type(config) -> str:

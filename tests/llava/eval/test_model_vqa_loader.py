@@ -65,7 +65,7 @@ def test_bad_images(command, benchmark, tmp_path, capsys):
     command = [*command, "--answers-file", str(tmp_path / "a.jsonl")]
     (benchmark.images / "image0.jpg").unlink()
     assert model_vqa_loader.main(command) == 2
-    assert f"the first is image0.jpg ({benchmark.question_file}, line 1)" in capsys.readouterr().err
+    assert f"the first of them image0.jpg ({benchmark.question_file}, line 1)" in capsys.readouterr().err
     (benchmark.images / "image0.jpg").write_text("not an image")
     assert model_vqa_loader.main(command) == 1
     said = capsys.readouterr().err

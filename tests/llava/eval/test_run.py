@@ -229,3 +229,21 @@ def test_torchrun_shares_a_run(checkpoint, benchmark, tmp_path, read_rows):
         "shared.jsonl.meta.json",
         "shared.jsonl.result.json",
     ]
+
+
+def test_the_embedded_run_overwrites_only_answers(tmp_path, capsys):
+    """Without a checkpoint a finished run begins again, but what is no answer file is safe, and so are finished answers
+    from a request that cannot be met."""
+    precious = tmp_path / "notes.md"
+    precious.write_text("mine\n")
+    assert run.main(["textvqa", "--limit", "2", "--answers-file", str(precious)]) == 2
+    assert precious.read_text() == "mine\n"
+    assert "--overwrite" in capsys.readouterr().err
+
+    arguments = ["textvqa", "--limit", "2", "--out", str(tmp_path / "out")]
+    assert run.main(arguments) == 0
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    assert run.main([*arguments, "--dominant", "600", "--contextual", "100"]) == 2
+    assert "700 tokens" in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+    assert run.main(arguments) == 0

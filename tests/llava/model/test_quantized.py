@@ -61,14 +61,14 @@ def test_lora_on_a_quantized_base(golden):
 @pytest.mark.parametrize("bits", ["8bit", "4bit"])
 def test_without_bitsandbytes(checkpoint, monkeypatch, bits):
     monkeypatch.setattr(builder, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"need bitsandbytes: pip install 'llava-visionzip\[quant\]'"):
+    with pytest.raises(ImportError, match=r"need bitsandbytes: pip install bitsandbytes"):
         load(checkpoint()[0], **{f"load_{bits}": True})
 
 
 @pytest.mark.parametrize("flag", ["use_flash_attn", "use_flash_attention_2"])
 def test_without_flash_attn(checkpoint, monkeypatch, flag):
     monkeypatch.setattr(builder, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"needs flash-attn: pip install .*'llava-visionzip\[flash\]'.*SDPA"):
+    with pytest.raises(ImportError, match=r"needs flash-attn: pip install .*flash-attn.*SDPA"):
         load(checkpoint()[0], **{flag: True})
 
 
