@@ -77,9 +77,7 @@ def test_missing_images_say_what_to_fetch(command, benchmark, before_loading):
     for name in ("image1.jpg", "image3.jpg"):
         (benchmark.images / name).unlink()
     said = before_loading(command)
-    assert (
-        f"in {benchmark.images}: 2 missing, the first of them image1.jpg ({benchmark.question_file}, line 4)" in said
-    )
+    assert f"in {benchmark.images}: 2 missing, the first of them image1.jpg ({benchmark.question_file}, line 4)" in said
     assert "--skip-bad" in said
 
 
