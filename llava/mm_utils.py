@@ -98,7 +98,8 @@ def process_images(
         image if their shapes differ.
 
     Raises:
-        ValueError: no images, or anyres without a grid to choose from.
+        ValueError: no images, one so long and thin that preparing it would exhaust the memory, or anyres without a grid
+            to choose from.
     """
     if isinstance(images, Image.Image):
         images = [images]
@@ -116,10 +117,26 @@ def process_images(
             )
         crops = [process_anyres_image(image, image_processor, pinpoints) for image in images]
         return torch.stack(crops) if len({crop.shape for crop in crops}) == 1 else crops
+    for image in images:
+        require_preparable(image, image_processor, pad=aspect_ratio == "pad")
     if aspect_ratio == "pad":
         background = tuple(int(mean * 255) for mean in image_processor.image_mean)
         images = [expand2square(image, background) for image in images]
     return image_processor(images, return_tensors="pt")["pixel_values"]
+
+
+def require_preparable(image: Image.Image, processor, pad: bool) -> None:
+    """ValueError if an image grows over Pillow's limit on the way to a square: one line of 50,000 pixels does."""
+    short, long = sorted(image.size)
+    side = processor.size.get("shortest_edge")
+    if not pad and side is None:
+        return  # squeezed, whatever its shape
+    pixels = long * long if pad else side * side * long // short
+    if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
+        raise ValueError(
+            f"An image of {image.width}x{image.height} is too long and thin: made square it would have {pixels:,} "
+            f"pixels, the limit is {Image.MAX_IMAGE_PIXELS:,}."
+        )
 
 
 def process_anyres_image(image: Image.Image, processor, grid_pinpoints: str | Sequence) -> torch.Tensor:

@@ -108,7 +108,10 @@ class Answers(NamedTuple):
 def read_picture(path: str | Path, image_processor, config) -> Picture:
     """Decode and prepare one image. Raises ValueError, naming the file, where it is no usable image."""
     image = load_image(str(path))
-    return Picture(process_images([image], image_processor, config)[0], image.size)
+    try:
+        return Picture(process_images([image], image_processor, config)[0], image.size)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 @torch.inference_mode()

@@ -249,3 +249,12 @@ def test_chunks_cover_everything_once():
     for n, k in ((0, 0), (3, 3), (3, -1)):
         with pytest.raises(ValueError, match="chunk"):
             get_chunk([1, 2], n, k)
+
+
+@pytest.mark.parametrize(("aspect_ratio", "size"), [("pad", (1, 50_000)), (None, (60_000, 1))])
+def test_a_long_thin_image_does_not_exhaust_the_memory(processor, aspect_ratio, size):
+    config = SimpleNamespace(image_aspect_ratio=aspect_ratio)
+    with pytest.raises(ValueError, match=rf"{size[0]}x{size[1]} is too long and thin.*pixels, the limit is"):
+        mm_utils.process_images([Image.new("RGB", size)], processor, config)
+    pixels = mm_utils.process_images([Image.new("RGB", (1, 500))], processor, config)
+    assert pixels.shape[0] == 1
