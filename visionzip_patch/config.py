@@ -53,6 +53,8 @@ class VisionZipConfig:
     def from_dict(cls, values: dict) -> "VisionZipConfig":
         """The inverse of `to_dict`; an unknown key is a ValueError that lists the known ones."""
         known = [field.name for field in fields(cls)]
+        if not isinstance(values, dict):
+            raise ValueError(f"VisionZip settings are {values!r}; expected a table of {', '.join(known)}.")
         if unknown := sorted(set(values) - set(known)):
             raise ValueError(f"Unknown VisionZip setting {', '.join(unknown)}; known are {', '.join(known)}.")
         return cls(**values)

@@ -143,8 +143,15 @@ class AnswerFile:
             }
             for question, text, tokens in zip(questions, texts, image_tokens, strict=True)
         ]
-        self.file.write("".join(map(to_line, rows)).encode())
-        self.file.flush()
+        content = "".join(map(to_line, rows)).encode()
+        try:
+            while content:
+                content = content[self.file.write(content) :]
+        except OSError as error:
+            raise ValueError(
+                f"{self.own}: cannot be written ({error.strerror}). What is in it is kept: mend that, and the same command "
+                f"goes on from there."
+            ) from error
         self.rows.update({row["metadata"]["row"]: row for row in rows})
 
     def refuse(self, question: Question, reason: str) -> None:
@@ -207,7 +214,7 @@ class AnswerFile:
 
     def open_own(self):
         """Open for appending, alone, and cut off a last line that a kill left unfinished."""
-        file = self.own.open("ab")
+        file = self.own.open("ab", buffering=0)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

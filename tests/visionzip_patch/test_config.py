@@ -33,6 +33,12 @@ def test_an_unknown_setting_lists_the_known_ones():
         VisionZipConfig.from_dict({"budget": 64})
 
 
+@pytest.mark.parametrize("values", ["64", 64, [54, 10]])
+def test_settings_that_are_no_table(values):
+    with pytest.raises(ValueError, match="expected a table of dominant"):
+        VisionZipConfig.from_dict(values)
+
+
 @pytest.mark.parametrize(
     ("tokens", "crops", "split"),
     [(64, 1, (54, 10)), (128, 1, (108, 20)), (192, 1, (162, 30)), (160, 5, (27, 5)), (320, 5, (54, 10)),

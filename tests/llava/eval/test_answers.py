@@ -88,6 +88,16 @@ def test_resumes_after_a_kill_in_the_middle_of_a_line(path, caplog):
     assert rows_in(path) == list(range(10))
 
 
+def test_a_full_disk_keeps_what_is_written(path):
+    answers = AnswerFile(path, QUESTIONS, SETTINGS)
+    fill(answers, rows=range(4))
+    disk = answers.file
+    with open("/dev/full", "ab", buffering=0) as answers.file, pytest.raises(ValueError, match="No space left.*kept"):
+        fill(answers, rows=range(4, 8))
+    disk.close()
+    assert AnswerFile(path, QUESTIONS, SETTINGS).resumed == 4
+
+
 def test_a_doubled_row_counts_once_and_the_first_stays(path):
     answers = AnswerFile(path, QUESTIONS, SETTINGS)
     fill(answers, text="first")
