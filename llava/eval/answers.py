@@ -149,8 +149,8 @@ class AnswerFile:
                 content = content[self.file.write(content) :]
         except OSError as error:
             raise ValueError(
-                f"{self.own}: cannot be written ({error.strerror}). What is in it is kept: mend that, and the same command "
-                f"goes on from there."
+                f"{self.own}: cannot be written ({error.strerror}). What is in it is kept: mend that, and the same "
+                f"command goes on from there."
             ) from error
         self.rows.update({row["metadata"]["row"]: row for row in rows})
 

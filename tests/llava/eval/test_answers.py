@@ -92,7 +92,7 @@ def test_a_full_disk_keeps_what_is_written(path):
     answers = AnswerFile(path, QUESTIONS, SETTINGS)
     fill(answers, rows=range(4))
     disk = answers.file
-    with open("/dev/full", "ab", buffering=0) as answers.file, pytest.raises(ValueError, match="No space left.*kept"):
+    with open("/dev/full", "ab", buffering=0) as answers.file, pytest.raises(ValueError, match=r"No space left.*kept"):
         fill(answers, rows=range(4, 8))
     disk.close()
     assert AnswerFile(path, QUESTIONS, SETTINGS).resumed == 4
