@@ -39,6 +39,8 @@ def load_image(path: str | Path) -> Image.Image:
             `Image.MAX_IMAGE_PIXELS` (89 million by default): such a file may be made to exhaust the memory.
     """
     try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise ValueError(f"{path}: no regular file.")
         return _decode(io.BytesIO(Path(path).read_bytes()), str(path))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}).") from None

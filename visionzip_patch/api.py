@@ -68,7 +68,7 @@ def unzip(model: nn.Module) -> nn.Module:
 @contextmanager
 def zipped(model: nn.Module, dominant: int = 54, contextual: int = 10, **options) -> Iterator[nn.Module]:
     """`visionzip` inside a `with` block; afterwards the model has the setting, or none, that it had before."""
-    before = find_tower(model).reducer
+    before, setting = find_tower(model).reducer, getattr(model.config, "visionzip", None)
     visionzip(model, dominant, contextual, **options)
     try:
         yield model
@@ -77,6 +77,8 @@ def zipped(model: nn.Module, dominant: int = 54, contextual: int = 10, **options
             unzip(model)
         else:
             attach(model, before.config)
+        if setting is not None:  # also one that transformers has read but not applied
+            model.config.visionzip = setting
 
 
 def find_tower(model: nn.Module) -> Tower:

@@ -42,6 +42,8 @@ class VisionZipConfig:
         for name, value in counts.items():
             if isinstance(value, bool) or not isinstance(value, int):
                 raise ValueError(f"{name}={value!r}: expected a whole number.")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed}: must be 0 to 2**63 - 1.")
         if self.tokens_per_image is not None and self.tokens_per_image < 1:
             raise ValueError(f"tokens_per_image={self.tokens_per_image}: an image needs at least 1 token.")
         for name, value, known in (("merge", self.merge, MERGES), ("selector", self.selector, SELECTORS)):

@@ -9,7 +9,6 @@
 question is known by its row together with its id and prompt: in TextVQA the id is that of the image, so ids repeat.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -24,7 +23,19 @@ from typing import NamedTuple
 from torch import distributed
 
 from llava.eval.chunks import ALONE, Shard
-from llava.eval.files import fingerprint, make_folder, read_json, read_jsonl, shorten, to_line, write_json, write_jsonl
+from llava.eval.files import (
+    drop_lock,
+    fingerprint,
+    is_file,
+    make_folder,
+    read_json,
+    read_jsonl,
+    shorten,
+    take_lock,
+    to_line,
+    write_json,
+    write_jsonl,
+)
 from llava.eval.questions import Question
 
 logger = logging.getLogger(__name__)
@@ -40,13 +51,13 @@ class Refused(NamedTuple):
 
 
 def describe_settings(
-    checkpoint: str, model_base: str | None, questions: list[Question], image_folder: str | Path, **others
+    checkpoint: str, model_base: str | None, tower: str, questions: list[Question], image_folder: str | Path, **others
 ) -> dict:
     """What must be equal for answers of two runs to be mixed, as an `AnswerFile` takes it; `others` are added."""
     content = json.dumps([(q.question_id, q.image, q.text) for q in questions])
     return {
         "checkpoint": str(Path(checkpoint).resolve()) if Path(checkpoint).exists() else checkpoint,
-        "weights": fingerprint(checkpoint),
+        "weights": [fingerprint(folder) for folder in (checkpoint, model_base, tower)],
         "model_base": model_base,
         "questions": f"{len(questions)}, sha256 {hashlib.sha256(content.encode()).hexdigest()[:16]}",
         "image_folder": str(Path(image_folder).resolve()),
@@ -108,20 +119,27 @@ class AnswerFile:
         model_id: str = "",
         overwrite: bool = False,
     ):
-        self.path, self.questions, self.shard, self.model_id = Path(path), questions, shard, model_id
+        path = Path(path)
+        if path.exists() and not is_file(path):
+            raise ValueError(f"{path} is no regular file: answers cannot be kept there. Choose another answers file.")
+        self.path = path.resolve() if path.is_symlink() else path  # a link stays one
+        self.questions, self.shard, self.model_id = questions, shard, model_id
         self.own = self.path if shard.count == 1 else self.beside(f".part-{shard.index}-of-{shard.count}")
         self.meta, self.result = meta_file(self.path), self.beside(".result.json")
         self.refused: list[Refused] = []
         self.by_row = {question.row: question for question in questions}
 
         make_folder(self.path.parent)
-        with first_process_first(shard):
-            if overwrite and shard.index == 0:
-                for path in (self.result, *self.parts(), self.path, self.meta):  # in this order, should it be killed
-                    path.unlink(missing_ok=True)
-            self.claim(settings)
-        self.file = self.open_own()
+        self.file = self.lock = None
         try:
+            with first_process_first(shard):
+                if shard.index == 0:  # for all processes of the run, before anything is touched
+                    self.lock = take_lock(self.beside(".lock"))
+                if overwrite and shard.index == 0:
+                    for old in (self.result, *self.parts(), self.path, self.meta):  # in this order, should it be killed
+                        old.unlink(missing_ok=True)
+                self.claim(settings)
+            self.file = self.open_own()
             self.rows = self.read_all()  # row -> answer
         except ValueError:
             self.close()
@@ -176,14 +194,17 @@ class AnswerFile:
             self.rows, self.refused = self.read_all(), [refusal for part in refused for refusal in part]
         self.refused.sort(key=lambda refusal: refusal.question.row)
         write_jsonl(self.path, [self.rows[row] for row in sorted(self.rows)])
-        self.close()
         for part in self.parts():
             part.unlink()
+        self.close()
         return True
 
     def close(self) -> None:
         """Let other processes write this file; `finish` does so too."""
-        self.file.close()
+        if self.file:
+            self.file.close()
+        if self.lock:
+            drop_lock(self.lock, self.beside(".lock"))
 
     @property
     def complete(self) -> bool:
@@ -213,15 +234,8 @@ class AnswerFile:
             raise ValueError(f"{self.path} holds answers made with other settings ({changes}). {ways_out}")
 
     def open_own(self):
-        """Open for appending, alone, and cut off a last line that a kill left unfinished."""
+        """Open for appending, and cut off a last line that a kill left unfinished."""
         file = self.own.open("ab", buffering=0)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise ValueError(f"Another process is writing {self.own}. Wait for it, or choose another file.") from None
-        except OSError as error:  # file systems without locks
-            logger.debug("%s cannot be locked: %s", self.own, error)
         content = self.own.read_bytes()
         whole = content.rfind(b"\n") + 1
         if whole < len(content):

@@ -18,7 +18,8 @@ from llava.eval.questions import Question, read_questions
 from llava.eval.results import budget_name, print_report, summarize
 from llava.eval.tasks import EMBEDDED_CHECKPOINT, TASKS, Data, Task, playground
 from llava.mm_utils import get_model_name_from_path
-from llava.model.builder import read_tower_config
+from llava.model.anyres import parse_pinpoints
+from llava.model.builder import read_config
 from visionzip_patch import VisionZipConfig, unzip
 from visionzip_patch.api import attach
 from visionzip_patch.reducer import VisionZip
@@ -56,8 +57,10 @@ def run_benchmark(args: argparse.Namespace) -> int:
     checkpoint = args.checkpoint or str(playground() / EMBEDDED_CHECKPOINT)
     if args.checkpoint is None:
         use_one_thread()
-    run = prepare(args, checkpoint)
-    budgets = choose_budgets(args, checkpoint)
+    data = choose_data(args, TASKS[args.task])  # before the checkpoint, which may have to be fetched
+    config, tower = read_config(checkpoint)
+    budgets = choose_budgets(args, checkpoint, config, tower)
+    run = prepare(args, checkpoint, data, tower)
     paths = choose_paths(args, checkpoint, budgets)
     with process_group(run.shard):
         variants = [open_variant(run, budget, path) for budget, path in zip(budgets, paths, strict=True)]
@@ -75,15 +78,14 @@ def run_benchmark(args: argparse.Namespace) -> int:
     return QUESTIONS_REFUSED if any(result["skipped"] for result in results) and not args.skip_bad else 0
 
 
-def choose_budgets(args: argparse.Namespace, checkpoint: str) -> list[VisionZipConfig | None]:
+def choose_budgets(args: argparse.Namespace, checkpoint: str, config, tower) -> list[VisionZipConfig | None]:
     """The budgets to run, the main one last; None stands for all tokens."""
-    asked, tower = asked_budget(args), read_tower_config(checkpoint)
-    carried = tower.reducer and tower.reducer.config
+    asked, carried = asked_budget(args), tower.reducer and tower.reducer.config
     if asked is None and carried:
         asked = replace(carried, merge=args.merge or carried.merge)
         tell(f"No budget was given; {checkpoint} carries one, which is used: {asked}.")
-    if asked:
-        VisionZip(asked, tower)  # raises now, before answers of an earlier run are touched
+    if asked:  # raises now, before answers of an earlier run are touched
+        VisionZip(asked, tower).tokens(most_crops(config, tower))
     if args.checkpoint is None:
         return [None, asked or replace(EMBEDDED_BUDGET, merge=args.merge or "sum")]
     if (args.merge or args.compare_full) and not asked:
@@ -91,6 +93,14 @@ def choose_budgets(args: argparse.Namespace, checkpoint: str) -> list[VisionZipC
             "--merge and --compare-full need a budget: add --dominant and --contextual, or --tokens-per-image."
         )
     return [None, asked] if args.compare_full else [asked]
+
+
+def most_crops(config, tower) -> int:
+    """Crops of the largest grid that an image can be cut into."""
+    if not (getattr(config, "image_aspect_ratio", None) or "").startswith("anyres"):
+        return 1
+    side = tower.config.image_size
+    return 1 + max((w // side) * (h // side) for w, h in parse_pinpoints(config.image_grid_pinpoints))
 
 
 def asked_budget(args: argparse.Namespace) -> VisionZipConfig | None:
@@ -120,10 +130,9 @@ def choose_paths(args: argparse.Namespace, checkpoint: str, budgets: list[Vision
     return [folder / f"{budget_name(budget)}{bits}{first}.jsonl" for budget in budgets]
 
 
-def prepare(args: argparse.Namespace, checkpoint: str) -> Run:
+def prepare(args: argparse.Namespace, checkpoint: str, data: Data, tower) -> Run:
     """Read and check everything that takes no model."""
     task, shard = TASKS[args.task], current_shard()
-    data = choose_data(args, task)
     questions = read_questions(data.question_file, args.limit)
     require_annotations(task, data, questions)
     decoding = Decoding(args.conv_mode, args.max_new_tokens or task.max_new_tokens)
@@ -131,6 +140,7 @@ def prepare(args: argparse.Namespace, checkpoint: str) -> Run:
     settings = describe_settings(
         checkpoint,
         args.model_base,
+        tower.vision_tower_name,
         questions,
         data.image_folder,
         task=task.name,

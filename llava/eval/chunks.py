@@ -19,7 +19,10 @@ ALONE = Shard()
 
 def current_shard() -> Shard:
     """This process as a launcher such as torchrun numbers it (RANK, WORLD_SIZE); alone without one."""
-    return Shard(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    rank, count = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not (rank.isdecimal() and count.isdecimal() and int(rank) < int(count)):
+        raise ValueError(f"RANK={rank} of WORLD_SIZE={count} is no process: let torchrun set both, or unset them.")
+    return Shard(int(rank), int(count))
 
 
 def split_list(lst: Sequence[T], n: int) -> list[Sequence[T]]:

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from llava.eval.chunks import current_shard
 from llava.eval.questions import Question, missing_images
 from llava.eval.tasks import Data, Task, playground
 
-QUESTIONS_REFUSED, BAD_REQUEST, INTERRUPTED = 1, 2, 130  # exit statuses
-EXIT_STATUSES = "Exit status: 0 done, 1 some questions could not be answered, 2 bad request, 130 interrupted."
+QUESTIONS_REFUSED, BAD_REQUEST, BUG, INTERRUPTED = 1, 2, 70, 130  # exit statuses
+EXIT_STATUSES = "Exit status: 0 done, 1 some questions not answered, 2 bad request, 70 a bug, 130 interrupted."
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +36,12 @@ def status_of(command: Callable[[argparse.Namespace], int], args: argparse.Names
     except (ValueError, OSError, ImportError) as error:  # a full disk, a hub that cannot be reached, no bitsandbytes
         logger.debug("Where it comes from:", exc_info=True)
         return exit_with(error, BAD_REQUEST)
-    except RuntimeError as error:
+    except Exception as error:
         from torch import OutOfMemoryError
 
         if not isinstance(error, OutOfMemoryError):
-            raise
+            traceback.print_exc()
+            return exit_with("This is a mistake of the program, not yours: the lines above say where.", BUG)
         logger.debug("Where it comes from:", exc_info=True)
         return exit_with(f"Out of memory at --batch-size {args.batch_size}. Run again with half of it.", BAD_REQUEST)
 
@@ -57,7 +59,10 @@ def hide_loading_bars() -> None:
 
 def exit_with(message, status: int) -> int:
     """Say why it ends; any process may have reasons of its own, but an interruption concerns them all."""
-    index = current_shard().index
+    try:
+        index = current_shard().index
+    except ValueError:
+        index = 0
     if index == 0 or status != INTERRUPTED:
         print(f"{f'[process {index}] ' * (index > 0)}{message}", file=sys.stderr)
     return status

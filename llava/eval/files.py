@@ -1,11 +1,15 @@
 """Files of an evaluation: reads whose errors name file and line, writes that are whole or not there at all."""
 
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 
 def read_jsonl(path: str | Path, *, growing: bool = False) -> list[tuple[int, dict]]:
@@ -87,11 +91,49 @@ def make_folder(folder: str | Path) -> Path:
     return folder
 
 
-def fingerprint(folder: str | Path) -> str | None:
-    """Changes when the weights of a checkpoint folder change; None for a hub id."""
-    if not Path(folder).is_dir():
+def take_lock(path: Path):
+    """An exclusive lock, as an open file; `drop_lock` ends it, and so does the end of the process, however it ends.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    while True:
+        file = path.open("a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise ValueError(
+                f"Another process is writing {path.with_suffix('')}. Wait for it, or choose another file."
+            ) from None
+        except OSError as error:  # file systems without locks
+            logger.debug("%s cannot be locked: %s", path, error)
+            return file
+        if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+            return file
+        file.close()  # its last holder has removed it in the meantime
+
+
+def drop_lock(file, path: Path) -> None:
+    if not file.closed:
+        path.unlink(missing_ok=True)
+        file.close()
+
+
+def is_file(path: str | Path) -> bool:
+    """As `Path.is_file`, and False for names that no file system takes."""
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def fingerprint(folder: str | Path | None) -> str | None:
+    """Changes when the files of a checkpoint or tower folder change; None for a hub id."""
+    if folder is None or not Path(folder).is_dir():
         return None
-    files = sorted(path for path in Path(folder).iterdir() if path.suffix in (".safetensors", ".bin"))
+    kinds = (".safetensors", ".bin", ".json", ".model")
+    files = sorted(path for path in Path(folder).iterdir() if path.suffix in kinds)
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]
 

@@ -110,8 +110,8 @@ def read_picture(path: str | Path, image_processor, config) -> Picture:
     image = load_image(str(path))
     try:
         return Picture(process_images([image], image_processor, config)[0], image.size)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    except (ValueError, MemoryError) as error:
+        raise ValueError(f"{path}: {error or 'preparing it takes more memory than there is'}") from error
 
 
 @torch.inference_mode()

@@ -30,13 +30,15 @@ def eval_model(args: argparse.Namespace) -> int:
     from llava.eval.generate import Decoding, answer_and_merge
     from llava.eval.loading import device_of, load
     from llava.mm_utils import get_model_name_from_path
+    from llava.model.builder import read_config
 
     decoding = Decoding(args.conv_mode, args.max_new_tokens, args.temperature, args.top_p, args.num_beams)
     questions = list(get_chunk(read_questions(args.question_file), args.num_chunks, args.chunk_idx))
-    budget = asked_budget(args)
+    budget, (_, tower) = asked_budget(args), read_config(args.model_path)
     settings = describe_settings(
         args.model_path,
         args.model_base,
+        tower.vision_tower_name,
         questions,
         args.image_folder,
         visionzip=budget and budget.to_dict(),

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from llava.eval.files import read_jsonl
+from llava.eval.files import is_file, read_jsonl
 
 
 class Question(NamedTuple):
@@ -46,4 +46,4 @@ def missing_images(questions: Iterable[Question], folder: str | Path) -> list[Qu
     first_use = {}
     for question in questions:
         first_use.setdefault(question.image, question)
-    return [question for name, question in first_use.items() if not (Path(folder) / name).is_file()]
+    return [question for name, question in first_use.items() if not is_file(Path(folder) / name)]

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, PretrainedConfig
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.model.checkpoint import (
@@ -55,7 +55,7 @@ def load_pretrained_model(
     device_map: str | dict | None = "auto",
     device: str | torch.device = "cuda",
     use_flash_attn: bool = False,
-    visionzip: VisionZipConfig | None = None,
+    visionzip: VisionZipConfig | dict | None = None,
     **kwargs,
 ):
     """Load any LLaVA checkpoint: full, projector-only, LoRA, or in Hugging Face's format.
@@ -112,8 +112,8 @@ def load_pretrained_model(
     return tokenizer, model.eval(), tower.image_processor, context_length(model.config)
 
 
-def read_tower_config(model_path: str) -> VisionTower:
-    """A checkpoint's vision tower without its weights: what a budget can be held against before anything is loaded.
+def read_config(model_path: str) -> tuple[PretrainedConfig, VisionTower]:
+    """A checkpoint's config, and its vision tower without weights: for checks before anything is loaded.
 
     Raises:
         ValueError: no checkpoint there, or one of a model that sees no images.
@@ -122,7 +122,7 @@ def read_tower_config(model_path: str) -> VisionTower:
     config = make_config(checkpoint, checkpoint, None)
     if not getattr(config, "mm_vision_tower", None):
         raise ValueError(f"{model_path} sees no images: there is no mm_vision_tower in its config.json.")
-    return build_vision_tower(config, delay_load=True)
+    return config, build_vision_tower(config, delay_load=True)
 
 
 def find_base(checkpoint: Checkpoint, model_base: str | None) -> Checkpoint:
@@ -148,7 +148,7 @@ def find_base(checkpoint: Checkpoint, model_base: str | None) -> Checkpoint:
     return base
 
 
-def make_config(checkpoint: Checkpoint, base: Checkpoint, visionzip: VisionZipConfig | None):
+def make_config(checkpoint: Checkpoint, base: Checkpoint, visionzip: VisionZipConfig | dict | None):
     """The config of our class for a checkpoint, with the tower's place settled."""
     if checkpoint.kind == "lora" and not checkpoint.config:
         raise ValueError(
@@ -163,6 +163,8 @@ def make_config(checkpoint: Checkpoint, base: Checkpoint, visionzip: VisionZipCo
                 f"{language_model(base.config).removeprefix('llava_')} model: pass the right one as model_base."
             )
         values["vocab_size"] = base.config.get("vocab_size", values.get("vocab_size"))  # training may have added tokens
+    if isinstance(visionzip, dict):
+        visionzip = VisionZipConfig.from_dict(visionzip)
     if visionzip is not None:
         if not values.get("mm_vision_tower"):
             raise ValueError(f"{checkpoint.path!r} holds {CONTENTS[checkpoint.kind]}: there is nothing to zip.")

@@ -106,7 +106,9 @@ def language_model(config: dict) -> str:
         ):
             if architecture.startswith(family):
                 return ours
-    kind = config.get("model_type", "llama")
+    kind = config.get("model_type")
+    if kind is None:
+        raise ValueError(f"config.json has no model_type; known are {', '.join(LANGUAGE_MODELS)}.")
     if kind == "llava":  # published LLaVA-1.5 and 1.6 say just this
         return "llava_llama"
     if kind in LANGUAGE_MODELS.values():

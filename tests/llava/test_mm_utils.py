@@ -1,6 +1,7 @@
 import base64
 import io
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -258,3 +259,11 @@ def test_a_long_thin_image_does_not_exhaust_the_memory(processor, aspect_ratio, 
         mm_utils.process_images([Image.new("RGB", size)], processor, config)
     pixels = mm_utils.process_images([Image.new("RGB", (1, 500))], processor, config)
     assert pixels.shape[0] == 1
+
+
+def test_what_is_no_file_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")  # to read it would wait forever
+    with pytest.raises(ValueError, match=r"pipe\.png: no regular file"):
+        mm_utils.load_image(tmp_path / "pipe.png")
+    with pytest.raises(ValueError, match="cannot be read"):
+        mm_utils.load_image(tmp_path / ("x" * 300))

@@ -120,3 +120,12 @@ def test_the_uniform_pattern_has_as_many_patches_as_asked_for(model, images, cou
 def test_a_model_without_a_known_tower_is_refused():
     with pytest.raises(TypeError, match="Linear has no vision tower"):
         visionzip(nn.Linear(2, 2))
+
+
+def test_zipped_keeps_a_setting_that_was_read_but_not_applied(model):
+    """transformers' own models come from `from_pretrained` like this."""
+    model.config.visionzip = VisionZipConfig(9, 3).to_dict()
+    with zipped(model, 5, 2):
+        pass
+    assert model.config.visionzip == VisionZipConfig(9, 3).to_dict()
+    assert model.get_vision_tower().reducer is None

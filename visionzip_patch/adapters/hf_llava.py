@@ -147,8 +147,11 @@ def generate(model, original: Callable, *args, **kwargs):
     if short is given:
         return original(**given)
     prompt, length = given["input_ids"], short["input_ids"].shape[1]
-    for limit in ("max_length", "min_length"):  # these count the prompt
-        if value := given.get(limit, getattr(given.get("generation_config"), limit, None)):
+    settings = given.get("generation_config") or model.generation_config
+    # Limits of the whole length count the prompt, so they move with it; they do not hold beside a limit on new tokens.
+    for limit, instead in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+        value = given.get(limit, getattr(settings, limit, None))
+        if value and given.get(instead, getattr(settings, instead, None)) is None and value > prompt.shape[1]:
             short[limit] = value - prompt.shape[1] + length
     output = original(**short)
     sequences = output if isinstance(output, Tensor) else output.sequences

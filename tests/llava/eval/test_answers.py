@@ -94,7 +94,8 @@ def test_a_full_disk_keeps_what_is_written(path):
     disk = answers.file
     with open("/dev/full", "ab", buffering=0) as answers.file, pytest.raises(ValueError, match=r"No space left.*kept"):
         fill(answers, rows=range(4, 8))
-    disk.close()
+    answers.file = disk
+    answers.close()
     assert AnswerFile(path, QUESTIONS, SETTINGS).resumed == 4
 
 
@@ -148,6 +149,35 @@ def test_a_broken_line_inside_is_named(path):
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(ValueError, match=r"answers.jsonl, line 4: not JSON"):
         AnswerFile(path, QUESTIONS, SETTINGS)
+
+
+def test_a_refused_run_changes_nothing(path):
+    """Neither the settings nor the answers of the run that is still going on, not even with overwrite."""
+    running = AnswerFile(path, QUESTIONS, SETTINGS)
+    fill(running, rows=range(3))
+    before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="Another process is writing"):
+            AnswerFile(path, QUESTIONS, {**SETTINGS, "budget": 7}, overwrite=overwrite)
+        with pytest.raises(ValueError, match="Another process is writing"):
+            AnswerFile(path, QUESTIONS, SETTINGS, overwrite=overwrite)
+    assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == before
+    running.close()
+    assert AnswerFile(path, QUESTIONS, SETTINGS).resumed == 3
+
+
+def test_what_is_no_regular_file_is_refused_and_a_link_stays_one(tmp_path):
+    with pytest.raises(ValueError, match="/dev/null is no regular file"):
+        AnswerFile("/dev/null", QUESTIONS, SETTINGS)
+    link, target = tmp_path / "link.jsonl", tmp_path / "elsewhere" / "answers.jsonl"
+    target.parent.mkdir()
+    target.touch()
+    link.symlink_to(target)
+    answers = AnswerFile(link, QUESTIONS, SETTINGS)
+    fill(answers)
+    assert answers.finish()
+    assert link.is_symlink()
+    assert len(target.read_text().splitlines()) == 10
 
 
 def test_two_writers_are_refused(path):

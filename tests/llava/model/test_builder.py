@@ -782,3 +782,10 @@ def test_auto_classes_read_our_checkpoints(checkpoint):
     folder, model = checkpoint()
     assert type(AutoConfig.from_pretrained(folder)) is type(model.config)
     assert type(AutoModelForCausalLM.from_pretrained(folder)) is type(model)
+
+
+def test_a_config_that_names_no_model(checkpoint):
+    folder, _ = checkpoint()
+    (folder / "config.json").write_text("{}")  # taken for a default LLaMA, it would be 7B of random weights
+    with pytest.raises(ValueError, match=r"config\.json has no model_type"):
+        load(folder)
