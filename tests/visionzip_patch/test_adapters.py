@@ -305,6 +305,9 @@ def test_all_ways_to_generate(kind):
     assert new_ids(model, inputs, max_new_tokens=None, max_length=length + 8) == answer
     total = GenerationConfig(max_length=length + 8, do_sample=False, pad_token_id=0)
     assert model.generate(**inputs, generation_config=total)[:, length:].tolist() == answer
+    model.generation_config.max_length = length + 8  # the model's own counts the whole prompt too
+    assert model.generate(**inputs, do_sample=False)[:, length:].tolist() == answer
+    model.generation_config.max_length = None
 
     out = model.generate(**inputs, max_new_tokens=8, do_sample=False, return_dict_in_generate=True, output_scores=True)
     assert out.sequences[:, length:].tolist() == answer
