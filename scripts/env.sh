@@ -22,6 +22,15 @@ show_help() {
   sed -n '2,/^[^#]/{ /^#/!d; s/^# \{0,1\}//; p; }' "$0"
 }
 
+help_if_asked() {
+  case ${1:-} in
+    -h | --help)
+      show_help
+      exit
+      ;;
+  esac
+}
+
 setup_env() {
   export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}
   if [[ -n ${PYTHON:-} ]]; then

@@ -12,12 +12,7 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 source "$here/env.sh"
 
-case ${1:-} in
-  -h | --help)
-    show_help
-    exit
-    ;;
-esac
+help_if_asked "$@"
 if [[ -n ${PYTHON:-} ]]; then setup_env; else setup_env dev; fi
 cd "$ROOT"
 

@@ -12,14 +12,7 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 source "$here/../env.sh"
 
-case ${1:-} in
-  -h | --help)
-    show_help
-    exit
-    ;;
-  --all-options)
-    set -- --help
-    ;;
-esac
+help_if_asked "$@"
+if [[ ${1:-} == --all-options ]]; then set -- --help; fi
 if [[ -n ${PYTHON:-} ]]; then setup_env; else setup_env eval; fi
 exec "$PY" -m llava.eval.sweep "$@"

@@ -13,15 +13,10 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 source "$here/../env.sh"
 
-case ${1:-} in
-  -h | --help)
-    show_help
-    exit
-    ;;
-  --all-options)
-    NPROC=1
-    set -- --help
-    ;;
-esac
+help_if_asked "$@"
+if [[ ${1:-} == --all-options ]]; then
+  NPROC=1
+  set -- --help
+fi
 setup_env
 launch llava.eval.run textvqa "$@"
