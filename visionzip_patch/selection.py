@@ -115,7 +115,8 @@ def check_budget(dominant: int, contextual: int, available: int) -> None:
         merged = few * 10 // 64
         raise ValueError(
             f"dominant={dominant} + contextual={contextual} asks for {dominant + contextual} tokens, but the vision "
-            f"tower gives {available}, CLS included. Lower either number; a ninth, {few - merged} + {merged}, is usual."
+            f"tower gives {available} (CLS counts, where there is one). Lower either number; a ninth, {few - merged} + "
+            f"{merged}, is usual."
         )
 
 

@@ -206,10 +206,6 @@ class AnswerFile:
         if self.lock:
             drop_lock(self.lock, self.beside(".lock"))
 
-    @property
-    def complete(self) -> bool:
-        return len(self.rows) == len(self.questions)
-
     def beside(self, suffix: str) -> Path:
         return self.path.with_name(self.path.name + suffix)
 
@@ -271,14 +267,29 @@ class AnswerFile:
 
 @contextmanager
 def first_process_first(shard: Shard) -> Iterator[None]:
-    """Run the block in process 0 before the others. They go on even if it fails: they may stumble over the same."""
-    if shard.index > 0:
-        collective(distributed.barrier)
+    """Run the block in process 0 before the others; what refuses it there refuses it everywhere.
+
+    Else the others of a refused run would work on beside the run that made it be refused.
+    """
+    if shard.index > 0 and (reason := from_first(None)):
+        raise ValueError(reason)
+    reason = "The first process has stopped."
     try:
         yield
+        reason = None
+    except ValueError as error:
+        reason = str(error)
+        raise
     finally:
         if shard.index == 0 and shard.count > 1:
-            collective(distributed.barrier)
+            from_first(reason)
+
+
+def from_first(content):
+    """What process 0 gives, in every process."""
+    box = [content]
+    collective(distributed.broadcast_object_list, box)
+    return box[0]
 
 
 def gather(content, shard: Shard) -> list | None:

@@ -65,7 +65,7 @@ def test_finished_file_is_in_the_order_of_the_questions(path):
         fill(answers, [row])
     assert rows_in(path) == [5, 2, 9, 0, 1, 3, 4, 8, 7, 6]
     assert answers.finish()
-    assert answers.complete
+    assert len(answers.rows) == len(QUESTIONS)
     assert rows_in(path) == list(range(10))
     assert sorted(file.name for file in path.parent.iterdir()) == ["answers.jsonl", "answers.jsonl.meta.json"]
 
@@ -105,7 +105,7 @@ def test_a_doubled_row_counts_once_and_the_first_stays(path):
     answers.append(QUESTIONS[:1], ["second"], [7])
     answers.close()
     again = AnswerFile(path, QUESTIONS, SETTINGS)
-    assert again.complete
+    assert len(again.rows) == len(QUESTIONS)
     assert again.todo == []
     again.finish()
     assert rows_in(path) == list(range(10))
@@ -196,7 +196,7 @@ def test_processes_share_the_questions_and_the_first_merges(path):
         fill(answers)
         assert not path.exists()
         assert answers.finish() == (shard.index == 0)
-        assert answers.complete or shard.index > 0
+        assert len(answers.rows) == len(QUESTIONS) or shard.index > 0
 
     assert exit_codes(in_processes(3, work)) == [0, 0, 0]
     assert rows_in(path) == list(range(10))
@@ -233,7 +233,7 @@ def test_a_process_that_ends_early_is_noticed(path):
 
     assert exit_codes(in_processes(2, work)) == [0, -signal.SIGKILL]
     alone = AnswerFile(path, QUESTIONS, SETTINGS)
-    assert alone.complete
+    assert len(alone.rows) == len(alone.questions)
     assert alone.finish()
     assert rows_in(path) == list(range(10))
 
@@ -254,6 +254,20 @@ def test_other_settings_are_refused_in_every_process(path):
     assert rows_in(path) == [0]
     assert exit_codes(in_processes(2, overwriting)) == [0, 0]
     assert rows_in(path) == []
+
+
+def test_no_process_of_a_refused_run_touches_anything(path):
+    running = AnswerFile(path, QUESTIONS, SETTINGS)  # has no answer yet: only the lock tells that it is there
+    before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
+
+    def refused(shard):
+        for settings in (SETTINGS, {**SETTINGS, "budget": 128}):
+            with pytest.raises(ValueError, match="Another process is writing"):
+                AnswerFile(path, QUESTIONS, settings, shard=shard, overwrite=True)
+
+    assert exit_codes(in_processes(2, refused)) == [0, 0]
+    assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == before
+    running.close()
 
 
 def test_resumes_with_another_number_of_processes(path):
