@@ -22,8 +22,8 @@ from typing import NamedTuple
 
 from torch import distributed
 
-from llava.eval.chunks import ALONE, Shard
-from llava.eval.files import (
+from llava.eval.questions import Question
+from llava.files import (
     drop_lock,
     fingerprint,
     is_file,
@@ -36,7 +36,7 @@ from llava.eval.files import (
     write_json,
     write_jsonl,
 )
-from llava.eval.questions import Question
+from llava.shard import ALONE, Shard
 
 logger = logging.getLogger(__name__)
 

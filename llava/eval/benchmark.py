@@ -8,18 +8,19 @@ from typing import NamedTuple
 
 import torch
 
+from llava.cli import QUESTIONS_REFUSED, quiet, tell
 from llava.eval.answers import AnswerFile, describe_settings, meta_file, process_group
-from llava.eval.chunks import ALONE, Shard, current_shard
-from llava.eval.cli import QUESTIONS_REFUSED, choose_data, quiet, require_images, tell
-from llava.eval.files import write_json
+from llava.eval.cli import choose_data, require_images
 from llava.eval.generate import Decoding, answer_and_merge
 from llava.eval.loading import describe_device, device_of, load, use_one_thread
 from llava.eval.questions import Question, read_questions
 from llava.eval.results import budget_name, print_report, summarize
 from llava.eval.tasks import EMBEDDED_CHECKPOINT, TASKS, Data, Task, playground
+from llava.files import write_json
 from llava.mm_utils import get_model_name_from_path
 from llava.model.anyres import parse_pinpoints
 from llava.model.builder import read_config
+from llava.shard import ALONE, Shard, current_shard
 from visionzip_patch import VisionZipConfig, unzip
 from visionzip_patch.api import attach
 from visionzip_patch.reducer import VisionZip

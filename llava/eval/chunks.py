@@ -1,28 +1,9 @@
-"""Parts of a question list: `--num-chunks N --chunk-idx K`, or a part for each process of a launcher."""
+"""Parts of a question list: `--num-chunks N --chunk-idx K`."""
 
-import os
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
-
-
-class Shard(NamedTuple):
-    """Which part of a run this process is."""
-
-    index: int = 0
-    count: int = 1
-
-
-ALONE = Shard()
-
-
-def current_shard() -> Shard:
-    """This process as a launcher such as torchrun numbers it (RANK, WORLD_SIZE); alone without one."""
-    rank, count = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    if not (rank.isdecimal() and count.isdecimal() and int(rank) < int(count)):
-        raise ValueError(f"RANK={rank} of WORLD_SIZE={count} is no process: let torchrun set both, or unset them.")
-    return Shard(int(rank), int(count))
 
 
 def split_list(lst: Sequence[T], n: int) -> list[Sequence[T]]:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from llava.eval.files import read_json, read_jsonl, shorten
 from llava.eval.metrics.textvqa import question_in_prompt, score
+from llava.files import read_json, read_jsonl, shorten
 
 logger = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ import os
 
 import torch
 
-from llava.eval.chunks import Shard
 from llava.model.builder import load_pretrained_model
+from llava.shard import Shard
 
 
 def load(checkpoint: str, **options) -> tuple:

@@ -8,9 +8,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from llava.eval.chunks import current_shard, get_chunk
-from llava.eval.cli import EXIT_STATUSES, QUESTIONS_REFUSED, add_verbose, positive, require_images, status_of, tell
+from llava.cli import EXIT_STATUSES, QUESTIONS_REFUSED, add_verbose, positive, status_of, tell
+from llava.eval.chunks import get_chunk
+from llava.eval.cli import require_images
 from llava.eval.questions import read_questions
+from llava.shard import current_shard
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from llava.eval.files import is_file, read_jsonl
+from llava.files import is_file, read_jsonl
 
 
 class Question(NamedTuple):

@@ -4,10 +4,10 @@ import platform
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from llava.cli import quiet
 from llava.eval.answers import AnswerFile
-from llava.eval.cli import quiet
-from llava.eval.files import read_json
 from llava.eval.tasks import Data, Task
+from llava.files import read_json
 from visionzip_patch import VisionZipConfig
 
 

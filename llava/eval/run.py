@@ -8,7 +8,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from llava.eval.cli import EXIT_STATUSES, add_data_options, add_verbose, positive, status_of
+from llava.cli import EXIT_STATUSES, add_verbose, positive, status_of
+from llava.eval.cli import add_data_options
 from llava.eval.tasks import TASKS
 
 

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tqdm import tqdm
 
-from llava.eval.cli import add_data_options, add_verbose, positive, status_of
-from llava.eval.files import make_folder, write_json, write_text
+from llava.cli import add_verbose, positive, status_of
+from llava.eval.cli import add_data_options
 from llava.eval.tasks import EMBEDDED_CHECKPOINT, TASKS, playground
+from llava.files import make_folder, write_json, write_text
 
 if TYPE_CHECKING:
     from llava.eval.workbench import Workbench

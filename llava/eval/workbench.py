@@ -10,13 +10,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from llava.eval.chunks import ALONE
-from llava.eval.cli import choose_data, quiet, require_images
-from llava.eval.files import read_json
+from llava.cli import quiet
+from llava.eval.cli import choose_data, require_images
 from llava.eval.generate import Decoding, Picture, generate_batch, make_batches, read_picture
 from llava.eval.loading import device_of, load, use_one_thread
 from llava.eval.questions import Question, read_questions
 from llava.eval.tasks import Data, Task
+from llava.files import read_json
+from llava.shard import ALONE
 from visionzip_patch import VisionZipConfig, unzip
 from visionzip_patch.api import attach
 

@@ -10,8 +10,8 @@ import time
 import pytest
 
 from llava.eval.answers import AnswerFile, process_group
-from llava.eval.chunks import Shard, current_shard
 from llava.eval.questions import Question, read_questions
+from llava.shard import Shard, current_shard
 
 QUESTIONS = [Question(row, f"image{row // 3}", f"{row // 3}.jpg", f"question {row}", row + 1) for row in range(10)]
 SETTINGS = {"checkpoint": "a", "budget": 64}

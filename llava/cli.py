@@ -1,0 +1,93 @@
+"""What the commands of this package share: options, what the user is told, exit statuses.
+
+Imports nothing heavy, so that a wrong flag is told at once; torch and transformers follow once the command is read.
+"""
+
+import argparse
+import contextlib
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+
+from llava.shard import current_shard
+
+QUESTIONS_REFUSED, BAD_REQUEST, BUG, INTERRUPTED = 1, 2, 70, 130  # exit statuses
+EXIT_STATUSES = "Exit status: 0 done, 1 some questions not answered, 2 bad request, 70 a bug, 130 interrupted."
+
+logger = logging.getLogger(__name__)
+
+
+def status_of(command: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """The exit status of a command; what the user can mend is told in words, its trace only with --verbose."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
+    if args.verbose:
+        for package in ("llava", "visionzip_patch"):
+            logging.getLogger(package).setLevel(logging.DEBUG)
+    try:
+        hide_loading_bars()
+        return command(args)
+    except KeyboardInterrupt:
+        return exit_with("Stopped.", INTERRUPTED)
+    except (ValueError, OSError, ImportError) as error:  # a full disk, a hub that cannot be reached, no bitsandbytes
+        logger.debug("Where it comes from:", exc_info=True)
+        return exit_with(error, BAD_REQUEST)
+    except Exception as error:
+        from torch import OutOfMemoryError
+
+        if not isinstance(error, OutOfMemoryError):
+            traceback.print_exc()
+            return exit_with("This is a mistake of the program, not yours: the lines above say where.", BUG)
+        logger.debug("Where it comes from:", exc_info=True)
+        return exit_with(f"Out of memory at --batch-size {args.batch_size}. Run again with half of it.", BAD_REQUEST)
+
+
+def hide_loading_bars() -> None:
+    """Switch off transformers' bar over the weights it loads; those of downloads stay."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    downloads_hidden = are_progress_bars_disabled()
+    disable_progress_bar()
+    if not downloads_hidden:
+        enable_progress_bars()
+
+
+def exit_with(message, status: int) -> int:
+    """Say why it ends; any process may have reasons of its own, but an interruption concerns them all."""
+    try:
+        index = current_shard().index
+    except ValueError:
+        index = 0
+    if index == 0 or status != INTERRUPTED:
+        print(f"{f'[process {index}] ' * (index > 0)}{message}", file=sys.stderr)
+    return status
+
+
+def tell(message: str) -> None:
+    """Say something once, however many processes run."""
+    if current_shard().index == 0:
+        print(message, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without warnings from anyone."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value}: must be at least 1")
+    return value
+
+
+def add_verbose(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--verbose", action="store_true", help="say more, and where an error comes from")
