@@ -20,7 +20,7 @@ LAYERS = (
     ("llava.model.llava_arch",),
     (
         *("llava", "llava.model.multimodal_encoder", "llava.model.multimodal_projector"),
-        *("llava.model.anyres", "llava.model.splice", "llava.model.checkpoint", "llava.model.save"),
+        *("llava.model.anyres", "llava.model.splice", "llava.model.checkpoint", "llava.model.save", "llava.model.loss"),
     ),
     ("llava.constants",),
     ("visionzip_patch",),

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.model.anyres import get_anyres_image_grid_shape, pack
+from llava.model.anyres import VisionFeatures, get_anyres_image_grid_shape, pack
+from llava.model.loss import next_token_loss
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.save import all_or_nothing, upstream_keys, without_idle_sampling
@@ -59,15 +61,39 @@ class LlavaMetaForCausalLM:
         use_cache: bool | None = None,
         images: Tensor | Sequence[Tensor] | None = None,
         image_sizes: Sequence[tuple[int, int]] | None = None,
+        vision_tokens: Sequence[Tensor] | None = None,
+        vision_positions: Sequence[Tensor] | None = None,
+        loss_only: bool = False,
         **kwargs,
     ):
-        """As the language model's, with `images` as in `prepare_inputs_labels_for_multimodal`."""
+        """As the language model's, with `images` as in `prepare_inputs_labels_for_multimodal`.
+
+        Args:
+            vision_tokens, vision_positions: in place of `images`, what the tower made of each: (crops, N, C) before
+                the projector, and (crops, N) if there are positions. The tower is not run.
+            loss_only: return the loss alone, and compute logits for nothing but labelled tokens.
+            num_items_in_batch: divides the summed loss, where the batch is one of several.
+        """
+        if vision_tokens is not None:
+            positions = vision_positions or [None] * len(vision_tokens)
+            side = self.get_vision_tower().num_patches_per_side
+            images = [VisionFeatures(t, p, side) for t, p in zip(vision_tokens, positions, strict=True)]
         if inputs_embeds is None:
             input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels = (
                 self.prepare_inputs_labels_for_multimodal(
                     input_ids, position_ids, attention_mask, past_key_values, labels, images, image_sizes
                 )
             )
+        if loss_only:
+            states = self.model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                inputs_embeds=inputs_embeds,
+                use_cache=False,
+            )
+            hidden, count = states.last_hidden_state, kwargs.get("num_items_in_batch")
+            return CausalLMOutputWithPast(loss=next_token_loss(self.lm_head, hidden, labels, count))
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -124,25 +150,30 @@ class LlavaMetaForCausalLM:
         return self._project(self.get_vision_tower()(images))
 
     def image_features(
-        self, images: Tensor | Sequence[Tensor], image_sizes: Sequence[tuple[int, int]] | None = None
+        self,
+        images: Tensor | Sequence[Tensor] | Sequence[VisionFeatures],
+        image_sizes: Sequence[tuple[int, int]] | None = None,
     ) -> list[Tensor]:
         """Tokens of each image as the language model gets them: a list of (n_i, C).
 
         A 4-D tensor is one crop per image. In a list, or a 5-D tensor, an image is (3, S, S) or (crops, 3, S, S) and is
-        packed as `config.mm_patch_merge_type` says.
+        packed as `config.mm_patch_merge_type` says. What the tower made of an image may stand in its place.
         """
         if len(images) == 0:
             return []
-        if not all(isinstance(image, Tensor) for image in images):
-            raise ValueError(f"images holds {type(images[0]).__name__}: make tensors of them with process_images.")
         if isinstance(images, Tensor) and images.ndim == 4:
             return list(self.encode_images(images))
-        crops = [image if image.ndim == 4 else image[None] for image in images]
         if image_sizes is None:
-            image_sizes = [None] * len(crops)
-        if len(image_sizes) != len(crops):
-            raise ValueError(f"{len(crops)} images but {len(image_sizes)} image_sizes were given.")
-        features = self.get_vision_tower().features_of(crops)
+            image_sizes = [None] * len(images)
+        if len(image_sizes) != len(images):
+            raise ValueError(f"{len(images)} images but {len(image_sizes)} image_sizes were given.")
+        if all(isinstance(image, VisionFeatures) for image in images):
+            features = images
+        elif all(isinstance(image, Tensor) for image in images):
+            crops = [image if image.ndim == 4 else image[None] for image in images]
+            features = self.get_vision_tower().features_of(crops)
+        else:
+            raise ValueError(f"images holds {type(images[0]).__name__}: make tensors of them with process_images.")
         flat = self._project(torch.cat([f.tokens.flatten(0, 1) for f in features]))
         projected = flat.split([f.tokens.shape[0] * f.tokens.shape[1] for f in features])
         return [
@@ -232,12 +263,17 @@ class LlavaMetaForCausalLM:
         )
 
     def _splice(self, input_ids, attention_mask, features, labels=None, *, padding_side) -> Spliced:
-        """Embed the prompts around the features of their images; `features` may count a dummy per row without one."""
+        """Embed the prompts around the features of their images.
+
+        `features` may count a dummy for each row without an image, or be the one dummy of a batch without images.
+        """
         device, ids = input_ids.device, input_ids.cpu()
         keep = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.cpu().bool()
         counts = ((ids == IMAGE_TOKEN_INDEX) & keep).sum(1).tolist()
         dummies = []
-        if len(features) != sum(counts) and len(features) == sum(max(1, count) for count in counts):
+        if len(features) == 1 and not any(counts):
+            features, dummies = [], features
+        elif len(features) != sum(counts) and len(features) == sum(max(1, count) for count in counts):
             shown = [is_shown for count in counts for is_shown in ([True] * count or [False])]
             dummies = [f for f, is_shown in zip(features, shown, strict=True) if not is_shown]
             features = [f for f, is_shown in zip(features, shown, strict=True) if is_shown]

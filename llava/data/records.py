@@ -1,0 +1,177 @@
+"""LLaVA's instruction files: a JSON list of records, each a conversation about one image, several, or none.
+
+A record is `{"id": ..., "image": "coco/train2017/000000033471.jpg", "conversations": [{"from": "human", "value":
+"<image>\\nWhat is this?"}, {"from": "gpt", "value": "A bus."}, ...]}`. Text-only records have no `image`; further keys
+are kept. Records are numbered from 0.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.files import is_file, read_json, read_jsonl, shorten
+
+LFS_POINTER = b"version https://git-lfs"
+ROLES = ("human", "gpt")
+
+# The first question of a record tells the sources apart that share a folder: mix665k asks the same way within each.
+STYLES = {
+    "Answer the question using a single word or phrase": "short answer",
+    "Answer with the option's letter from the given choices": "choice",
+    "Please provide a short description for this region": "region",
+    "Please provide the bounding box coordinate of the region": "region",
+    "Provide a one-sentence caption": "caption",
+}
+
+
+class Problem(NamedTuple):
+    """What is wrong with a record: one of a few kinds, and the particulars."""
+
+    kind: str
+    detail: str
+
+
+def read_records(path: str | Path) -> list[dict]:
+    """The records of an instruction file: a JSON list or, if its name ends so, `.jsonl`.
+
+    The records themselves are not checked here; `inspect` does that.
+
+    Raises:
+        ValueError: the file cannot be read, is no list of objects, or has no record with `conversations`.
+    """
+    if is_file(path):
+        with open(path, "rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise ValueError(f"{path}: a Git LFS pointer in place of the data. Fetch the data with `git lfs pull`.")
+    records = [row for _, row in read_jsonl(path)] if is_jsonl(path) else read_json(path)
+    expected = 'an instruction file is a list [{"id": ..., "conversations": [...]}, ...]'
+    if isinstance(records, dict):
+        keys = ", ".join(list(records)[:5])
+        raise ValueError(f"{path}: found an object with the keys {keys}; {expected}. Write its list to a file alone.")
+    if not isinstance(records, list):
+        raise ValueError(f"{path}: found {shorten(json.dumps(records))}; {expected}.")
+    for index, record in enumerate(records):
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}, record {index}: found {shorten(json.dumps(record))}; {expected}.")
+    if not any("conversations" in record for record in records):
+        raise ValueError(f"{path}: none of its {len(records)} records has 'conversations'; {expected}.")
+    return records
+
+
+def write_records(path: str | Path, records: Iterable[dict]) -> None:
+    """Write an instruction file, a record per line, in full or not at all; `.jsonl` if its name ends so."""
+    path = Path(path)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with draft.open("wb") as file:
+            file.writelines(encoded(records, is_jsonl(path)))
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def is_jsonl(path: str | Path) -> bool:
+    return Path(path).suffix == ".jsonl"
+
+
+def encoded(records: Iterable[dict], as_lines: bool) -> Iterator[bytes]:
+    """The bytes of an instruction file in parts, as all of mix665k would be several GB."""
+    if as_lines:
+        yield from (encode(record) + b"\n" for record in records)
+        return
+    yield b"["
+    for index, record in enumerate(records):
+        yield (b",\n" if index else b"\n") + encode(record)
+    yield b"\n]\n"
+
+
+def encode(record: dict) -> bytes:
+    try:
+        return json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, as in an emoji cut in two, exists only as an escape
+        return json.dumps(record).encode()
+
+
+def image_names(record: dict) -> list:
+    """The image files of a record, relative to the image folder; each a text unless `inspect` says otherwise."""
+    image = record.get("image")
+    if image is None or image == "":
+        return []
+    return image if isinstance(image, list) else [image]
+
+
+def source_of(record: dict) -> str:
+    """Which data a record comes from, such as "coco: short answer", "vg: region" or "text".
+
+    This is its `source`, if it has one. Else it is the first folder of its image and the style of its first question;
+    images without a folder, and numbered folders, are "images".
+    """
+    if source := record.get("source"):
+        return str(source)
+    names = image_names(record)
+    if not names:
+        return "text"
+    folder = str(names[0]).rpartition("/")[0].partition("/")[0]
+    question = first_question(record)
+    style = next((style for mark, style in STYLES.items() if mark in question), "conversation")
+    return f"{folder if folder and not folder.isdecimal() else 'images'}: {style}"
+
+
+def first_question(record: dict) -> str:
+    """What the human says first; nothing in a record that `inspect` refuses."""
+    turns = record.get("conversations")
+    for turn in turns if isinstance(turns, list) else []:
+        if isinstance(turn, dict) and turn.get("from") == "human":
+            return str(turn.get("value"))
+    return ""
+
+
+def inspect(record: dict) -> list[Problem]:
+    """What can be found wrong with a record without a look at its image files."""
+    problems = [] if record.get("id") is not None else [Problem("no id", "")]
+    names = image_names(record)
+    for name in names:
+        if not isinstance(name, str) or not name:
+            problems.append(Problem("bad image name", f"{name!r}, expected the name of a file"))
+    try:
+        texts = turn_texts(record.get("conversations"))
+    except ValueError as error:
+        return [*problems, Problem("bad conversation", str(error))]
+    if not any(text.strip() for text in texts[1::2]):
+        problems.append(Problem("no answer", f"gpt says nothing in {len(texts)} turns"))
+    tokens = sum(text.count(DEFAULT_IMAGE_TOKEN) for text in texts)
+    if tokens != len(names):
+        kind = "<image> without image" if tokens > len(names) else "image without <image>"
+        problems.append(Problem(kind, f"{tokens} times <image>, {len(names)} image files"))
+    return problems
+
+
+def turn_texts(turns) -> list[str]:
+    """What human and gpt say in turn, from the first word of human on: what gpt says before it answers nothing.
+
+    Raises:
+        ValueError: no list of turns, an unknown role, two turns in a row of the same one, or a value that is no text.
+    """
+    if not isinstance(turns, list) or not turns:
+        raise ValueError(f"the conversation is {shorten(str(turns))}: it must be a list of turns")
+    for i, turn in enumerate(turns):
+        which = f"turn {i + 1} of {len(turns)}"
+        if not isinstance(turn, dict):
+            raise ValueError(f"{which} is {shorten(str(turn))}: it must be an object with 'from' and 'value'")
+        role, value = turn.get("from"), turn.get("value")
+        if role not in ROLES:
+            raise ValueError(f"{which} is from {role!r}: choose 'human' or 'gpt'")
+        if i and role == turns[i - 1]["from"]:
+            raise ValueError(f"{which} is from {role!r}, as the one before: human and gpt alternate")
+        if not isinstance(value, str):
+            raise ValueError(f"the value of {which} is {shorten(str(value))}: it must be a text")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"the value of {which} holds half of a surrogate pair, which no tokenizer takes") from None
+    return [turn["value"] for turn in turns[turns[0]["from"] == "gpt" :]]

@@ -1,0 +1,198 @@
+"""From what a run asks for to a model that is ready to learn it."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+from transformers import BitsAndBytesConfig
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+from llava.model.builder import (
+    NEVER_QUANTIZED,
+    add_image_tokens,
+    copy_weights,
+    load_weights,
+    make_config,
+    read_tower,
+    refuse,
+    without_peft_prefix,
+)
+from llava.model.checkpoint import CONTENTS, Checkpoint, load_tensors
+from llava.model.multimodal_encoder.builder import build_vision_tower
+from llava.tokenizer import load_tokenizer
+from llava.train.arguments import Run
+from llava.train.sharding import gathered
+
+PROJECTOR_KEYS = "model.mm_projector."
+
+
+def load(run: Run) -> tuple:
+    """(tokenizer, model, image processor), everything frozen.
+
+    `--model_name_or_path` is a whole LLaVA checkpoint, whose config then holds, or a language model, which gets the
+    tower and the projector that the run describes.
+
+    Raises:
+        ValueError: no checkpoint there, one that cannot be trained, or a projector that does not fit.
+    """
+    path = run.model.model_name_or_path
+    if run.training.zero_stage == 3:  # which cuts weights up while they are read: the processes have to know each other
+        from deepspeed import init_distributed
+
+        init_distributed("gloo" if run.training.use_cpu else None, verbose=False)
+    checkpoint = Checkpoint.inspect(path, cache_dir=run.training.cache_dir)
+    if checkpoint.kind in ("projector", "lora"):
+        raise ValueError(
+            f"--model_name_or_path {path} holds {CONTENTS[checkpoint.kind]}. Give the model it belongs to, and go on "
+            f"from a projector with --pretrain_mm_mlp_adapter {path}/mm_projector.bin."
+        )
+    checkpoint = replace(checkpoint, config={**checkpoint.config, **vision_settings(run, checkpoint)})
+    config = make_config(checkpoint, checkpoint, run.visionzip())
+    if not config.mm_vision_tower:
+        raise ValueError(f"{path} sees no images, and no --vision_tower was given.")
+    config.tokenizer_model_max_length = run.training.model_max_length
+    config.tokenizer_padding_side = "right"
+
+    model, absent = load_weights(checkpoint, config, placement(run))
+    is_new = checkpoint.kind == "text"  # a language model has no projector: it starts with random weights
+    refuse({key for key in absent if not (is_new and key.startswith(PROJECTOR_KEYS))}, "missing from", path)
+    if not model.get_vision_tower().is_loaded:
+        read_tower(model)
+    if file := run.model.pretrain_mm_mlp_adapter:
+        load_projector(model, file)
+    tokenizer = load_tokenizer(path, model_max_length=run.training.model_max_length, padding_side="right")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    add_image_tokens(model, tokenizer)
+    model.requires_grad_(False)
+    model.name_or_path = config.name_or_path = str(Path(path).resolve()) if Path(path).is_dir() else path
+    return tokenizer, model, model.get_vision_tower().image_processor
+
+
+def vision_settings(run: Run, checkpoint: Checkpoint) -> dict:
+    """What the run adds to a checkpoint's config.json."""
+    asked, data = run.model, run.data
+    settings = {
+        "image_aspect_ratio": data.image_aspect_ratio,
+        "image_grid_pinpoints": data.image_grid_pinpoints,
+    }
+    settings = {name: value for name, value in settings.items() if value is not None}
+    tower = asked.vision_tower
+    if checkpoint.kind != "text":
+        if tower and Path(tower).name != Path(str(checkpoint.config.get("mm_vision_tower"))).name:
+            raise ValueError(
+                f"{checkpoint.path} was trained with the tower {checkpoint.config.get('mm_vision_tower')}; "
+                f"--vision_tower {tower} would not fit its projector. Leave the flag out."
+            )
+        return settings
+    if not tower:
+        raise ValueError(f"{checkpoint.path} is a language model without vision: add --vision_tower.")
+    return settings | {
+        "mm_vision_tower": str(Path(tower).resolve()) if Path(tower).is_dir() else tower,
+        "mm_hidden_size": build_vision_tower(SimpleNamespace(mm_vision_tower=tower), delay_load=True).hidden_size,
+        "mm_projector_type": asked.mm_projector_type or "mlp2x_gelu",
+        "mm_vision_select_layer": asked.mm_vision_select_layer,
+        "mm_vision_select_feature": asked.mm_vision_select_feature,
+        "mm_patch_merge_type": asked.mm_patch_merge_type,
+        "mm_use_im_start_end": asked.mm_use_im_start_end,
+        "mm_use_im_patch_token": asked.mm_use_im_patch_token,
+        "use_mm_proj": True,
+    }
+
+
+def placement(run: Run) -> dict:
+    """Arguments of `from_pretrained`: dtype, device, quantization."""
+    training, dtype = run.training, compute_dtype(run)
+    options = {"dtype": dtype}
+    if not is_deepspeed_zero3_enabled():  # ZeRO-3 places the parts itself
+        options["device_map"] = {"": training.device}
+    if training.bits < 16:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_8bit=training.bits == 8,
+            load_in_4bit=training.bits == 4,
+            bnb_4bit_quant_type=training.quant_type,
+            bnb_4bit_use_double_quant=training.double_quant,
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=NEVER_QUANTIZED,
+        )
+    return options
+
+
+def compute_dtype(run: Run) -> torch.dtype:
+    if run.training.bf16:
+        return torch.bfloat16
+    return torch.float16 if run.training.fp16 else torch.float32
+
+
+def load_projector(model: nn.Module, file: str) -> None:
+    """Continue from a projector: `mm_projector.bin`, keys with or without a prefix."""
+    if not Path(file).is_file():
+        raise ValueError(f"--pretrain_mm_mlp_adapter {file}: no such file. It is the mm_projector.bin of an earlier run.")
+    tensors = {without_peft_prefix(key): value for key, value in load_tensors(file).items()}
+    projector = {key: value for key, value in tensors.items() if key.startswith(PROJECTOR_KEYS)}
+    own = {key for key, _ in model.named_parameters() if key.startswith(PROJECTOR_KEYS)}
+    refuse(own - projector.keys(), "missing from", file)
+    with gathered(model.get_model().mm_projector.parameters(), write=True):
+        copy_weights(model, projector, file)
+
+
+def choose_trainable(model: nn.Module, run: Run) -> nn.Module:
+    """Unfreeze what the run trains; with LoRA, the model comes back wrapped.
+
+    Returns:
+        The model. Its `trained_part` says "projector", "lora" or "full".
+    """
+    projector, training = model.get_model().mm_projector, run.training
+    if training.lora_enable:
+        model = add_lora(model, run)
+        projector.requires_grad_(not training.freeze_mm_mlp_adapter)
+    elif run.model.tune_mm_mlp_adapter:
+        projector.requires_grad_(True)
+    else:
+        model.requires_grad_(not run.model.freeze_backbone)
+        model.get_vision_tower().requires_grad_(False)
+        projector.requires_grad_(not training.freeze_mm_mlp_adapter)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trainable:
+        raise ValueError("Nothing is left to train: --freeze_backbone and --freeze_mm_mlp_adapter exclude each other.")
+    if training.deepspeed is None:  # DeepSpeed keeps fp32 masters of its own; without it, what learns is in fp32
+        for parameter in trainable:
+            parameter.data = parameter.data.float()
+    return model
+
+
+def trained_part(run: Run) -> str:
+    """What a run leaves: "lora", "projector" or "full"."""
+    if run.training.lora_enable:
+        return "lora"
+    return "projector" if run.model.tune_mm_mlp_adapter else "full"
+
+
+def add_lora(model: nn.Module, run: Run) -> nn.Module:
+    """LoRA on every linear layer of the language model but its head."""
+    from peft import LoraConfig, get_peft_model
+
+    training = run.training
+    config = LoraConfig(
+        r=training.lora_r,
+        lora_alpha=training.lora_alpha,
+        lora_dropout=training.lora_dropout,
+        bias=training.lora_bias,
+        target_modules=lora_targets(model),
+        exclude_modules=r".*\b(vision_tower|mm_projector|lm_head)\b.*",  # the tower's layers bear the same names
+        task_type="CAUSAL_LM",
+    )
+    wrapped = get_peft_model(model, config)
+    if training.lora_weight_path:
+        load_adapter(wrapped, training.lora_weight_path)
+    return wrapped
+
+
+def lora_targets(model: nn.Module) -> list[str]:
+    """Last names of the linear layers of the language model."""
+    skipped = re.compile(r"\b(vision_tower|mm_projector|lm_head)\b")
+    found = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    return sorted({name.rpartition(".")[2] for name in found if not skipped.search(name)})

@@ -1,0 +1,283 @@
+"""GPU memory when only the projector trains, by calculation: `python -m llava.train.memory [--model 7b]`.
+
+Prints a Markdown table: LLaVA-1.5-7B and 13B, on ZeRO-2, ZeRO-3, ZeRO-3 with offload, and a 4-bit language model, and
+the largest batch on cards of 24 and 80 GiB. What it counts, per GPU:
+
+- Weights in bf16; 4-bit ones in NF4 with double quantization, except embeddings, head, tower and projector.
+- Of the projector: gradients in bf16; in fp32 gradients, a copy of the weights and AdamW's two moments, shared out.
+- What autograd keeps. The language model is frozen, but gradients pass through it on their way to the projector. A
+  frozen linear layer keeps nothing but its weight, which is there anyway. A decoder layer keeps two RMSNorm inputs and
+  their scales in fp32; queries, keys, values, result and log-sum-exp of attention (flash and memory-efficient kernels
+  alike, on a GPU and on a CPU); the padding mask; three activations of the MLP. DeepSpeed's own linear layers, which
+  ZeRO-3 needs, keep their inputs too.
+- Logits of labelled positions only, as `llava.model.loss` computes them.
+- DeepSpeed's two gradient buckets, sized by its "auto" (hidden² elements); under ZeRO-3, LIVE parameters gathered at a
+  time; for 4-bit weights, one matrix in bf16.
+
+The tower runs before the language model and keeps nothing, so it does not add to the peak. RESERVE is left free for the
+CUDA context and for fragmentation.
+"""
+
+import argparse
+import sys
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from llava.cli import add_verbose, positive, status_of
+from llava.model.loss import ROWS
+
+METHODS = ("ZeRO-2", "ZeRO-3", "ZeRO-3 offload", "4-bit base")
+GIB = 2**30
+CARDS = (24, 80)  # GiB
+RESERVE = 1.5 * GIB
+LIVE = 1_000_000_000  # stage3_max_live_parameters, DeepSpeed's default
+NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes of a weight: 4 bits, a byte per block of 64, fp32 per 256 blocks
+
+
+class Shape(NamedTuple):
+    """What of a LLaVA model decides its memory. The projector is `mlp2x_gelu`."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    vocab: int
+    is_tied: bool = False  # embedding and head are one table
+    tower_parameters: int = 303_507_456  # CLIP-L/14 at 336 pixels
+    tower_hidden: int = 1024
+    patches: int = 576
+
+    @classmethod
+    def from_config(cls, config, tower) -> "Shape":
+        """Of a LLaVA config and its tower without weights, as `llava.model.builder.read_config` returns them."""
+        import torch
+
+        with torch.device("meta"):
+            encoder = tower.model_class(tower.cfg_only)
+        return cls(
+            hidden=config.hidden_size,
+            intermediate=config.intermediate_size,
+            layers=config.num_hidden_layers,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            vocab=config.vocab_size,
+            is_tied=config.tie_word_embeddings,
+            tower_parameters=encoder.num_parameters(),
+            tower_hidden=tower.cfg_only.hidden_size,
+            patches=tower.num_patches,
+        )
+
+
+SHAPES = {
+    "7B": Shape(hidden=4096, intermediate=11008, layers=32, heads=32, kv_heads=32, vocab=32000),
+    "13B": Shape(hidden=5120, intermediate=13824, layers=40, heads=40, kv_heads=40, vocab=32000),
+}
+
+
+class Parameters(NamedTuple):
+    """Numbers of parameters."""
+
+    matrices: int  # of the decoder layers: what is quantized
+    others: int  # embedding, head and norms of the language model
+    tower: int
+    projector: int
+
+
+class Memory(NamedTuple):
+    """Bytes on one GPU at the peak of a step."""
+
+    llm: float
+    tower: float
+    projector: float
+    optimizer: float  # and gradients
+    workspace: float
+    activations: float  # kept from forward for backward
+    transient: float  # of the loss, or of backward's first step
+
+    @property
+    def total(self) -> float:
+        return sum(self)
+
+
+def parameters(shape: Shape) -> Parameters:
+    """Exact for Llama and Mistral; the biases of Qwen's attention, 0.01 %, are left out."""
+    hidden = shape.hidden
+    attention = 2 * hidden**2 + 2 * hidden * (hidden // shape.heads * shape.kv_heads)
+    return Parameters(
+        matrices=shape.layers * (attention + 3 * hidden * shape.intermediate),
+        others=(1 if shape.is_tied else 2) * shape.vocab * hidden + (2 * shape.layers + 1) * hidden,
+        tower=shape.tower_parameters,
+        projector=(shape.tower_hidden + 1) * hidden + (hidden + 1) * hidden,
+    )
+
+
+def activation_bytes(
+    shape: Shape,
+    tokens: int,
+    batch: int = 1,
+    dtype_bytes: int = 2,
+    *,
+    checkpointing: bool = False,
+    keeps_inputs: bool = False,
+) -> int:
+    """What autograd keeps of the language model between forward and backward.
+
+    Args:
+        tokens: length of a sequence, image and text.
+        checkpointing: only the inputs of the layers are kept, and one layer at a time is computed again.
+        keeps_inputs: frozen linear layers keep their inputs (DeepSpeed ZeRO-3).
+    """
+    norms = 2 * (4 * shape.hidden + 4)
+    attention = dtype_bytes * (4 * shape.hidden + tokens) + 4 * shape.heads  # q, k, v, result; mask; log-sum-exp
+    mlp = dtype_bytes * 3 * shape.intermediate  # gate, its SiLU, up
+    inputs = dtype_bytes * (2 * shape.hidden + shape.intermediate) if keeps_inputs else 0  # both norms' results; down's
+    layer = norms + attention + mlp + inputs
+    layers = shape.layers * dtype_bytes * shape.hidden + layer if checkpointing else shape.layers * layer
+    ends = (2 * dtype_bytes + 4) * shape.hidden  # embeddings, last norm, its result
+    return batch * tokens * (layers + ends)
+
+
+def logit_bytes(shape: Shape, positions: int) -> int:
+    """The most that `llava.model.loss.next_token_loss` holds: logits and their gradients in bf16, and for ROWS of them
+    at a time log-probabilities and two gradients in fp32."""
+    at_once = min(positions, ROWS)
+    return shape.vocab * (4 * positions + (12 - 2) * at_once)
+
+
+def all_logit_bytes(shape: Shape, positions: int) -> int:
+    """The same for a loss that takes the logits of all positions at once."""
+    return shape.vocab * positions * (2 + 12)
+
+
+def peak(
+    shape: Shape,
+    method: str = "ZeRO-2",
+    *,
+    image_tokens: int = 64,
+    text: int = 256,
+    labelled: int = 128,
+    batch: int = 1,
+    gpus: int = 8,
+    checkpointing: bool = False,
+) -> Memory:
+    """Memory of one GPU at the peak of a step: where backward begins.
+
+    Args:
+        method: one of METHODS.
+        image_tokens, text, labelled: positions of a sequence: of its image, of its text, and those with a label.
+        batch: sequences on this GPU at a time.
+        gpus: how many share optimizer and, under ZeRO-3, weights.
+    """
+    count = parameters(shape)
+    is_zero3, is_offload, is_4bit = method.startswith("ZeRO-3"), method == "ZeRO-3 offload", method == "4-bit base"
+    share = 0 if is_offload else 1 / gpus if is_zero3 else 1
+    workspace = 2 * 2 * shape.hidden**2
+    if is_zero3:
+        workspace += 2 * min(LIVE, sum(count))
+    if is_4bit:
+        workspace += 2 * shape.hidden * shape.intermediate
+    tokens = image_tokens + text
+    kept = activation_bytes(shape, tokens, batch, checkpointing=checkpointing, keeps_inputs=is_zero3)
+    kept += batch * image_tokens * 2 * (shape.tower_hidden + 2 * shape.hidden)  # inputs of the projector's layers
+    first_step = batch * tokens * 5 * 4 * shape.hidden  # backward of the last norm, in fp32
+    return Memory(
+        llm=(count.matrices * NF4 + 2 * count.others) if is_4bit else 2 * (count.matrices + count.others) * share,
+        tower=2 * count.tower * share,
+        projector=2 * count.projector * share,
+        optimizer=count.projector * (2 + (0 if is_offload else (4 + 4 + 8) / gpus)),
+        workspace=workspace,
+        activations=kept,
+        transient=max(logit_bytes(shape, batch * labelled), first_step),
+    )
+
+
+def largest_batch(shape: Shape, method: str, card: float, **setting) -> int:
+    """How many sequences fit a card of `card` GiB, at most 9999; 0 if not even one. `setting` as in `peak`."""
+    room = card * GIB - RESERVE
+    return bisect_right(range(1, 10_000), room, key=lambda batch: peak(shape, method, batch=batch, **setting).total)
+
+
+def to_markdown(
+    shapes: dict[str, Shape],
+    *,
+    image_tokens: int = 64,
+    text: int = 256,
+    labelled: int = 128,
+    batch: int = 1,
+    gpus: int = 8,
+    checkpointing: bool = False,
+) -> str:
+    """A line per model and method, in GiB. Arguments as in `peak`."""
+    setting = {"text": text, "labelled": labelled, "gpus": gpus, "checkpointing": checkpointing}
+    head = [
+        *("model", "method", "LLM + tower + projector", "gradients + optimizer", "workspace"),
+        *(f"activations per sample, {image_tokens} image tokens", "all of them", "logits per sample, labelled", "all"),
+        *(f"total at batch {batch}", *(f"largest batch in {card} GiB" for card in CARDS)),
+    ]
+    lines = [head, ["---"] * 2 + ["---:"] * (len(head) - 2)]
+    for name, shape in shapes.items():
+        for method in METHODS:
+            one = peak(shape, method, image_tokens=image_tokens, **setting)
+            whole = peak(shape, method, image_tokens=shape.patches, **setting)
+            total = peak(shape, method, image_tokens=image_tokens, batch=batch, **setting).total
+            batches = [largest_batch(shape, method, card, image_tokens=image_tokens, **setting) for card in CARDS]
+            logits = logit_bytes(shape, labelled)
+            all_logits = all_logit_bytes(shape, image_tokens + text)
+            sizes = [one.optimizer, one.workspace, one.activations, whole.activations, logits, all_logits, total]
+            weights = " + ".join(f"{size / GIB:.2f}" for size in (one.llm, one.tower, one.projector))
+            cells = [name, method, weights, *(f"{size / GIB:.2f}" for size in sizes)]
+            lines.append([*cells, *(str(batch) if batch else "does not fit" for batch in batches)])
+    title = (
+        f"Peak GPU memory in GiB when only the projector trains, by calculation: {text} text tokens, {labelled} of "
+        f"them labelled, {gpus} GPU{'s' * (gpus > 1)}, gradient checkpointing {'on' if checkpointing else 'off'}, "
+        f"{RESERVE / GIB} GiB of each card left free"
+    )
+    return "\n".join([title, "", *("| " + " | ".join(line) + " |" for line in lines)])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    return status_of(run, parse_arguments(argv))
+
+
+def run(args: argparse.Namespace) -> int:
+    shapes = dict([find_shape(args.model)]) if args.model else SHAPES
+    labelled = args.text // 2 if args.labelled is None else args.labelled
+    if labelled > args.text:
+        raise ValueError(f"--labelled {labelled} is more than --text {args.text}: only text has labels.")
+    setting = {"text": args.text, "labelled": labelled, "gpus": args.gpus, "checkpointing": args.checkpointing}
+    print(to_markdown(shapes, image_tokens=args.tokens, batch=args.batch, **setting))
+    return 0
+
+
+def find_shape(model: str) -> tuple[str, Shape]:
+    """Name and shape of a key of SHAPES, or of a checkpoint: folder or hub id. Raises ValueError."""
+    if model.upper() in SHAPES:
+        return model.upper(), SHAPES[model.upper()]
+    from llava.mm_utils import get_model_name_from_path
+    from llava.model.builder import read_config
+
+    return get_model_name_from_path(model), Shape.from_config(*read_config(model))
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.train.memory",
+        description="Calculate how much GPU memory tuning the projector takes.",
+    )
+    add = parser.add_argument
+    add("--model", metavar="NAME", help="7b, 13b, or a checkpoint's folder or hub id (default: 7b and 13b)")
+    add("--tokens", type=positive, default=64, metavar="N", help="tokens of an image (default: 64)")
+    add("--text", type=positive, default=256, metavar="N", help="tokens of text in a sample (default: 256)")
+    add("--labelled", type=positive, metavar="N", help="of which the answers are (default: half)")
+    add("--batch", type=positive, default=1, metavar="N", help="samples on each GPU at a time (default: 1)")
+    add("--gpus", type=positive, default=8, metavar="N", help="GPUs that work together (default: 8)")
+    add("--checkpointing", action="store_true", help="with gradient checkpointing")
+    add_verbose(parser)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

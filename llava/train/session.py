@@ -1,0 +1,161 @@
+"""The steps around the learning itself: what a run reads, how it is told apart from others, what it leaves."""
+
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from llava.conversation import conv_templates
+from llava.data.collator import DataCollatorForSupervisedDataset
+from llava.data.dataset import LazySupervisedDataset
+from llava.data.records import image_names, read_records
+from llava.data.subset import draw
+from llava.data.verify import check
+from llava.files import make_folder, read_json, write_json
+from llava.model.llava_arch import owns_tower
+from llava.model.save import all_or_nothing
+from llava.train.arguments import Run
+from llava.train.loading import compute_dtype
+from llava.train.report import gather_facts, write_report
+from llava.train.saving import save
+from llava.train.sharding import gathered, is_first, wait_for_all
+from llava.train.trainer import LLaVATrainer, checkpoints, remove_unfinished
+
+RUN_FILE, RESULT_FILE = "run.json", "training.json"
+
+
+class Counts(NamedTuple):
+    """How many samples there are."""
+
+    in_file: int
+    drawn: int  # of --data_fraction and --images_only
+    bad: int  # left out with --skip_bad_data
+    with_image: int  # of those that are used
+    used: int
+
+
+def read_data(run: Run) -> tuple[list[dict], Counts]:
+    """The records to train on.
+
+    Raises:
+        ValueError: some of them cannot be used, and --skip_bad_data was not given.
+    """
+    data, training = run.data, run.training
+    records = read_records(data.data_path)
+    in_file = len(records)
+    if data.images_only:
+        records = [record for record in records if image_names(record)]
+    if data.data_fraction < 1:
+        seed = training.seed if training.data_seed is None else training.data_seed
+        records = [records[i] for i in draw(records, data.data_fraction, seed)]
+    drawn, report = len(records), check(records, data.image_folder)
+    if report.bad and not data.skip_bad_data:
+        raise ValueError(
+            f"{data.data_path}: {len(report.bad)} of {drawn} samples cannot be used.\n{report.summary()}\n"
+            f"Mend them, or write a list without them: python -m llava.data.verify {data.data_path} --image-folder "
+            f"{data.image_folder} --clean CLEAN.json; or leave them out, and count them, with --skip_bad_data True."
+        )
+    records = report.clean()
+    if not records:
+        raise ValueError(f"{data.data_path}: nothing is left to train on, of {in_file} samples.")
+    with_image = sum(bool(image_names(record)) for record in records)
+    return records, Counts(in_file, drawn, len(report.bad), with_image, len(records))
+
+
+def describe(counts: Counts) -> str:
+    left_out = f", {counts.bad} unusable ones left out" if counts.bad else ""
+    return (
+        f"{counts.used:,} samples, {counts.with_image:,} of them with images; {counts.drawn:,} drawn from "
+        f"{counts.in_file:,}{left_out}."
+    )
+
+
+def make_dataset(
+    run: Run, records: Sequence[dict], tokenizer, model: nn.Module, image_processor
+) -> tuple[LazySupervisedDataset, DataCollatorForSupervisedDataset]:
+    """Samples, and how they become batches."""
+    cache = None
+    if run.data.cache_features:
+        cache = features_of(run, records, model, image_processor)
+    dataset = LazySupervisedDataset(
+        records,
+        tokenizer,
+        conversation=conv_templates[run.model.version],
+        image_folder=run.data.image_folder,
+        image_processor=image_processor,
+        config=model.config,
+        cache=cache,
+        skip_bad=run.data.skip_bad_data,
+        max_length=run.training.model_max_length,
+    )
+    return dataset, DataCollatorForSupervisedDataset(tokenizer.pad_token_id, dataset.dummy)
+
+
+def features_of(run: Run, records: Sequence[dict], model: nn.Module, image_processor):
+    """What the tower makes of every image, from --cache_features or computed into it; then the tower is let go."""
+    from llava.train.features import build_cache, cache_key, open_cache
+
+    folder, names = run.data.cache_features, dict.fromkeys(name for r in records for name in image_names(r))
+    tower = model.get_vision_tower()
+    with gathered(tower.parameters()):
+        key = cache_key(model, image_processor)
+        build_cache(
+            folder, list(names), run.data.image_folder, model, image_processor, skip_bad=run.data.skip_bad_data
+        )
+    wait_for_all()
+    if not owns_tower(model.config):  # else it is saved with the model
+        tower.drop()
+    return open_cache(folder, key)
+
+
+def is_finished(output: Path, run: Run) -> bool:
+    """Whether an earlier run of the same settings has left its result in `output`.
+
+    Raises:
+        ValueError: `output` belongs to a run of other settings, which are named.
+    """
+    if run.training.overwrite_output_dir or not (output / RUN_FILE).is_file():
+        return False
+    before, now = read_json(output / RUN_FILE), run.settings()
+    changed = [name for name in now if before.get(name) != now[name]]
+    if changed:
+        differences = "; ".join(f"{name} {before.get(name)} → {now[name]}" for name in changed[:6])
+        raise ValueError(
+            f"{output} belongs to a run with other settings: {differences}. Choose another --output_dir, or start "
+            f"again there with --overwrite_output_dir."
+        )
+    return (output / RESULT_FILE).is_file()
+
+
+def begin(output: Path, run: Run) -> None:
+    """Mark `output` as this run's, without what a killed or an overwritten run has left."""
+    if is_first():
+        make_folder(output)
+        remove_unfinished(output)
+        if run.training.overwrite_output_dir:
+            discard(output)
+        write_json(output / RUN_FILE, run.settings())
+    wait_for_all()
+
+
+def discard(output: Path) -> None:
+    import shutil
+
+    for path in checkpoints(output):
+        shutil.rmtree(path)
+    (output / RESULT_FILE).unlink(missing_ok=True)
+
+
+def save_result(trainer: LLaVATrainer, run: Run, counts: Counts) -> None:
+    """Write the trained part and the report into the output folder."""
+    model, output = trainer.accelerator.unwrap_model(trainer.model), Path(run.training.output_dir)
+    with all_or_nothing(output) if is_first() else nullcontext() as folder:
+        save(trainer.part, model, trainer.processing_class, folder, compute_dtype(run))
+    facts = gather_facts()
+    if is_first():
+        facts = {"settings": run.settings(), "samples": counts._asdict(), **facts}
+        write_report(output, history=trainer.state.log_history, facts=facts)

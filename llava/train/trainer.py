@@ -1,0 +1,183 @@
+"""transformers' Trainer, with what tuning a part of LLaVA needs: batches of like samples, losses where there are labels,
+checkpoints of the trained part that are whole or not there.
+"""
+
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from llava.data.sampler import LengthGroupedSampler
+from llava.train.report import Throughput
+from llava.train.saving import load_trained, save
+from llava.train.sharding import is_first, wait_for_all
+
+logger = logging.getLogger(__name__)
+
+
+class LLaVATrainer(Trainer):
+    """Trains what is unfrozen in `model`.
+
+    Args:
+        part: what to save: "projector", "lora" or "full".
+        args, kwargs: as transformers' Trainer.
+
+    Attributes:
+        skipped: samples of this process whose image could not be read.
+    """
+
+    def __init__(self, model: nn.Module, *, part: str, **kwargs):
+        if part == "projector":
+            model._hf_peft_config_loaded = True  # on a quantized model the projector is the adapter that Trainer misses
+        super().__init__(model=model, **kwargs)
+        self.part, self.skipped = part, 0
+        self._staging: Path | None = None
+        self._sampler: LengthGroupedSampler | None = None
+        self._throughput = Throughput()
+
+    # What is learnt
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The loss of a batch, which Trainer divides by the labels of the whole global batch.
+
+        Raises:
+            ValueError: it is not finite; nothing has been learnt from it.
+        """
+        self.skipped += inputs.pop("skipped", 0)
+        self._throughput.tick(len(inputs["input_ids"]) * self.args.world_size)
+        loss = super().compute_loss(model, {**inputs, "loss_only": True}, num_items_in_batch=num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise ValueError(
+                f"The loss of step {self.state.global_step + 1} is {loss.item()}. {self._last_good()} Lower "
+                f"--learning_rate (now {self.args.learning_rate:g}), or lengthen the warm-up; with --fp16, try --bf16."
+            )
+        return loss
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            decayed = set(self.get_decay_parameter_names(self.model))
+            groups = optimizer_groups(
+                self.model, decayed, self.args.weight_decay, self.args.learning_rate, self.args.mm_projector_lr
+            )
+            optimizer, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = optimizer(groups, **options)
+        return self.optimizer
+
+    def _get_train_sampler(self, train_dataset=None):
+        if not self.args.group_by_modality_length:
+            return super()._get_train_sampler(train_dataset)
+        self._sampler = LengthGroupedSampler(
+            self.args.train_batch_size,
+            world_size=self.args.world_size * self.args.gradient_accumulation_steps,
+            lengths=self.train_dataset.modality_lengths,
+            group_by_modality=True,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+        )
+        return self._sampler
+
+    def _run_epoch(self, **kwargs):
+        if self._sampler is not None:  # accelerate does not tell it where several processes share its batches
+            self._sampler.set_epoch(kwargs["epoch"])
+        return super()._run_epoch(**kwargs)
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        if "loss" in logs:
+            logs["samples_per_second"] = self._throughput.rate()
+        super().log(logs, *args, **kwargs)
+
+    # What is kept
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        save(self.part, self.accelerator.unwrap_model(self.model), self.processing_class, output_dir)
+
+    def _get_output_dir(self, trial) -> str:
+        return str(self._staging or self.args.output_dir)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Write a checkpoint where nobody looks for one, then give it its name."""
+        name = f"checkpoint-{self.state.global_step}"
+        staging = Path(self.args.output_dir, f".saving-{self.state.global_step}")
+        self._staging = staging
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError) as error:  # a full disk is either, depending on who writes
+            shutil.rmtree(staging, ignore_errors=True)
+            raise ValueError(
+                f"{name} could not be written to {self.args.output_dir}: {error}. {self._last_good()} Make room and run "
+                f"the same command again."
+            ) from error
+        finally:
+            self._staging = None
+        wait_for_all()
+        if self.args.should_save and staging.exists():  # on a shared disk, one process finds it
+            os.replace(staging / name, Path(self.args.output_dir, name))
+            staging.rmdir()
+            if limit := self.args.save_total_limit:
+                for old in checkpoints(self.args.output_dir)[:-limit]:
+                    shutil.rmtree(old)
+        wait_for_all()
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_deepspeed_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, "scheduler.pt"))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
+        """Nothing: it knows whole models only. `_prepare_for_training` loads."""
+
+    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if resume_from_checkpoint is not None:
+            if self.is_deepspeed_enabled:
+                self.model_wrapped.load_checkpoint(resume_from_checkpoint, load_module_strict=False)
+            else:
+                load_trained(self.part, self.accelerator.unwrap_model(self.model), resume_from_checkpoint)
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+            self._load_scaler(resume_from_checkpoint)
+        return prepared
+
+    def _last_good(self) -> str:
+        kept = checkpoints(self.args.output_dir)
+        return f"The last good state is {kept[-1]}." if kept else "No checkpoint had been saved yet."
+
+
+def optimizer_groups(
+    model: nn.Module, decayed: set[str], weight_decay: float, rate: float, projector_rate: float | None
+) -> list[dict]:
+    """Parameters that learn: with and without weight decay, and the projector by itself if it has its own rate."""
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+    def is_apart(name: str) -> bool:
+        return projector_rate is not None and "mm_projector" in name
+
+    groups = [
+        {
+            "params": [p for name, p in trained if is_apart(name) == apart and (name in decayed) == decays],
+            "weight_decay": weight_decay if decays else 0.0,
+            "lr": projector_rate if apart else rate,
+        }
+        for apart in (False, True)
+        for decays in (True, False)
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def checkpoints(folder: str | Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    found = [path for path in Path(folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def remove_unfinished(folder: str | Path) -> None:
+    """Delete what a killed run was about to save."""
+    if is_first():
+        for path in Path(folder).glob(".saving-*"):
+            shutil.rmtree(path)

@@ -1,0 +1,73 @@
+# shellcheck shell=bash
+# What the training scripts share; sourced after env.sh.
+#
+#   NPROC       processes on this machine: default one per GPU; without a GPU one, of the embedded model two
+#   LAUNCHER    torchrun (default), deepspeed or accelerate
+#   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT    several machines: the same command on each, NODE_RANK 0, 1, …
+#   HOSTFILE    several machines with LAUNCHER=deepspeed: one command, which reaches the others by ssh
+
+SIGNS=$ROOT/playground/checkpoints/llava-signs
+SIGNS_DATA=$ROOT/playground/data/signs_instruct
+SIGNS_EVAL=$ROOT/playground/data/eval/signs
+
+# tune NAME FLAG...: runs configs/NAME.yaml, on the embedded model configs/signs/NAME.yaml. MODEL, DATA, IMAGES and OUT
+# stand for --model_name_or_path, --data_path, --image_folder and --output_dir.
+tune() {
+  local recipe=$1 flags=() gpus
+  shift
+  gpus=$(visible_gpus)
+  if [[ -z ${MODEL:-} ]]; then
+    recipe=signs/$recipe
+    if ((gpus == 0)); then NPROC=${NPROC:-2}; fi
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # so small a model only loses time with more
+  else
+    flags+=(--model_name_or_path "$MODEL")
+  fi
+  [[ -z ${DATA:-} ]] || flags+=(--data_path "$DATA")
+  [[ -z ${IMAGES:-} ]] || flags+=(--image_folder "$IMAGES")
+  [[ -z ${OUT:-} ]] || flags+=(--output_dir "$OUT")
+  launch_training llava.train.train --recipe "$ROOT/configs/$recipe.yaml" ${flags[@]+"${flags[@]}"} "$@"
+}
+
+launch_training() { # MODULE ARGUMENT...
+  local nproc=${NPROC:-} nodes=${NNODES:-1} address=${MASTER_ADDR:-127.0.0.1} port=${MASTER_PORT:-29500} where
+  nproc=${nproc:-$(visible_gpus)}
+  [[ $nproc =~ ^[0-9]+$ ]] || die "NPROC=$nproc is no number of processes. Give 1 or more, or unset it for one per GPU."
+  ((nproc > 0)) || nproc=1
+  if ((nodes > 1)); then
+    [[ -n ${NODE_RANK:-} && -n ${MASTER_ADDR:-} ]] || die "NNODES=$nodes needs NODE_RANK (0 to $((nodes - 1))) and MASTER_ADDR, the address of the first machine."
+  fi
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-4} # loads images beside the GPU
+  case ${LAUNCHER:-torchrun} in
+    torchrun)
+      where=(--standalone)
+      if ((nodes > 1)); then where=(--nnodes "$nodes" --node_rank "$NODE_RANK" --master_addr "$address" --master_port "$port"); fi
+      "$PY" -m torch.distributed.run "${where[@]}" --nproc_per_node "$nproc" -m "$@"
+      ;;
+    deepspeed)
+      where=(--num_nodes 1 --num_accelerators "$nproc")
+      if [[ -n ${HOSTFILE:-} ]]; then
+        where=(--hostfile "$HOSTFILE")
+      elif ((nodes > 1)); then
+        die "LAUNCHER=deepspeed starts several machines from HOSTFILE. For NNODES and NODE_RANK use LAUNCHER=torchrun."
+      fi
+      "$PY" -m deepspeed.launcher.runner "${where[@]}" --master_port "$port" --no_local_rank --module "$@"
+      ;;
+    accelerate)
+      where=(--num_machines "$nodes" --num_processes "$((nproc * nodes))" --main_process_port "$port")
+      if ((nodes > 1)); then where+=(--machine_rank "$NODE_RANK" --main_process_ip "$address"); fi
+      "$PY" -m accelerate.commands.launch --use_deepspeed --mixed_precision no --dynamo_backend no "${where[@]}" --module "$@"
+      ;;
+    *) die "LAUNCHER=$LAUNCHER is unknown; choose torchrun, deepspeed or accelerate." ;;
+  esac
+}
+
+# accuracy FOLDER D C [BASE]: % of the embedded questions that a checkpoint answers right at that budget.
+accuracy() {
+  local out=$1/eval
+  [[ -w $1 ]] || out=$ROOT/playground/results/textvqa/untuned
+  "$PY" -m llava.eval.run textvqa "$1" ${4:+--model-base "$4"} --dominant "$2" --contextual "$3" --device cpu --overwrite \
+    --question-file "$SIGNS_EVAL/llava_textvqa_val_v051_ocr.jsonl" --image-folder "$SIGNS_EVAL/train_images" \
+    --annotation-file "$SIGNS_EVAL/TextVQA_0.5.1_val.json" --answers-file "$out/$2+$3.jsonl" >&2
+  "$PY" -c 'import json, sys; print("%.2f" % json.load(open(sys.argv[1]))["scores"]["accuracy"])' "$out/$2+$3.jsonl.result.json"
+}
