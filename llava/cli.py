@@ -40,7 +40,7 @@ def status_of(command: Callable[[argparse.Namespace], int], args: argparse.Names
             traceback.print_exc()
             return exit_with("This is a mistake of the program, not yours: the lines above say where.", BUG)
         logger.debug("Where it comes from:", exc_info=True)
-        return exit_with(f"Out of memory at --batch-size {args.batch_size}. Run again with half of it.", BAD_REQUEST)
+        return exit_with("Out of memory. Run again with half the batch size.", BAD_REQUEST)
 
 
 def hide_loading_bars() -> None:

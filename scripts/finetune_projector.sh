@@ -27,6 +27,5 @@ if [[ -n ${MODEL:-} ]]; then
 fi
 
 make_signs_data
-OUT=${OUT:-$ROOT/playground/results/train/signs-projector}
 tune finetune_projector "$@"
-show_before_and_after "$OUT"
+if [[ ${NODE_RANK:-0} == 0 ]]; then show_before_and_after "$OUT"; fi

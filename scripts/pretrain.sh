@@ -20,5 +20,13 @@ help_if_asked "$@"
 if [[ -n ${PYTHON:-} ]]; then setup_env; else setup_env train; fi
 if [[ ${1:-} == --all-options ]]; then exec "$PY" -m llava.train.train --help; fi
 
-[[ -n ${MODEL:-} ]] || make_signs_data
-tune pretrain "$@"
+if [[ -n ${MODEL:-} ]]; then
+  tune pretrain "$@"
+  exit
+fi
+
+DATA=${DATA:-$SIGNS_DATA/captions.json}
+make_signs_data
+SIGNS=$ROOT/playground/results/train/signs-language-model # the embedded model without its projector
+"$PY" -m playground.signs.language_model "$SIGNS"
+tune pretrain --vision_tower "$ROOT/playground/checkpoints/clip-signs-112" "$@"

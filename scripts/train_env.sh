@@ -6,9 +6,8 @@
 #   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT    several machines: the same command on each, NODE_RANK 0, 1, …
 #   HOSTFILE    several machines with LAUNCHER=deepspeed: one command, which reaches the others by ssh
 
-SIGNS=$ROOT/playground/checkpoints/llava-signs
+SIGNS=$ROOT/playground/checkpoints/llava-signs # the embedded model
 SIGNS_DATA=$ROOT/playground/data/signs_instruct
-SIGNS_EVAL=$ROOT/playground/data/eval/signs
 
 # tune NAME FLAG...: runs configs/NAME.yaml, on the embedded model configs/signs/NAME.yaml. MODEL, DATA, IMAGES and OUT
 # stand for --model_name_or_path, --data_path, --image_folder and --output_dir.
@@ -18,7 +17,12 @@ tune() {
   gpus=$(visible_gpus)
   if [[ -z ${MODEL:-} ]]; then
     recipe=signs/$recipe
-    if ((gpus == 0)); then NPROC=${NPROC:-2}; fi
+    flags+=(--model_name_or_path "$SIGNS")
+    OUT=${OUT:-$ROOT/playground/results/train/signs-${recipe##*/}}
+    if ((gpus == 0)); then
+      NPROC=${NPROC:-2}
+      export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu} # else DeepSpeed says at length that it found no GPU
+    fi
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # so small a model only loses time with more
   else
     flags+=(--model_name_or_path "$MODEL")
@@ -42,7 +46,7 @@ launch_training() { # MODULE ARGUMENT...
     torchrun)
       where=(--standalone)
       if ((nodes > 1)); then where=(--nnodes "$nodes" --node_rank "$NODE_RANK" --master_addr "$address" --master_port "$port"); fi
-      "$PY" -m torch.distributed.run "${where[@]}" --nproc_per_node "$nproc" -m "$@"
+      "$PY" -m llava.launch "${where[@]}" --nproc_per_node "$nproc" -m "$@"
       ;;
     deepspeed)
       where=(--num_nodes 1 --num_accelerators "$nproc")
@@ -62,12 +66,13 @@ launch_training() { # MODULE ARGUMENT...
   esac
 }
 
-# accuracy FOLDER D C [BASE]: % of the embedded questions that a checkpoint answers right at that budget.
-accuracy() {
-  local out=$1/eval
-  [[ -w $1 ]] || out=$ROOT/playground/results/textvqa/untuned
-  "$PY" -m llava.eval.run textvqa "$1" ${4:+--model-base "$4"} --dominant "$2" --contextual "$3" --device cpu --overwrite \
-    --question-file "$SIGNS_EVAL/llava_textvqa_val_v051_ocr.jsonl" --image-folder "$SIGNS_EVAL/train_images" \
-    --annotation-file "$SIGNS_EVAL/TextVQA_0.5.1_val.json" --answers-file "$out/$2+$3.jsonl" >&2
-  "$PY" -c 'import json, sys; print("%.2f" % json.load(open(sys.argv[1]))["scores"]["accuracy"])' "$out/$2+$3.jsonl.result.json"
+# Draws what the embedded model learns from: sign scenes, none of which any evaluation shows.
+make_signs_data() {
+  DATA=${DATA:-$SIGNS_DATA/llava_instruct.json} IMAGES=${IMAGES:-$SIGNS_DATA/images}
+  if [[ $DATA == "$SIGNS_DATA"/* ]]; then "$PY" -m playground.signs.make_instructions --out "$SIGNS_DATA" >&2; fi
+}
+
+# Accuracy on the embedded questions, untuned and tuned, at the budget that the result in FOLDER was tuned for.
+show_before_and_after() { # FOLDER
+  "$PY" -m playground.signs.compare "$SIGNS" "$1"
 }

@@ -24,6 +24,7 @@ from llava.model.checkpoint import CONTENTS, Checkpoint, load_tensors
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.tokenizer import load_tokenizer
 from llava.train.arguments import Run
+from llava.train.saving import load_adapter
 from llava.train.sharding import gathered
 
 PROJECTOR_KEYS = "model.mm_projector."
@@ -130,7 +131,9 @@ def compute_dtype(run: Run) -> torch.dtype:
 def load_projector(model: nn.Module, file: str) -> None:
     """Continue from a projector: `mm_projector.bin`, keys with or without a prefix."""
     if not Path(file).is_file():
-        raise ValueError(f"--pretrain_mm_mlp_adapter {file}: no such file. It is the mm_projector.bin of an earlier run.")
+        raise ValueError(
+            f"--pretrain_mm_mlp_adapter {file}: no such file. It is the mm_projector.bin of an earlier run."
+        )
     tensors = {without_peft_prefix(key): value for key, value in load_tensors(file).items()}
     projector = {key: value for key, value in tensors.items() if key.startswith(PROJECTOR_KEYS)}
     own = {key for key, _ in model.named_parameters() if key.startswith(PROJECTOR_KEYS)}
@@ -142,8 +145,8 @@ def load_projector(model: nn.Module, file: str) -> None:
 def choose_trainable(model: nn.Module, run: Run) -> nn.Module:
     """Unfreeze what the run trains; with LoRA, the model comes back wrapped.
 
-    Returns:
-        The model. Its `trained_part` says "projector", "lora" or "full".
+    Raises:
+        ValueError: nothing is left to train.
     """
     projector, training = model.get_model().mm_projector, run.training
     if training.lora_enable:

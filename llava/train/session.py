@@ -1,6 +1,6 @@
 """The steps around the learning itself: what a run reads, how it is told apart from others, what it leaves."""
 
-import time
+import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,10 +20,11 @@ from llava.model.llava_arch import owns_tower
 from llava.model.save import all_or_nothing
 from llava.train.arguments import Run
 from llava.train.loading import compute_dtype
-from llava.train.report import gather_facts, write_report
+from llava.train.report import device_name, peak_memory, versions, write_report
 from llava.train.saving import save
 from llava.train.sharding import gathered, is_first, wait_for_all
 from llava.train.trainer import LLaVATrainer, checkpoints, remove_unfinished
+from visionzip_patch import VisionZipConfig
 
 RUN_FILE, RESULT_FILE = "run.json", "training.json"
 
@@ -103,9 +104,7 @@ def features_of(run: Run, records: Sequence[dict], model: nn.Module, image_proce
     tower = model.get_vision_tower()
     with gathered(tower.parameters()):
         key = cache_key(model, image_processor)
-        build_cache(
-            folder, list(names), run.data.image_folder, model, image_processor, skip_bad=run.data.skip_bad_data
-        )
+        build_cache(folder, list(names), run.data.image_folder, model, image_processor, skip_bad=run.data.skip_bad_data)
     wait_for_all()
     if not owns_tower(model.config):  # else it is saved with the model
         tower.drop()
@@ -143,8 +142,6 @@ def begin(output: Path, run: Run) -> None:
 
 
 def discard(output: Path) -> None:
-    import shutil
-
     for path in checkpoints(output):
         shutil.rmtree(path)
     (output / RESULT_FILE).unlink(missing_ok=True)
@@ -155,7 +152,18 @@ def save_result(trainer: LLaVATrainer, run: Run, counts: Counts) -> None:
     model, output = trainer.accelerator.unwrap_model(trainer.model), Path(run.training.output_dir)
     with all_or_nothing(output) if is_first() else nullcontext() as folder:
         save(trainer.part, model, trainer.processing_class, folder, compute_dtype(run))
-    facts = gather_facts()
+    measured = torch.tensor([trainer.skipped, peak_memory()], dtype=torch.float64, device=run.training.device)
+    skipped, peaks = trainer.accelerator.gather(measured).view(-1, 2).unbind(1)
     if is_first():
-        facts = {"settings": run.settings(), "samples": counts._asdict(), **facts}
+        budget = getattr(model.config, "visionzip", None)
+        facts = {
+            "budget": str(VisionZipConfig.from_dict(budget)) if budget else "all tokens",
+            "samples": {**counts._asdict(), "skipped_while_training": int(skipped.sum())},
+            "seconds": trainer.state.log_history[-1].get("train_runtime"),
+            "peak_memory_gb": round(float(peaks.max()), 3),
+            "processes": run.training.world_size,
+            "device": device_name(),
+            "versions": versions(),
+            "settings": run.settings(),
+        }
         write_report(output, history=trainer.state.log_history, facts=facts)

@@ -1,5 +1,5 @@
-"""transformers' Trainer, with what tuning a part of LLaVA needs: batches of like samples, losses where there are labels,
-checkpoints of the trained part that are whole or not there.
+"""transformers' Trainer, with what tuning a part of LLaVA needs: batches of like samples, losses where there are
+labels, checkpoints of the trained part that are whole or not there.
 """
 
 import logging
@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import Trainer
 
 from llava.data.sampler import LengthGroupedSampler
@@ -108,8 +108,8 @@ class LLaVATrainer(Trainer):
         except (OSError, RuntimeError) as error:  # a full disk is either, depending on who writes
             shutil.rmtree(staging, ignore_errors=True)
             raise ValueError(
-                f"{name} could not be written to {self.args.output_dir}: {error}. {self._last_good()} Make room and run "
-                f"the same command again."
+                f"{name} could not be written to {self.args.output_dir}: {error}. {self._last_good()} Make room and "
+                f"run the same command again."
             ) from error
         finally:
             self._staging = None

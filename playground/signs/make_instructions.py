@@ -23,6 +23,7 @@ from playground.signs.scenes import HELD_OUT, Scene, make_scene, questions
 from playground.signs.tokenizer import SHORT_ANSWER
 
 RECORDS_FILE = "llava_instruct.json"
+CAPTIONS_FILE = "captions.json"
 IMAGE_FOLDER = "images"
 MADE_WITH_FILE = "made_with.json"
 DEFAULT_OUT = Path(__file__).parents[1] / "data" / "signs_instruct"
@@ -33,7 +34,7 @@ TEXT_ONLY_EVERY = 3  # scenes: 6 % of the records
 
 
 def make_instructions(out: Path, *, seed: int, images: int, overwrite: bool = False) -> int:
-    """Write records, pictures and the numbers they were made with; returns the number of records.
+    """Write records, captions, pictures and the numbers they were made with; returns the number of records.
 
     `out` appears when all of it is written and not before. If it is there with the same numbers, nothing is done.
 
@@ -91,6 +92,13 @@ def make_records(scene: Scene, seed: int) -> list[dict]:
     return records
 
 
+def make_caption(scene: Scene, seed: int) -> dict:
+    """A record in the form of LLaVA's pretraining data: an image, and what is to be seen on it."""
+    said = " ".join(f"the {sign.colour} sign says {sign.text}." for sign in scene.signs)
+    turns = [{"from": "human", "value": DEFAULT_IMAGE_TOKEN}, {"from": "gpt", "value": said}]
+    return {"id": f"caption{seed}", "image": f"sign{seed}.png", "conversations": turns}
+
+
 def _turns(question: str, answer: str) -> list[dict]:
     return [{"from": "human", "value": f"{question}\n{SHORT_ANSWER}"}, {"from": "gpt", "value": answer}]
 
@@ -106,12 +114,14 @@ def _read_made_with(out: Path) -> dict | None:
 
 def _write(folder: Path, seeds: range) -> int:
     (folder / IMAGE_FOLDER).mkdir(parents=True)
-    records = []
+    records, captions = [], []
     for seed in tqdm(seeds, desc="instructions", unit="image", dynamic_ncols=True):
         scene = make_scene(seed)
         # The grain of the scenes hardly shrinks: more effort takes twice the time and saves 3 %.
         Image.fromarray(scene.image).save(folder / IMAGE_FOLDER / f"sign{seed}.png", compress_level=1)
         records += make_records(scene, seed)
+        captions.append(make_caption(scene, seed))
+    write_json(folder / CAPTIONS_FILE, captions)
     write_json(folder / RECORDS_FILE, records)
     return len(records)
 

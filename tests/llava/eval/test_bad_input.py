@@ -198,7 +198,7 @@ def test_a_wrong_flag_is_told_without_torch():
     ("error", "said"),
     [
         (ValueError("bad number"), "bad number\n"),
-        (torch.OutOfMemoryError(), "Out of memory at --batch-size 16. Run again with half of it.\n"),
+        (torch.OutOfMemoryError(), "Out of memory. Run again with half the batch size.\n"),
         (KeyboardInterrupt(), "Stopped.\n"),
     ],
 )

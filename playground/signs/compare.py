@@ -1,0 +1,46 @@
+"""Accuracy of the embedded model before and after its projector was tuned, at the budget it was tuned for.
+
+python -m playground.signs.compare playground/checkpoints/llava-signs TUNED
+"""
+
+import argparse
+from pathlib import Path
+
+from llava.cli import add_verbose, status_of, tell
+from llava.model.checkpoint import read_json
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Measure and print; returns the exit status."""
+    from llava.eval.tasks import TASKS
+    from llava.eval.workbench import prepare
+    from llava.train.saving import load_trained
+    from visionzip_patch import VisionZipConfig
+
+    setting = read_json(str(Path(args.tuned, "config.json"))).get("visionzip")
+    budget = VisionZipConfig.from_dict(setting) if setting else None
+    options = {"limit": None, "question_file": None, "image_folder": None, "annotation_file": None}
+    options |= {"device": "cpu", "max_new_tokens": 16, "batch_size": 32, "checkpoint": None}
+    tell("Answering the questions, before and after")
+    bench = prepare(argparse.Namespace(**options), args.base, TASKS["textvqa"])
+    full, before = bench.measure(None), bench.measure(budget)
+    bench.model.requires_grad_(False).get_model().mm_projector.requires_grad_(True)
+    load_trained("projector", bench.model, args.tuned)
+    after = bench.measure(budget)
+    print(f"\n{len(bench.questions)} questions          tokens   accuracy %")
+    for name, row in (("untuned, all tokens", full), ("untuned, zipped", before), ("tuned, zipped", after)):
+        print(f"{name:<22} {row.tokens:>6} {row.accuracy:>12.2f}")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base", help="folder of the untuned model")
+    parser.add_argument("tuned", help="folder with mm_projector.bin and config.json")
+    add_verbose(parser)
+    return status_of(compare, parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
