@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = sorted(path for path in (ROOT / "scripts").rglob("*.sh") if path.name != "env.sh")
+SCRIPTS = sorted(path for path in (ROOT / "scripts").rglob("*.sh") if not path.name.endswith("env.sh"))
 IDS = [str(path.relative_to(ROOT)) for path in SCRIPTS]
 TOOLS = ("bash", "cat", "cksum", "cp", "dirname", "grep", "mkdir", "mv", "paste", "rm", "sed", "sleep", "sort", "tr")
 
@@ -118,7 +118,7 @@ def test_shellcheck():
     program = shutil.which("shellcheck", path=f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}")
     if program is None:
         pytest.skip("shellcheck is not installed; the dev extra has it")
-    files = [ROOT / ".ci" / "run", ROOT / "scripts" / "env.sh", *SCRIPTS]
+    files = [ROOT / ".ci" / "run", *sorted((ROOT / "scripts").glob("*env.sh")), *SCRIPTS]
     done = subprocess.run([program, *files], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 

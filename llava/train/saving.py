@@ -7,6 +7,7 @@ full        a whole checkpoint
 `save` writes into a folder; who calls it sees to it that the folder appears whole or not at all.
 """
 
+import copy
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ def save(part: str, model: nn.Module, tokenizer, folder: str | Path, dtype: torc
 
 def save_projector(model: nn.Module, tokenizer, folder: Path, state: dict[str, Tensor]) -> None:
     torch.save(state, folder / PROJECTOR[1])
-    model.config.save_pretrained(folder)
+    save_config(model, folder)
 
 
 def save_lora(model: nn.Module, tokenizer, folder: Path, state: dict[str, Tensor]) -> None:
@@ -43,7 +44,13 @@ def save_lora(model: nn.Module, tokenizer, folder: Path, state: dict[str, Tensor
     others = {key: value for key, value in state.items() if "lora_" not in key}
     model.save_pretrained(folder, state_dict=adapter, save_embedding_layers=False)
     torch.save(others, folder / NON_LORA[1])
-    model.config.save_pretrained(folder)
+    save_config(model, folder)
+
+
+def save_config(model: nn.Module, folder: Path) -> None:
+    config = copy.copy(model.config)
+    config.__dict__.pop("quantization_config", None)  # how the base was held meanwhile: what was trained fits any
+    config.save_pretrained(folder)
 
 
 def save_full(model: nn.Module, tokenizer, folder: Path, state: dict[str, Tensor]) -> None:

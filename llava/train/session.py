@@ -20,7 +20,7 @@ from llava.model.llava_arch import owns_tower
 from llava.model.save import all_or_nothing
 from llava.train.arguments import Run
 from llava.train.loading import compute_dtype
-from llava.train.report import device_name, peak_memory, versions, write_report
+from llava.train.report import gather_facts, peak_memory, write_report
 from llava.train.saving import save
 from llava.train.sharding import gathered, is_first, wait_for_all
 from llava.train.trainer import LLaVATrainer, checkpoints, remove_unfinished
@@ -159,11 +159,8 @@ def save_result(trainer: LLaVATrainer, run: Run, counts: Counts) -> None:
         facts = {
             "budget": str(VisionZipConfig.from_dict(budget)) if budget else "all tokens",
             "samples": {**counts._asdict(), "skipped_while_training": int(skipped.sum())},
-            "seconds": trainer.state.log_history[-1].get("train_runtime"),
-            "peak_memory_gb": round(float(peaks.max()), 3),
-            "processes": run.training.world_size,
-            "device": device_name(),
-            "versions": versions(),
+            **gather_facts(),
+            "peak_memory_gib": round(peaks.max().item() / 2**30, 3),
             "settings": run.settings(),
         }
         write_report(output, history=trainer.state.log_history, facts=facts)

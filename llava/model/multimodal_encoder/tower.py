@@ -122,9 +122,14 @@ class VisionTower(nn.Module):
         return self.reducer.select(self.selected_layer, self.hidden_states(images)[0])
 
     def hidden_states(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Input and output of the layer that is read: (B, 3, S, S) -> (B, L, C), (B, L, C)."""
-        hidden = self.embed(pixels.to(device=self.device, dtype=self.dtype))
-        return run_layers(self.layers[: self.depth], hidden)
+        """Input and output of the layer that is read: (B, 3, S, S) -> (B, L, C), (B, L, C).
+
+        A frozen encoder leaves nothing behind for a backward pass, and recomputes nothing in it.
+        """
+        is_learning = torch.is_grad_enabled() and next(self.vision_tower.parameters()).requires_grad
+        with torch.set_grad_enabled(is_learning):
+            hidden = self.embed(pixels.to(device=self.device, dtype=self.dtype))
+            return run_layers(self.layers[: self.depth], hidden)
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Input of the first layer, (B, L, C)."""

@@ -1,0 +1,285 @@
+"""How fast a projector can be tuned, and in how much memory: one optimizer step, the plain way and ours, side by side.
+
+    python -m llava.train.bench                                             a small model, minutes on a CPU
+    python -m llava.train.bench --shape 7b --batch-size 8 --out docs/bench    LLaVA-1.5-7B's shape, one GPU of 80 GB
+
+Weights are random, which neither time nor memory depends on. Each way runs in processes of its own, in turns, so that
+memory is its own and a machine's moods meet all of them.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from llava.cli import add_verbose, positive, status_of
+from llava.files import make_folder, write_json, write_text
+
+PREFIX = 35  # tokens before the image, as in LLaVA-1.5's prompt
+FAILED = "out of memory"
+
+
+class Way(NamedTuple):
+    """How a step is done; each way adds one measure to the one before it."""
+
+    name: str
+    zipped: bool = True
+    labelled_logits: bool = True
+    checkpointing: bool = False
+    cached: bool = False
+
+
+WAYS = (
+    Way("all tokens, plain", zipped=False, labelled_logits=False, checkpointing=True),
+    Way("zipped, plain", labelled_logits=False, checkpointing=True),
+    Way("+ logits where there are labels", checkpointing=True),
+    Way("+ no gradient checkpointing"),
+    Way("+ cached features", cached=True),
+)
+PLAIN = WAYS[1]  # what ours is compared with
+
+# Language model, vision tower. In "small", as in LLaVA-1.5, the tower takes about a tenth of the language model's work.
+SHAPES = {
+    "small": (
+        {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 6, "num_attention_heads": 4},
+        {"hidden_size": 48, "intermediate_size": 192, "num_hidden_layers": 5, "num_attention_heads": 4},
+        1024,
+    ),
+    "7b": (
+        {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
+        {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
+        32000,
+    ),
+    "13b": (
+        {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
+        {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
+        32000,
+    ),
+}
+
+
+class Measured(NamedTuple):
+    """What one process saw of one way."""
+
+    seconds: list[float]  # of each step
+    peak_gb: float  # beyond nothing on a GPU; on a CPU beyond what the loaded model takes
+    loaded_gb: float  # of it, before the first step
+    tokens: int  # of a sample, that the language model saw
+    tflops: float  # of a step, as counted by torch's FlopCounterMode
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Measure every way and print the table; returns the exit status."""
+    results: dict[str, list[Measured]] = {way.name: [] for way in WAYS}
+    turns = [way for _ in range(args.rounds) for way in WAYS]
+    with tqdm(turns, unit="run", dynamic_ncols=True) as bar:
+        for way in bar:
+            bar.set_description(way.name)
+            if measured := run_alone(way, args):
+                results[way.name].append(measured)
+    table = to_markdown(results, args.batch_size)
+    print(f"{describe(args)}\n\n{table}")
+    if args.out:
+        out = make_folder(args.out)
+        rounds = {name: [one._asdict() for one in each] for name, each in results.items()}
+        write_json(out / "training.json", {"settings": settings(args), "ways": rounds})
+        write_text(out / "training.md", f"{describe(args)}\n\n{table}\n")
+    return 0
+
+
+def run_alone(way: Way, args: argparse.Namespace) -> Measured | None:
+    """A way in a process of its own; None if it ran out of memory."""
+    options = [word for name, value in settings(args).items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    command = [sys.executable, "-m", "llava.train.bench", *options, "--only", way.name]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode == 0:
+        return Measured(**json.loads(done.stdout.splitlines()[-1]))
+    if FAILED in done.stderr.lower():
+        return None
+    raise ValueError(f"{way.name!r} ended with status {done.returncode}:\n{done.stderr.strip()}")
+
+
+def settings(args: argparse.Namespace) -> dict:
+    names = ("shape", "dominant", "contextual", "batch_size", "text_tokens", "labelled", "steps", "device")
+    return {name: getattr(args, name) for name in names}
+
+
+def measure(args: argparse.Namespace) -> int:
+    """Measure one way in this process and print it as JSON; returns the exit status."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    (way,) = (way for way in WAYS if way.name == args.only)
+    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    model = build_model(args.shape, device, dtype)
+    batch = make_batch(model, way, args, device, dtype)
+    if way.checkpointing:
+        model.gradient_checkpointing_enable()
+    model.train()
+    projector = model.get_model().mm_projector
+    optimizer = torch.optim.AdamW(projector.parameters(), lr=1e-4)
+
+    def step() -> None:
+        model(**batch, use_cache=False, loss_only=way.labelled_logits).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def finish() -> float:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    loaded = memory_gb(device)
+    for _ in range(2):
+        step()
+    seconds = []
+    for _ in range(args.steps):
+        start = finish()
+        step()
+        seconds.append(finish() - start)
+    peak = memory_gb(device)
+    with FlopCounterMode(display=False) as counter:
+        step()
+    tokens = args.text_tokens + (
+        args.dominant + args.contextual if way.zipped else model.get_vision_tower().num_patches
+    )
+    print(json.dumps(Measured(seconds, peak, loaded, tokens, counter.get_total_flops() / 1e12)._asdict()))
+    return 0
+
+
+def memory_gb(device: str) -> float:
+    """The most that was in use so far: by tensors on a GPU, by the process on a CPU."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def build_model(shape: str, device: str, dtype):
+    """A LLaVA of that shape with random weights, all frozen but the projector."""
+    import torch
+    from transformers import CLIPVisionConfig
+
+    from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
+
+    language, vision, words = SHAPES[shape]
+    tower_config = CLIPVisionConfig(**vision, image_size=336, patch_size=14)
+    config = LlavaConfig(
+        **language,
+        vocab_size=words,
+        max_position_embeddings=4096,
+        mm_vision_tower="random",
+        mm_vision_tower_config=tower_config.to_dict(),
+        mm_hidden_size=vision["hidden_size"],
+        mm_projector_type="mlp2x_gelu",
+        mm_vision_select_layer=-2,
+    )
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            model = LlavaLlamaForCausalLM(config)
+            tower = model.get_vision_tower()
+            tower.vision_tower, tower.is_loaded = tower.model_class(tower_config), True
+    finally:
+        torch.set_default_dtype(before)
+    model.requires_grad_(False)
+    model.get_model().mm_projector.float().requires_grad_(True)
+    return model
+
+
+def make_batch(model, way: Way, args: argparse.Namespace, device: str, dtype) -> dict:
+    """Random prompts of one image each, the last tokens of which are labelled: arguments of `model`."""
+    import torch
+
+    from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+    from visionzip_patch import visionzip
+
+    if way.zipped:
+        visionzip(model, dominant=args.dominant, contextual=args.contextual)
+    torch.manual_seed(0)
+    ids = torch.randint(3, model.config.vocab_size, (args.batch_size, args.text_tokens + 1), device=device)
+    ids[:, PREFIX] = IMAGE_TOKEN_INDEX
+    labels = ids.clone()
+    labels[:, : -args.labelled] = IGNORE_INDEX
+    images = torch.randn(args.batch_size, 3, 336, 336, device=device, dtype=dtype)
+    batch = {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids, dtype=torch.bool)}
+    if not way.cached:
+        return {**batch, "images": images}
+    with torch.no_grad():
+        features = model.get_vision_tower().features(images)
+    tokens = [crop[None].clone() for crop in features.tokens]
+    positions = [crop[None].clone() for crop in features.position]
+    model.get_vision_tower().drop()  # as in training with a full cache
+    return {**batch, "vision_tokens": tokens, "vision_positions": positions}
+
+
+def describe(args: argparse.Namespace) -> str:
+    import torch
+
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() and args.device != "cpu" else "CPU, fp32"
+    return (
+        f"{args.shape}, {where}: batch {args.batch_size}, {args.text_tokens} text tokens of which {args.labelled} are "
+        f"labelled, budget {args.dominant} + {args.contextual}; medians over {args.rounds} × {args.steps} steps."
+    )
+
+
+def to_markdown(results: dict[str, list[Measured]], batch_size: int) -> str:
+    """A line per way: speed, also as a ratio to the plain zipped run, counted work, memory."""
+    lines = [
+        "| way | tokens | samples/s (slowest – fastest step) | × zipped, plain | TFLOP a sample | × by count | peak GB |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    plain = results[PLAIN.name]
+    for name, runs in results.items():
+        if not runs:
+            lines.append(f"| {name} | | {FAILED} | | | | |")
+            continue
+        seconds = [second for run in runs for second in run.seconds]
+        speed = batch_size / median(seconds)
+        span = f"{batch_size / max(seconds):.2f} – {batch_size / min(seconds):.2f}"
+        ratio = count = "–"
+        if plain:
+            ratio = f"{median(s for run in plain for s in run.seconds) / median(seconds):.2f}"
+            count = f"{plain[0].tflops / runs[0].tflops:.2f}"
+        work = f"{runs[0].tflops / batch_size:.4g}"
+        peak = f"{max(run.peak_gb for run in runs):.2f}"
+        lines.append(f"| {name} | {runs[0].tokens} | {speed:.2f} ({span}) | {ratio} | {work} | {count} | {peak} |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.train.bench",
+        description="Speed and memory of one optimizer step of projector tuning, the plain way and ours.",
+    )
+    add = parser.add_argument
+    add("--shape", choices=SHAPES, default="small", help="sizes of the model (default: small)")
+    add("--dominant", type=positive, default=54, metavar="D", help="tokens kept of an image (default: 54)")
+    add("--contextual", type=int, default=10, metavar="C", help="tokens merged from the rest (default: 10)")
+    add("--batch-size", type=positive, default=4, metavar="N", help="samples per step (default: 4)")
+    add("--text-tokens", type=positive, default=256, metavar="N", help="of a sample (default: 256)")
+    add("--labelled", type=positive, default=128, metavar="N", help="of these, learnt (default: 128)")
+    add("--steps", type=positive, default=10, metavar="N", help="timed steps of a run, after 2 more (default: 10)")
+    add("--rounds", type=positive, default=3, metavar="N", help="runs of each way (default: 3)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto, a GPU if there is one")
+    add("--out", type=Path, metavar="DIR", help="also write training.json and training.md there")
+    add("--only", choices=[way.name for way in WAYS], help="run one way here and print what it took as JSON")
+    add_verbose(parser)
+    args = parser.parse_args(argv)
+    return status_of(measure if args.only else compare, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
