@@ -28,18 +28,20 @@ FAILED = "out of memory"
 
 
 class Way(NamedTuple):
-    """How a step is done; each way adds one measure to the one before it."""
+    """How a step is done; from the second on, each way adds one measure to the one before it."""
 
     name: str
     zipped: bool = True
     labelled_logits: bool = True
     checkpointing: bool = False
     cached: bool = False
+    frozen: bool = True  # else every weight gets a gradient, and all but the projector's are thrown away
 
 
 WAYS = (
-    Way("all tokens, plain", zipped=False, labelled_logits=False, checkpointing=True),
-    Way("zipped, plain", labelled_logits=False, checkpointing=True),
+    Way("all tokens, plain", zipped=False, labelled_logits=False, checkpointing=True, frozen=False),
+    Way("zipped, plain", labelled_logits=False, checkpointing=True, frozen=False),
+    Way("+ frozen weights without gradients", labelled_logits=False, checkpointing=True),
     Way("+ logits where there are labels", checkpointing=True),
     Way("+ no gradient checkpointing"),
     Way("+ cached features", cached=True),
@@ -124,6 +126,8 @@ def measure(args: argparse.Namespace) -> int:
     batch = make_batch(model, way, args, device, dtype)
     if way.checkpointing:
         model.gradient_checkpointing_enable()
+    if not way.frozen:
+        model.requires_grad_(True)
     model.train()
     projector = model.get_model().mm_projector
     optimizer = torch.optim.AdamW(projector.parameters(), lr=1e-4)
@@ -131,7 +135,7 @@ def measure(args: argparse.Namespace) -> int:
     def step() -> None:
         model(**batch, use_cache=False, loss_only=way.labelled_logits).loss.backward()
         optimizer.step()
-        optimizer.zero_grad()
+        model.zero_grad()
 
     def finish() -> float:
         if device == "cuda":

@@ -1,112 +1,134 @@
-"""What a run leaves to be looked at: `training.json`, `loss.png`, and the speed in its log lines."""
+"""What a run of training tells: how fast it is while it runs, and `training.json` and `loss.png` beside its result."""
 
 import logging
-import platform
 import resource
+import sys
 import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 
 import torch
 
+from llava.eval.loading import describe_device
+from llava.eval.results import versions
 from llava.files import write_json
+from llava.shard import current_shard
 
 logger = logging.getLogger(__name__)
 
-PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes")
+OPTIONAL = ("accelerate", "deepspeed", "datasets", "peft", "bitsandbytes")
+PANELS = {"loss": "loss", "learning_rate": "learning rate", "samples_per_second": "samples per second"}
 
 
 class Throughput:
-    """Samples per second since the last reading. The first batch, with what it sets up, is not counted."""
-
-    def __init__(self):
-        self._samples, self._since = 0, None
-
-    def tick(self, samples: int) -> None:
-        """`samples` are about to be learnt."""
-        if self._since is None:
-            self._since = time.perf_counter()
-        else:
-            self._samples += samples
-
-    def rate(self) -> float:
-        """Samples per second; 0 where none were counted."""
-        now = time.perf_counter()
-        seconds, samples = now - (self._since or now), self._samples
-        self._samples, self._since = 0, now
-        return samples / seconds if seconds > 0 else 0.0
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def peak_memory() -> float:
-    """Most memory that this process had in use, in GB: of its GPU, else of the machine."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-
-
-def device_name() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {platform.machine()}"
-
-
-def write_report(folder: Path, *, history: list[dict], facts: dict) -> None:
-    """Write `training.json` and `loss.png` into `folder`.
+    """Samples per second from one log line to the next; what comes before the first step does not count.
 
     Args:
-        history: transformers' `log_history`; of a resumed run it goes back to the beginning.
-        facts: what else there is to know about the run.
+        clock: seconds since any moment.
     """
-    steps = [line for line in history if "loss" in line]
-    losses = [line["loss"] for line in steps]
-    tail = losses[-max(1, len(losses) // 10) :]
-    loss = {"first": losses[0], "last": losses[-1], "mean_of_last_tenth": fmean(tail)} if losses else None
-    if steps:
-        draw(steps, folder / "loss.png")
-    write_json(folder / "training.json", {**facts, "loss": loss, "history": history})  # last: it marks the run as done
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        self._clock, self._since, self._samples = clock, None, 0
+
+    def tick(self, samples: int) -> None:
+        """A step on `samples`, of all processes together, begins."""
+        if self._since is None:
+            self._since = self._clock()
+        self._samples += samples
+
+    def rate(self) -> float:
+        """Since the last call, or the first step."""
+        now = self._clock()
+        rate = self._samples / (now - self._since)
+        self._since, self._samples = now, 0
+        return rate
 
 
-def draw(steps: list[dict], path: Path) -> None:
-    """Loss, learning rate and speed over the steps; nothing without matplotlib."""
+def gather_facts() -> dict:
+    """About this process and its machine: peak memory (GiB, of the GPU if there is one), device, versions."""
+    optional = {}
+    for name in OPTIONAL:
+        with suppress(PackageNotFoundError):
+            optional[name] = version(name)
+    return {
+        "device": describe_device("cuda" if torch.cuda.is_available() else "cpu"),
+        "processes": current_shard().count,
+        "peak_memory_gib": round(peak_memory() / 2**30, 3),
+        "versions": versions() | optional,
+    }
+
+
+def peak_memory() -> int:
+    """The most bytes this process has held so far: on its GPU, or else in main memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def write_report(folder: Path, *, history: Sequence[dict], facts: dict) -> None:
+    """Write `loss.png` and then `training.json`, which so is the last that a run leaves.
+
+    Args:
+        history: transformers' `trainer.state.log_history`; of a resumed run it has the steps before, too.
+        facts: what else goes into `training.json`.
+    """
+    draw(history, folder / "loss.png")
+    write_json(folder / "training.json", {**facts, **summarize(history), "history": list(history)})
+
+
+def summarize(history: Sequence[dict]) -> dict:
+    """Steps, speed and losses; `seconds` are those since the run was last started."""
+    steps, losses = series(history, "loss")
+    _, rates = series(history, "samples_per_second")
+    _, seconds = series(history, "train_runtime")
+    last = losses[-max(1, len(losses) // 10) :]
+    return {
+        "steps": max(steps, default=0),
+        "seconds": seconds[-1] if seconds else None,
+        "samples_per_second": median(rates) if rates else None,
+        "loss": {"first": losses[0], "last": losses[-1], "mean_of_last_tenth": fmean(last)} if losses else None,
+    }
+
+
+def series(history: Sequence[dict], name: str) -> tuple[list[int], list[float]]:
+    """Steps at which `name` was logged, and its values."""
+    lines = [line for line in history if name in line]
+    return [line["step"] for line in lines], [line[name] for line in lines]
+
+
+def draw(history: Sequence[dict], path: Path) -> None:
+    """Loss, learning rate and samples per second over the steps, as a PNG. Without matplotlib, nothing."""
     try:
-        import matplotlib
+        from matplotlib.figure import Figure
     except ImportError:
-        logger.warning("No loss.png: it needs matplotlib (pip install matplotlib).")
+        logger.warning("%s is not drawn: that needs matplotlib.", path.name)
         return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    panels = [name for name in ("loss", "learning_rate", "samples_per_second") if any(name in line for line in steps)]
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(5 * len(panels), 3.6), squeeze=False, layout="constrained")
-    for axis, name in zip(axes[0], panels, strict=True):
-        points = [(line["step"], line[name]) for line in steps if name in line]
-        x, y = zip(*points, strict=True)
-        axis.plot(x, y, alpha=0.4 if name == "loss" else 1, label="each line of the log")
-        if name == "loss":
-            axis.plot(x, smoothed(y), label="smoothed")
+    panels = {label: series(history, name) for name, label in PANELS.items()}
+    panels = {label: curve for label, curve in panels.items() if curve[0]}
+    if not panels:
+        return
+    figure = Figure(figsize=(7, 2.6 * len(panels)), layout="constrained")
+    axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+    for axis, (label, (steps, values)) in zip(axes, panels.items(), strict=True):
+        if label == "learning rate":
+            axis.plot(steps, values)
+        else:
+            window = max(1, len(values) // 20)
+            axis.plot(steps, values, alpha=0.35)
+            axis.plot(steps, smooth(values, window), color="C0", label=f"mean of {window}")
             axis.legend()
-        axis.set(xlabel="step", ylabel=name.replace("_", " "), ylim=(0, None))
+        axis.set(ylabel=label)
         axis.grid(alpha=0.3)
+    axes[-1].set(xlabel="step")
     draft = path.with_name(f".{path.name}")
-    figure.savefig(draft, dpi=110, format="png")
+    figure.savefig(draft, format="png", dpi=130)
     draft.replace(path)
-    pyplot.close(figure)
 
 
-def smoothed(values, weight: float = 0.9) -> list[float]:
-    """Exponential moving average, corrected for its start."""
-    total = norm = 0.0
-    means = []
-    for value in values:
-        total, norm = weight * total + (1 - weight) * value, weight * norm + 1 - weight
-        means.append(total / norm)
-    return means
+def smooth(values: Sequence[float], window: int) -> list[float]:
+    """The mean of each value and up to `window` - 1 before it."""
+    return [fmean(values[max(0, end - window) : end]) for end in range(1, len(values) + 1)]
