@@ -18,9 +18,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(parse_args(argv))
     except ChildFailedError as error:
-        first = min(error.failures.values(), key=lambda failure: failure.timestamp)
+        rank, first = min(error.failures.items(), key=lambda item: item[1].timestamp)
         if first.exitcode < 0:
-            print(f"Process {first.global_rank} was ended by {first.signal_name()}.", file=sys.stderr)
+            print(f"Process {rank} was ended by {first.signal_name()}.", file=sys.stderr)
             return 128 - first.exitcode
         return first.exitcode
     return 0

@@ -241,7 +241,7 @@ def describe(args: argparse.Namespace) -> str:
 def to_markdown(results: dict[str, list[Measured]], batch_size: int) -> str:
     """A line per way: speed, also as a ratio to the plain zipped run, counted work, memory."""
     lines = [
-        "| way | tokens | samples/s (slowest – fastest step) | × zipped, plain | TFLOP a sample | × by count | peak GB |",
+        "| way | tokens | samples/s (slowest – fastest) | × zipped, plain | TFLOP a sample | × by count | peak GB |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     plain = results[PLAIN.name]

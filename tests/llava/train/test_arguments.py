@@ -196,7 +196,7 @@ def test_defaults_that_differ_from_those_of_transformers():
 
 def test_a_reporter_that_is_not_installed_is_told_at_once(monkeypatch):
     monkeypatch.setattr("llava.train.arguments.get_available_reporting_integrations", lambda: ["tensorboard"])
-    with pytest.raises(ImportError, match="--report_to wandb is not installed. Choose of tensorboard, none, or pip"):
+    with pytest.raises(ImportError, match=r"--report_to wandb is not installed. Choose of tensorboard, none, or pip"):
         parse([*NEEDED, "--report_to", "wandb"])
 
 
@@ -210,7 +210,7 @@ def test_reports_go_to_tensorboard_where_it_is_installed(monkeypatch, installed)
 
 def test_several_gpus_want_several_processes(monkeypatch):
     monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
-    with pytest.raises(ValueError, match="One process was started, and there are 2 GPUs.*--nproc_per_node 2"):
+    with pytest.raises(ValueError, match=r"One process was started, and there are 2 GPUs.*--nproc_per_node 2"):
         parse([*NEEDED, *PLAIN])
 
 
@@ -224,7 +224,7 @@ def test_broken_deepspeed_settings(tmp_path, content, message):
 
 def test_deepspeed_that_is_not_installed(monkeypatch):
     monkeypatch.setattr("llava.train.arguments.is_deepspeed_available", lambda: False)
-    with pytest.raises(ImportError, match="pip install deepspeed. --deepspeed none trains without"):
+    with pytest.raises(ImportError, match=r"pip install deepspeed. --deepspeed none trains without"):
         parse([*NEEDED, "--deepspeed", "configs/deepspeed/zero2.json"])
 
 

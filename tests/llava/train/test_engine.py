@@ -218,7 +218,7 @@ def test_lora_loads_through_the_builder(flags, tmp_path):
 
 def test_full_tuning_writes_a_checkpoint_that_stands_alone(flags, tmp_path, base):
     assert main(flags(tune_mm_mlp_adapter=None, learning_rate=1e-4, max_steps=2, save_steps=1)) == 0
-    tokenizer, model, processor, _ = load_pretrained_model(str(tmp_path / "out"), device="cpu")
+    tokenizer, model, _, _ = load_pretrained_model(str(tmp_path / "out"), device="cpu")
     after = model.state_dict()
     moved = {key for key in base if not torch.equal(base[key], after[key])}
     assert moved == {key for key in base if "vision_tower" not in key}

@@ -1,0 +1,79 @@
+import argparse
+import json
+
+import pytest
+import torch
+
+from llava.constants import IGNORE_INDEX
+from llava.train import bench
+from llava.train.bench import PLAIN, WAYS, Measured, build_model, main, make_batch, to_markdown
+
+OPTIONS = argparse.Namespace(batch_size=2, text_tokens=60, labelled=9, dominant=20, contextual=4)
+BY_NAME = {way.name: way for way in WAYS}
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    language = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    monkeypatch.setitem(bench.SHAPES, "small", (language, vision, 50))
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
+def test_a_way_does_what_its_name_says(way, monkeypatch):
+    model = build_model("small", "cpu", torch.float32)
+    tower, rows, slots = model.get_vision_tower(), [], []
+    batch = make_batch(model, way, OPTIONS, "cpu", torch.float32)
+    model.lm_head.register_forward_hook(lambda module, given, logits: rows.append(logits.shape[:-1].numel()))
+    model.model.layers[0].register_forward_hook(lambda module, given, output: slots.append(given[0].shape[1]))
+    monkeypatch.setattr(tower, "hidden_states", counted := Counted(tower.hidden_states))
+    out = model(**batch, loss_only=way.labelled_logits)
+    out.loss.backward()
+    tokens = 60 + (24 if way.zipped else 576)
+    assert slots == [tokens]
+    assert rows == [2 * 9 if way.labelled_logits else 2 * tokens]
+    assert counted.calls == (not way.cached)
+    assert tower.is_loaded is not way.cached
+    assert [name for name, p in model.named_parameters() if p.grad is not None] == [
+        f"model.mm_projector.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")
+    ]
+    assert (batch["labels"] != IGNORE_INDEX).sum() == 2 * 9
+
+
+class Counted:
+    def __init__(self, function):
+        self.function, self.calls = function, 0
+
+    def __call__(self, *args):
+        self.calls += 1
+        return self.function(*args)
+
+
+def test_cached_features_give_the_same_loss():
+    losses = []
+    for name in ("+ no gradient checkpointing", "+ cached features"):
+        torch.manual_seed(3)
+        model = build_model("small", "cpu", torch.float32)
+        batch = make_batch(model, BY_NAME[name], OPTIONS, "cpu", torch.float32)
+        losses.append(model(**batch, loss_only=True).loss)
+    torch.testing.assert_close(*losses)
+
+
+def test_work_is_counted_in_the_process_that_does_it(capsys):
+    flops = {}
+    for way in WAYS:
+        options = ["--only", way.name, "--steps", "1", "--device", "cpu", "--text-tokens", "60", "--labelled", "9"]
+        assert main([*options, "--dominant", "20", "--contextual", "4", "--batch-size", "2"]) == 0
+        flops[way] = Measured(**json.loads(capsys.readouterr().out.splitlines()[-1])).tflops
+    assert list(flops.values()) == sorted(flops.values(), reverse=True)
+    assert len(set(flops.values())) == len(WAYS)
+
+
+def test_the_table_compares_with_the_plain_way_and_tells_who_had_no_memory():
+    results = {way.name: [Measured([1.0, 2.0, 3.0], 4.0, 1.0, 320, 2.0)] for way in WAYS}
+    results["+ cached features"] = [Measured([0.5], 3.0, 1.0, 320, 1.0)]
+    results["all tokens, plain"] = []
+    lines = to_markdown(results, batch_size=4).splitlines()
+    assert "out of memory" in lines[2]
+    assert lines[-1] == "| + cached features | 320 | 8.00 (8.00 – 8.00) | 4.00 | 0.25 | 2.00 | 3.00 |"
+    assert PLAIN.name in lines[3]
