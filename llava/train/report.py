@@ -114,12 +114,10 @@ def draw(history: Sequence[dict], path: Path) -> None:
     figure = Figure(figsize=(7, 2.6 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
     for axis, (label, (steps, values)) in zip(axes, panels.items(), strict=True):
-        if label == "learning rate":
-            axis.plot(steps, values)
-        else:
-            window = max(1, len(values) // 20)
-            axis.plot(steps, values, alpha=0.35)
-            axis.plot(steps, smooth(values, window), color="C0", label=f"mean of {window}")
+        axis.plot(steps, values, alpha=0.4 if label == "loss" else 1)
+        if label == "loss":
+            window = max(2, len(values) // 8)
+            axis.plot(steps, smooth(values, window), color="C0", label=f"mean of {window} lines of the log")
             axis.legend()
         axis.set(ylabel=label)
         axis.grid(alpha=0.3)

@@ -36,7 +36,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 def test_a_second_run_writes_the_same_bytes(made, tmp_path):
     assert make_instructions(tmp_path, seed=0, images=IMAGES) == len(read(made))
-    assert len(contents(made)) == IMAGES + 2
+    assert len(contents(made)) == IMAGES + 3
     assert contents(tmp_path) == contents(made)
 
 

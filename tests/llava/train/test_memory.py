@@ -163,8 +163,8 @@ def test_linear_layers_of_zero3_keep_their_inputs(in_bf16, monkeypatch):
     ("name", "tokens", "checkpointing"),
     [
         ("7B", 320, False),
-        ("7B", 832, False),
-        ("7B", 320, True),
+        pytest.param("7B", 832, False, marks=pytest.mark.slow),
+        pytest.param("7B", 320, True, marks=pytest.mark.slow),
         pytest.param("13B", 320, False, marks=pytest.mark.slow),
     ],
 )
