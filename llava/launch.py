@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
@@ -23,6 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"Process {rank} was ended by {first.signal_name()}.", file=sys.stderr)
             return 128 - first.exitcode
         return first.exitcode
+    except SignalException as error:  # it has passed it on to its processes
+        print(f"Stopped by {error.sigval.name}.", file=sys.stderr)
+        return 128 + error.sigval
     return 0
 
 
