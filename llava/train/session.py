@@ -164,3 +164,4 @@ def save_result(trainer: LLaVATrainer, run: Run, counts: Counts) -> None:
             "settings": run.settings(),
         }
         write_report(output, history=trainer.state.log_history, facts=facts)
+    wait_for_all()  # a process that ended earlier would take the others with it if it failed at that

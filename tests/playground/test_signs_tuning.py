@@ -1,4 +1,6 @@
 import json
+import re
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -17,6 +19,14 @@ def test_the_table_has_mean_and_spread_and_what_was_regained():
     assert to_markdown(95.0, ROWS).splitlines()[-1] == (
         "| 2 | 70.0 | 82.0 (80.0 – 84.0) | 48 % | 71.0 (70.0 – 72.0) | 91.0 (90.0 – 92.0) |"
     )
+
+
+def test_the_readme_shows_the_table_of_the_last_run():
+    root = Path(__file__).parents[2]
+    written = json.loads((root / "docs/embedded/tuning.json").read_text())
+    rows = [Row(**row) for row in written["rows"]]
+    shown = re.search(r"<!-- tuning -->\n(.*)\n<!-- /tuning -->", (root / "README.md").read_text(), re.DOTALL)
+    assert shown[1] == to_markdown(written["full"], rows)
 
 
 def test_the_csv_has_a_line_per_seed_and_the_plot_is_drawn(tmp_path):
