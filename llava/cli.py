@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import logging
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 
@@ -60,6 +61,8 @@ def exit_with(message, status: int) -> int:
         index = current_shard().index
     except ValueError:
         index = 0
+    if index > 0:
+        time.sleep(1)  # where all fail alike, the launcher ends the others before they say the same
     if index == 0 or status != INTERRUPTED:
         print(f"{f'[process {index}] ' * (index > 0)}{message}", file=sys.stderr)
     return status

@@ -1,8 +1,8 @@
 """The steps around the learning itself: what a run reads, how it is told apart from others, what it leaves."""
 
 import shutil
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from llava.data.dataset import LazySupervisedDataset
 from llava.data.records import image_names, read_records
 from llava.data.subset import draw
 from llava.data.verify import check
-from llava.files import make_folder, read_json, write_json
+from llava.files import drop_lock, make_folder, read_json, take_lock, write_json
 from llava.model.llava_arch import owns_tower
 from llava.model.save import all_or_nothing
 from llava.train.arguments import Run
@@ -130,15 +130,27 @@ def is_finished(output: Path, run: Run) -> bool:
     return (output / RESULT_FILE).is_file()
 
 
-def begin(output: Path, run: Run) -> None:
-    """Mark `output` as this run's, without what a killed or an overwritten run has left."""
+@contextmanager
+def claimed(output: Path, run: Run) -> Iterator[None]:
+    """`output` as this run's alone, without what a killed or an overwritten run has left.
+
+    Raises:
+        ValueError: it cannot be written to, or another run is at work there.
+    """
+    lock = None
     if is_first():
         make_folder(output)
+        lock = take_lock(output / "run.lock")
         remove_unfinished(output)
         if run.training.overwrite_output_dir:
             discard(output)
         write_json(output / RUN_FILE, run.settings())
     wait_for_all()
+    try:
+        yield
+    finally:
+        if lock:
+            drop_lock(lock, output / "run.lock")
 
 
 def discard(output: Path) -> None:

@@ -43,26 +43,26 @@ def train(run: Run) -> int:
     model = loading.choose_trainable(model, run)
     part = loading.trained_part(run)
 
-    # 3. Samples, from pixels or from what the tower has made of them once.
-    dataset, collator = session.make_dataset(run, records, tokenizer, model, image_processor)
+    with session.claimed(output, run):
+        # 3. Samples, from pixels or from what the tower has made of them once.
+        dataset, collator = session.make_dataset(run, records, tokenizer, model, image_processor)
 
-    # 4. Learn.
-    session.begin(output, run)
-    trainer = LLaVATrainer(
-        model,
-        part=part,
-        args=run.training,
-        train_dataset=dataset,
-        data_collator=collator,
-        processing_class=tokenizer,
-    )
-    kept = checkpoints(output)
-    if kept:
-        tell(f"Going on from {kept[-1]}.")
-    trainer.train(resume_from_checkpoint=str(kept[-1]) if kept else None)
+        # 4. Learn.
+        trainer = LLaVATrainer(
+            model,
+            part=part,
+            args=run.training,
+            train_dataset=dataset,
+            data_collator=collator,
+            processing_class=tokenizer,
+        )
+        kept = checkpoints(output)
+        if kept:
+            tell(f"Going on from {kept[-1]}.")
+        trainer.train(resume_from_checkpoint=str(kept[-1]) if kept else None)
 
-    # 5. Keep the result, and what can be told about it.
-    session.save_result(trainer, run, counts)
+        # 5. Keep the result, and what can be told about it.
+        session.save_result(trainer, run, counts)
     return 0
 
 

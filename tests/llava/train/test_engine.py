@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from llava.files import drop_lock, take_lock
 from llava.model.builder import load_pretrained_model
 from llava.train.loading import lora_targets
 from llava.train.train import main
@@ -113,6 +114,15 @@ def test_a_finished_run_is_not_repeated_unless_asked(flags, tmp_path, capsys):
     assert "learning_rate 0.001 → 0.002" in capsys.readouterr().err
     assert main(flags(learning_rate=2e-3, overwrite_output_dir=True)) == 0
     assert (tmp_path / "out" / "mm_projector.bin").stat().st_mtime_ns != written
+
+
+def test_two_runs_do_not_share_a_folder(flags, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    held = take_lock(tmp_path / "out" / "run.lock")
+    assert main(flags()) == 2
+    assert "Another process is writing" in capsys.readouterr().err
+    drop_lock(held, tmp_path / "out" / "run.lock")
+    assert main(flags(max_steps=1)) == 0
 
 
 def test_a_loss_that_is_no_number_ends_the_run_before_it_is_learnt(flags, tmp_path, monkeypatch, capsys):
