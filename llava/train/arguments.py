@@ -9,10 +9,12 @@ what is typed wins.
 import argparse
 import copy
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
+from importlib.util import find_spec
 from inspect import get_annotations
 from pathlib import Path
 from types import UnionType
@@ -434,6 +436,11 @@ def find_deepspeed(name: str | None) -> str | None:
         raise ImportError(
             f"--deepspeed {name} needs DeepSpeed: pip install deepspeed. --deepspeed none trains without; on several "
             f"GPUs, each then holds the whole model."
+        )
+    if "RANK" not in os.environ and not find_spec("mpi4py"):
+        raise ValueError(
+            f"--deepspeed {name} needs a launcher, even for one process: torchrun --nproc_per_node 1 -m "
+            f"llava.train.train ...; or train without: --deepspeed none."
         )
     return str(path)
 

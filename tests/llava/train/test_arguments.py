@@ -2,10 +2,12 @@ import json
 import warnings
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import transformers
 
+from llava.model import LlavaConfig
 from llava.train.arguments import KINDS, SOURCE_ROOT, TrainingArguments, parse
 from visionzip_patch import VisionZipConfig
 
@@ -254,20 +256,28 @@ def test_help_shows_own_options_and_help_all_the_rest(capsys):
     assert "\n  --adam_beta1" not in own
 
 
-@pytest.mark.slow
+def test_deepspeed_wants_a_launcher(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr("llava.train.arguments.is_deepspeed_available", lambda: True)
+    monkeypatch.setattr("llava.train.arguments.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="needs a launcher, even for one process: torchrun"):
+        parse([*NEEDED, "--deepspeed", "configs/deepspeed/zero2.json"])
+
+
 @pytest.mark.parametrize(("name", "stage"), [("zero2", 2), ("zero3", 3), ("zero3_offload", 3)])
-def test_transformers_fills_in_the_deepspeed_settings(tiny_llava, name, stage):
+def test_transformers_fills_in_the_deepspeed_settings(monkeypatch, name, stage):
     pytest.importorskip("deepspeed")
     from deepspeed.runtime.zero.config import get_zero_config
 
+    monkeypatch.setenv("RANK", "0")
     options = [*PLAIN, "--deepspeed", f"configs/deepspeed/{name}.json", "--gradient_accumulation_steps", "2"]
     run = parse([*NEEDED, *options])
     assert run.training.zero_stage == run.settings()["zero_stage"] == stage
-    config = run.training.hf_deepspeed_config
-    config.trainer_config_finalize(run.training, tiny_llava(), num_training_steps=10)
-    assert '"auto"' not in json.dumps(config.config)
-    assert config.config["train_batch_size"] == 16
-    assert get_zero_config(config.config).stage == stage
+    filled = run.training.hf_deepspeed_config
+    filled.trainer_config_finalize(run.training, SimpleNamespace(config=LlavaConfig()), num_training_steps=10)
+    assert '"auto"' not in json.dumps(filled.config)
+    assert filled.config["train_batch_size"] == 2 * run.training.per_device_train_batch_size
+    assert get_zero_config(filled.config).stage == stage
     if stage == 3:
         with pytest.raises(ValueError, match=r"ZeRO-3 cannot split weights of 4 bits. Take .*zero2\.json"):
             parse([*NEEDED, *options, "--bits", "4", "--lora_enable"])
