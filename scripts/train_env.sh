@@ -12,8 +12,11 @@ SIGNS_DATA=$ROOT/playground/data/signs_instruct
 # tune NAME FLAG...: runs configs/NAME.yaml, on the embedded model configs/signs/NAME.yaml. MODEL, DATA, IMAGES and OUT
 # stand for --model_name_or_path, --data_path, --image_folder and --output_dir.
 tune() {
-  local recipe=$1 flags=() gpus
+  local recipe=$1 flags=() gpus i
   shift
+  for ((i = 1; i < $#; i++)); do
+    if [[ ${!i} == --output_dir ]]; then OUT=${*:i+1:1}; fi
+  done
   gpus=$(visible_gpus)
   if [[ -z ${MODEL:-} ]]; then
     recipe=signs/$recipe

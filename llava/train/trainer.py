@@ -107,9 +107,10 @@ class LLaVATrainer(Trainer):
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError) as error:  # a full disk is either, depending on who writes
             shutil.rmtree(staging, ignore_errors=True)
+            free = shutil.disk_usage(self.args.output_dir).free / 1e6
             raise ValueError(
-                f"{name} could not be written to {self.args.output_dir}: {error}. {self._last_good()} Make room and "
-                f"run the same command again."
+                f"{name} could not be written to {self.args.output_dir}: {error}. {free:,.1f} MB are free there. "
+                f"{self._last_good()} Make room and run the same command again."
             ) from error
         finally:
             self._staging = None
