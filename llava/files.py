@@ -39,8 +39,9 @@ def read_jsonl(path: str | Path, *, growing: bool = False) -> list[tuple[int, di
 
 def read_json(path: str | Path):
     """The content of a JSON file. Raises ValueError with file and place."""
+    content = read_bytes(path)
     try:
-        return json.loads(read_bytes(path).decode("utf-8-sig"))
+        return json.loads(content.decode("utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error}). Fetch or write it again.") from None
 

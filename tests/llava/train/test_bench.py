@@ -1,5 +1,7 @@
 import argparse
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -77,3 +79,9 @@ def test_the_table_compares_with_the_plain_way_and_tells_who_had_no_memory():
     assert "out of memory" in lines[2]
     assert lines[-1] == "| + cached features | 320 | 8.00 (8.00 – 8.00) | 4.00 | 0.25 | 2.00 | 3.00 |"
     assert PLAIN.name in lines[3]
+
+
+def test_the_documentation_shows_the_last_run():
+    docs = Path(__file__).parents[3] / "docs"
+    shown = re.search(r"<!-- bench -->\n(.*)\n<!-- /bench -->", (docs / "TRAINING.md").read_text(), re.DOTALL)
+    assert shown[1] + "\n" == (docs / "bench/cpu/training.md").read_text()
