@@ -6,6 +6,7 @@ Imports nothing heavy, so that a wrong flag is told at once; torch and transform
 import argparse
 import contextlib
 import logging
+import os
 import sys
 import time
 import traceback
@@ -38,6 +39,7 @@ def status_of(command: Callable[[argparse.Namespace], int], args: argparse.Names
         from torch import OutOfMemoryError
 
         if not isinstance(error, OutOfMemoryError):
+            let_the_first_speak()
             traceback.print_exc()
             return exit_with("This is a mistake of the program, not yours: the lines above say where.", BUG)
         logger.debug("Where it comes from:", exc_info=True)
@@ -61,11 +63,16 @@ def exit_with(message, status: int) -> int:
         index = current_shard().index
     except ValueError:
         index = 0
-    if index > 0:
-        time.sleep(1)  # where all fail alike, the launcher ends the others before they say the same
+    let_the_first_speak()
     if index == 0 or status != INTERRUPTED:
         print(f"{f'[process {index}] ' * (index > 0)}{message}", file=sys.stderr)
     return status
+
+
+def let_the_first_speak() -> None:
+    """Where all processes fail alike, or one because of another, the launcher ends this one before it says so too."""
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(1)
 
 
 def tell(message: str) -> None:
