@@ -15,7 +15,7 @@ from llava.data.dataset import LazySupervisedDataset
 from llava.data.records import image_names, read_records
 from llava.data.subset import draw
 from llava.data.verify import check
-from llava.files import drop_lock, make_folder, read_json, take_lock, write_json
+from llava.files import drop_lock, read_json, take_lock, write_json
 from llava.model.llava_arch import owns_tower
 from llava.model.save import all_or_nothing
 from llava.train.arguments import Run
@@ -139,7 +139,6 @@ def claimed(output: Path, run: Run) -> Iterator[None]:
     """
     lock = None
     if is_first():
-        make_folder(output)
         lock = take_lock(output / "run.lock")
         remove_unfinished(output)
         if run.training.overwrite_output_dir:

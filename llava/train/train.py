@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from llava.cli import status_of, tell
+from llava.files import make_folder
 from llava.train.arguments import Run, parse
 
 
@@ -33,6 +34,8 @@ def train(run: Run) -> int:
     if session.is_finished(output, run):
         tell(f"{output} holds the finished result of this run. --overwrite_output_dir runs it again.")
         return 0
+
+    make_folder(output)  # before anything takes time
 
     # 1. What there is to learn from.
     records, counts = session.read_data(run)
