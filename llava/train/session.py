@@ -56,7 +56,7 @@ def read_data(run: Run) -> tuple[list[dict], Counts]:
     drawn, report = len(records), check(records, data.image_folder)
     if report.bad and not data.skip_bad_data:
         raise ValueError(
-            f"{data.data_path}: {len(report.bad)} of {drawn} samples cannot be used.\n{report.summary()}\n"
+            f"{data.data_path}: {report.summary()}\n"
             f"Mend them, or write a list without them: python -m llava.data.verify {data.data_path} --image-folder "
             f"{data.image_folder} --clean CLEAN.json; or leave them out, and count them, with --skip_bad_data True."
         )
@@ -64,7 +64,7 @@ def read_data(run: Run) -> tuple[list[dict], Counts]:
     if not records:
         raise ValueError(f"{data.data_path}: nothing is left to train on, of {in_file} samples.")
     with_image = sum(bool(image_names(record)) for record in records)
-    return records, Counts(in_file, drawn, len(report.bad), with_image, len(records))
+    return records, Counts(in_file, drawn, drawn - len(records), with_image, len(records))
 
 
 def describe(counts: Counts) -> str:
