@@ -143,7 +143,7 @@ def find_base(checkpoint: Checkpoint, model_base: str | None) -> Checkpoint:
         base = Checkpoint.inspect(model_base, **hub)
     except ValueError as error:
         raise ValueError(f"{path!r} holds {content}: {advice} Tried {model_base!r}. {error}") from error
-    if base.kind not in ("text", "full"):
+    if base.kind not in ("text", "full", "hf"):
         raise ValueError(f"{path!r} holds {content}, and {model_base!r} {CONTENTS[base.kind]}: {advice}")
     return base
 
@@ -157,12 +157,13 @@ def make_config(checkpoint: Checkpoint, base: Checkpoint, visionzip: VisionZipCo
     values = from_hf_config(checkpoint) if checkpoint.kind == "hf" else resolve_tower(checkpoint)
     kind = language_model(values)
     if base is not checkpoint:
-        if language_model(base.config) != kind:
+        own = from_hf_config(base) if base.kind == "hf" else base.config
+        if language_model(own) != kind:
             raise ValueError(
                 f"{checkpoint.path!r} was trained on a {kind.removeprefix('llava_')} model, but {base.path!r} is a "
-                f"{language_model(base.config).removeprefix('llava_')} model: pass the right one as model_base."
+                f"{language_model(own).removeprefix('llava_')} model: pass the right one as model_base."
             )
-        values["vocab_size"] = base.config.get("vocab_size", values.get("vocab_size"))  # training may have added tokens
+        values["vocab_size"] = own.get("vocab_size", values.get("vocab_size"))  # training may have added tokens
     if isinstance(visionzip, dict):
         visionzip = VisionZipConfig.from_dict(visionzip)
     if visionzip is not None:

@@ -209,3 +209,16 @@ def test_a_missing_weight_is_named(hf_folder):
     save_file({k: v for k, v in tensors.items() if k != gone}, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"1 weights are missing.*model\.mm_projector\.2\.bias"):
         load(folder)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_a_projector_tuned_on_it_goes_back_on_it(hf_folder, tmp_path_factory, family):
+    folder, _ = hf_folder(family)
+    model, tuned = load(folder)[1], tmp_path_factory.mktemp("tuned")
+    projector = {key: value + 1 for key, value in model.state_dict().items() if "mm_projector" in key}
+    torch.save(projector, tuned / "mm_projector.bin")
+    model.config.save_pretrained(tuned)
+    _, loaded, processor, _ = load_pretrained_model(str(tuned), str(folder), None, device="cpu")
+    expected = {**model.state_dict(), **projector}
+    assert all(torch.equal(value, expected[key]) for key, value in loaded.state_dict().items())
+    assert processor.crop_size["height"] == SIDE
