@@ -15,12 +15,13 @@ PACKAGES = ("llava", "visionzip_patch")
 # From top to bottom: a module imports from its own line or from lines below it. The longest matching name counts.
 LAYERS = (
     ("llava.train", "llava.eval", "llava.serve"),
-    ("llava.model.builder", "llava.data"),
+    ("llava.model.builder", "llava.data", "llava.shapes"),
     ("llava.model", "llava.model.language_model"),
     ("llava.model.llava_arch",),
     (
         *("llava", "llava.model.multimodal_encoder", "llava.model.multimodal_projector"),
         *("llava.model.anyres", "llava.model.splice", "llava.model.checkpoint", "llava.model.save", "llava.model.loss"),
+        *("llava.model.engine", "llava.model.graphs", "llava.model.kv_cache"),
     ),
     ("llava.constants",),
     ("visionzip_patch",),

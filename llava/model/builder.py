@@ -26,6 +26,7 @@ from llava.model.checkpoint import (
     resolve_beside,
     resolve_tower,
 )
+from llava.model.graphs import MODES
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
 from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
@@ -56,6 +57,7 @@ def load_pretrained_model(
     device: str | torch.device = "cuda",
     use_flash_attn: bool = False,
     visionzip: VisionZipConfig | dict | None = None,
+    fast: str | None = None,
     **kwargs,
 ):
     """Load any LLaVA checkpoint: full, projector-only, LoRA, or in Hugging Face's format.
@@ -72,6 +74,8 @@ def load_pretrained_model(
         device: "cuda" means a GPU if there is one, else the CPU; or any torch device, which then holds everything.
         use_flash_attn: the language model runs flash-attn 2; without it, SDPA.
         visionzip: a VisionZip setting; it replaces one that the checkpoint carries.
+        fast: what `generate` does if its caller does not say: "static", "graphs" or "compile" (see there); None is
+            transformers' own loop.
         kwargs: `dtype` (or `torch_dtype`; default fp16 on a GPU, fp32 on a CPU), `attn_implementation`, `revision`,
             `token`, and what else `from_pretrained` takes. `multimodal` and `customized_config`, which evaluators pass,
             are ignored.
@@ -87,6 +91,8 @@ def load_pretrained_model(
     kwargs.pop("multimodal", None)
     kwargs.pop("customized_config", None)
     use_flash_attn |= bool(kwargs.pop("use_flash_attention_2", False))
+    if fast not in (None, *MODES):
+        raise ValueError(f"fast={fast!r} is unknown; choose one of {', '.join(MODES)}, or None.")
     placement = placement_of(device, device_map, load_8bit, load_4bit, use_flash_attn, kwargs)
     hub = {name: placement.pop(name) for name in HUB_ARGUMENTS if name in placement}
     checkpoint = Checkpoint.inspect(model_path, **hub)
@@ -94,6 +100,7 @@ def load_pretrained_model(
     config = make_config(checkpoint, base, visionzip)
 
     model, absent = load_weights(base, config, placement)
+    model.fast = fast
     trained = trained_beside(checkpoint)
     adapter = checkpoint.tensors(ADAPTER) if checkpoint.kind == "lora" else {}
     tables = [value for key, value in [*trained.items(), *adapter.items()] if without_peft_prefix(key) in EMBEDDINGS]

@@ -13,6 +13,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.anyres import VisionFeatures, get_anyres_image_grid_shape, pack
+from llava.model.engine import Engine, configure
 from llava.model.loss import next_token_loss
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
@@ -42,7 +43,13 @@ class LlavaMetaModel:
 
 
 class LlavaMetaForCausalLM:
-    """Mixed into a causal language model: takes `images` beside `input_ids`."""
+    """Mixed into a causal language model: takes `images` beside `input_ids`.
+
+    Attributes:
+        fast: which way `generate` goes if its caller does not say; None is transformers' loop.
+    """
+
+    fast: str | None = None
 
     def get_model(self):
         return self.model
@@ -112,6 +119,7 @@ class LlavaMetaForCausalLM:
         images: Tensor | Sequence[Tensor] | None = None,
         image_sizes: Sequence[tuple[int, int]] | None = None,
         image_features: Sequence[Tensor] | None = None,
+        fast: str | None = None,
         **kwargs,
     ):
         """Answer prompts, one or a batch; a batch gives what its prompts give one by one.
@@ -121,6 +129,10 @@ class LlavaMetaForCausalLM:
             images, image_sizes: as in `prepare_inputs_labels_for_multimodal`.
             image_features: in their place, what `image_features` returned for them: an image that many questions are
                 asked about goes through the tower once.
+            fast: "static", "graphs" (CUDA graphs) or "compile" (by Inductor as well) instead of transformers' loop: the
+                same greedy ids in fp32, sooner; the first call of a shape takes longer. By default what the loader was
+                told. Greedy and sampled answers only: if kwargs ask for more, transformers' loop runs, and a warning
+                says so.
             attention_mask: (B, T); if absent, runs of the pad token at either end of a row of a batch are padding.
             kwargs: as `transformers.GenerationMixin.generate`.
 
@@ -139,11 +151,30 @@ class LlavaMetaForCausalLM:
             attention_mask = infer_mask(input_ids, self.config.pad_token_id if pad is None else pad)
         if input_ids.ndim != 2:
             raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; expected (prompts, ids).")
+        engine = self._engine_for(fast or self.fast, kwargs)
+        device, input_ids = input_ids.device, input_ids.cpu()  # now: behind the tower's work a copy would wait for it
         if image_features is None:
             self._require_images(input_ids, images)
-            image_features = [] if images is None else self.image_features(images, image_sizes)
-        spliced = self._splice(input_ids, attention_mask, image_features, padding_side="left")
+            encode = engine.image_features if engine else self.image_features
+            image_features = [] if images is None else encode(images, image_sizes)
+        side = "right" if engine else "left"
+        spliced = self._splice(input_ids, attention_mask.cpu(), image_features, device=device, padding_side=side)
+        if engine:
+            streamer = kwargs.pop("streamer", None)
+            return engine.generate(spliced.embeds, spliced.lengths, configure(self, kwargs)[0], streamer)
         return super().generate(inputs_embeds=spliced.embeds, attention_mask=spliced.mask, **kwargs)
+
+    def engine(self, mode: str | None = None) -> Engine:
+        """The fast path of this model, made at the first call; `mode` as `fast` of `generate`, "static" if nobody says.
+
+        Raises:
+            ValueError: an unknown mode, or an attention kernel other than SDPA.
+        """
+        mode = mode or self.fast or "static"
+        engine = self.__dict__.get(f"_{mode}_engine")
+        if engine is None:
+            engine = self.__dict__[f"_{mode}_engine"] = Engine(self, mode)
+        return engine
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Projected tokens of crops: (B, 3, S, S) -> (B, N, C)."""
@@ -214,7 +245,8 @@ class LlavaMetaForCausalLM:
             return input_ids, position_ids, attention_mask, past_key_values, None, labels
         side = getattr(self.config, "tokenizer_padding_side", "right")
         features = self.image_features(images, image_sizes)
-        spliced = self._splice(input_ids, attention_mask, features, labels, padding_side=side)
+        device = input_ids.device
+        spliced = self._splice(input_ids, attention_mask, features, labels, device=device, padding_side=side)
         mask = spliced.mask if attention_mask is None else spliced.mask.to(attention_mask.dtype)
         if attention_mask is None and not spliced.is_padded:
             mask = None
@@ -240,6 +272,16 @@ class LlavaMetaForCausalLM:
             if tower is not None and is_main_process:
                 tower.image_processor.save_pretrained(folder)
 
+    def _engine_for(self, fast: str | None, kwargs: dict) -> Engine | None:
+        """The engine, if it was asked for and can do what else `generate` was asked for."""
+        if fast is None:
+            return None
+        _, beyond = configure(self, {name: value for name, value in kwargs.items() if name != "streamer"})
+        if beyond:
+            logger.warning("fast=%r cannot do %s: transformers' loop runs.", fast, ", ".join(sorted(beyond)))
+            return None
+        return self.engine(fast)
+
     def _project(self, tokens: Tensor) -> Tensor:
         embeddings = self.get_model().embed_tokens.weight  # says where to: parts that are offloaded have no device
         like = next(self.get_model().mm_projector.parameters(), embeddings)
@@ -262,12 +304,12 @@ class LlavaMetaForCausalLM:
             max_tiles=int(at_most[1]) if at_most else None,
         )
 
-    def _splice(self, input_ids, attention_mask, features, labels=None, *, padding_side) -> Spliced:
+    def _splice(self, input_ids, attention_mask, features, labels=None, *, device, padding_side) -> Spliced:
         """Embed the prompts around the features of their images.
 
         `features` may count a dummy for each row without an image, or be the one dummy of a batch without images.
         """
-        device, ids = input_ids.device, input_ids.cpu()
+        ids = input_ids.cpu()
         keep = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.cpu().bool()
         counts = ((ids == IMAGE_TOKEN_INDEX) & keep).sum(1).tolist()
         dummies = []

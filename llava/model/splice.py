@@ -19,6 +19,7 @@ class Spliced(NamedTuple):
     labels: Tensor | None  # (B, S) int64: IGNORE_INDEX on images and padding
     is_padded: bool  # whether any row is shorter than S
     cut: int  # tokens that the row cut most has lost to `max_length`
+    lengths: list[int]  # tokens of each row
 
 
 def splice(
@@ -80,7 +81,8 @@ def splice(
         of_text = labels.to(device).flatten()[is_text.flatten().nonzero().squeeze(1).to(device)]
         labels = torch.cat([of_text, of_text.new_full((visuals + 1,), IGNORE_INDEX)])[index]
     cut = int(slots.sum(1).max()) - index.shape[1]
-    return Spliced(source[index], mask.to(device), positions.to(device), labels, not bool(mask.all()), cut)
+    is_padded, lengths = not bool(mask.all()), [len(row) for row in rows]
+    return Spliced(source[index], mask.to(device), positions.to(device), labels, is_padded, cut, lengths)
 
 
 def consecutive(first: Tensor, slots: Tensor) -> Tensor:

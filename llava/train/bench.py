@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from llava import shapes
 from llava.cli import add_verbose, positive, status_of
 from llava.files import make_folder, write_json, write_text
 
@@ -48,23 +49,10 @@ WAYS = (
 )
 PLAIN = WAYS[1]  # what ours is compared with
 
-# Language model, vision tower. In "small", as in LLaVA-1.5, the tower takes about a tenth of the language model's work.
 SHAPES = {
-    "small": (
-        {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 6, "num_attention_heads": 4},
-        {"hidden_size": 48, "intermediate_size": 192, "num_hidden_layers": 5, "num_attention_heads": 4},
-        1024,
-    ),
-    "7b": (
-        {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
-        {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
-        32000,
-    ),
-    "13b": (
-        {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
-        {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
-        32000,
-    ),
+    "small": shapes.SHAPES["tiny"]._replace(crops=1),
+    "7b": shapes.SHAPES["llava-1.5-7b"],
+    "13b": shapes.SHAPES["llava-1.5-13b"],
 }
 
 
@@ -122,7 +110,7 @@ def measure(args: argparse.Namespace) -> int:
     (way,) = (way for way in WAYS if way.name == args.only)
     device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    model = build_model(args.shape, device, dtype)
+    model = make_model(args.shape, device, dtype)
     batch = make_batch(model, way, args, device, dtype)
     if way.checkpointing:
         model.gradient_checkpointing_enable()
@@ -169,35 +157,9 @@ def memory_gb(device: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def build_model(shape: str, device: str, dtype):
-    """A LLaVA of that shape with random weights, all frozen but the projector."""
-    import torch
-    from transformers import CLIPVisionConfig
-
-    from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
-
-    language, vision, words = SHAPES[shape]
-    tower_config = CLIPVisionConfig(**vision, image_size=336, patch_size=14)
-    config = LlavaConfig(
-        **language,
-        vocab_size=words,
-        max_position_embeddings=4096,
-        mm_vision_tower="random",
-        mm_vision_tower_config=tower_config.to_dict(),
-        mm_hidden_size=vision["hidden_size"],
-        mm_projector_type="mlp2x_gelu",
-        mm_vision_select_layer=-2,
-    )
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            model = LlavaLlamaForCausalLM(config)
-            tower = model.get_vision_tower()
-            tower.vision_tower, tower.is_loaded = tower.model_class(tower_config), True
-    finally:
-        torch.set_default_dtype(before)
-    model.requires_grad_(False)
+def make_model(shape: str, device: str, dtype):
+    """A LLaVA of that shape with random weights, all frozen but the projector, which is in fp32."""
+    model = shapes.build_model(SHAPES[shape], device, dtype)
     model.get_model().mm_projector.float().requires_grad_(True)
     return model
 

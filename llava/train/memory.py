@@ -24,8 +24,10 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from llava import shapes
 from llava.cli import add_verbose, positive, status_of
 from llava.model.loss import ROWS
+from llava.shapes import Shape, find_shape
 
 METHODS = ("ZeRO-2", "ZeRO-3", "ZeRO-3 offload", "4-bit base")
 GIB = 2**30
@@ -35,45 +37,7 @@ LIVE = 1_000_000_000  # stage3_max_live_parameters, DeepSpeed's default
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes of a weight: 4 bits, a byte per block of 64, fp32 per 256 blocks
 
 
-class Shape(NamedTuple):
-    """What of a LLaVA model decides its memory. The projector is `mlp2x_gelu`."""
-
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    kv_heads: int
-    vocab: int
-    is_tied: bool = False  # embedding and head are one table
-    tower_parameters: int = 303_507_456  # CLIP-L/14 at 336 pixels
-    tower_hidden: int = 1024
-    patches: int = 576
-
-    @classmethod
-    def from_config(cls, config, tower) -> "Shape":
-        """Of a LLaVA config and its tower without weights, as `llava.model.builder.read_config` returns them."""
-        import torch
-
-        with torch.device("meta"):
-            encoder = tower.model_class(tower.cfg_only)
-        return cls(
-            hidden=config.hidden_size,
-            intermediate=config.intermediate_size,
-            layers=config.num_hidden_layers,
-            heads=config.num_attention_heads,
-            kv_heads=config.num_key_value_heads,
-            vocab=config.vocab_size,
-            is_tied=config.tie_word_embeddings,
-            tower_parameters=encoder.num_parameters(),
-            tower_hidden=tower.cfg_only.hidden_size,
-            patches=tower.num_patches,
-        )
-
-
-SHAPES = {
-    "7B": Shape(hidden=4096, intermediate=11008, layers=32, heads=32, kv_heads=32, vocab=32000),
-    "13B": Shape(hidden=5120, intermediate=13824, layers=40, heads=40, kv_heads=40, vocab=32000),
-}
+SHAPES = {"7B": shapes.SHAPES["llava-1.5-7b"], "13B": shapes.SHAPES["llava-1.5-13b"]}
 
 
 class Parameters(NamedTuple):
@@ -104,7 +68,7 @@ class Memory(NamedTuple):
 def parameters(shape: Shape) -> Parameters:
     """Exact for Llama and Mistral; the biases of Qwen's attention, 0.01 %, are left out."""
     hidden = shape.hidden
-    attention = 2 * hidden**2 + 2 * hidden * (hidden // shape.heads * shape.kv_heads)
+    attention = 2 * hidden**2 + 2 * hidden * shape.head_dim * shape.kv_heads
     return Parameters(
         matrices=shape.layers * (attention + 3 * hidden * shape.intermediate),
         others=(1 if shape.is_tied else 2) * shape.vocab * hidden + (2 * shape.layers + 1) * hidden,
@@ -243,23 +207,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    shapes = dict([find_shape(args.model)]) if args.model else SHAPES
+    chosen = dict([find_shape(args.model, SHAPES)]) if args.model else SHAPES
     labelled = args.text // 2 if args.labelled is None else args.labelled
     if labelled > args.text:
         raise ValueError(f"--labelled {labelled} is more than --text {args.text}: only text has labels.")
     setting = {"text": args.text, "labelled": labelled, "gpus": args.gpus, "checkpointing": args.checkpointing}
-    print(to_markdown(shapes, image_tokens=args.tokens, batch=args.batch, **setting))
+    print(to_markdown(chosen, image_tokens=args.tokens, batch=args.batch, **setting))
     return 0
-
-
-def find_shape(model: str) -> tuple[str, Shape]:
-    """Name and shape of a key of SHAPES, or of a checkpoint: folder or hub id. Raises ValueError."""
-    if model.upper() in SHAPES:
-        return model.upper(), SHAPES[model.upper()]
-    from llava.mm_utils import get_model_name_from_path
-    from llava.model.builder import read_config
-
-    return get_model_name_from_path(model), Shape.from_config(*read_config(model))
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

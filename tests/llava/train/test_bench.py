@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from llava.constants import IGNORE_INDEX
+from llava.shapes import Shape
 from llava.train import bench
-from llava.train.bench import PLAIN, WAYS, Measured, build_model, main, make_batch, to_markdown
+from llava.train.bench import PLAIN, WAYS, Measured, main, make_batch, make_model, to_markdown
 
 OPTIONS = argparse.Namespace(batch_size=2, text_tokens=60, labelled=9, dominant=20, contextual=4)
 BY_NAME = {way.name: way for way in WAYS}
@@ -16,14 +17,14 @@ BY_NAME = {way.name: way for way in WAYS}
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    language = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
-    monkeypatch.setitem(bench.SHAPES, "small", (language, vision, 50))
+    vision = {"tower_hidden": 16, "tower_intermediate": 32, "tower_layers": 3, "tower_heads": 2}
+    small = Shape(hidden=32, intermediate=64, layers=2, heads=2, kv_heads=2, vocab=50, **vision)
+    monkeypatch.setitem(bench.SHAPES, "small", small)
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
 def test_a_way_does_what_its_name_says(way, monkeypatch):
-    model = build_model("small", "cpu", torch.float32)
+    model = make_model("small", "cpu", torch.float32)
     tower, rows, slots = model.get_vision_tower(), [], []
     batch = make_batch(model, way, OPTIONS, "cpu", torch.float32)
     model.lm_head.register_forward_hook(lambda module, given, logits: rows.append(logits.shape[:-1].numel()))
@@ -55,7 +56,7 @@ def test_cached_features_give_the_same_loss():
     losses = []
     for name in ("+ no gradient checkpointing", "+ cached features"):
         torch.manual_seed(3)
-        model = build_model("small", "cpu", torch.float32)
+        model = make_model("small", "cpu", torch.float32)
         batch = make_batch(model, BY_NAME[name], OPTIONS, "cpu", torch.float32)
         losses.append(model(**batch, loss_only=True).loss)
     torch.testing.assert_close(*losses)

@@ -1,0 +1,101 @@
+"""Run a function of tensors many times with little host work: as a CUDA graph, compiled by Inductor, or both."""
+
+import logging
+import time
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+MODES = ("static", "graphs", "compile")
+WARM_UPS = 2  # before a capture: libraries choose kernels and take workspaces then
+SHAPES = 64  # that may be compiled for; torch gives up after 8
+
+
+class Captured(NamedTuple):
+    graph: "torch.cuda.CUDAGraph"
+    inputs: tuple[Tensor, ...]
+    output: Tensor | tuple
+
+
+class Graphs:
+    """Functions by key, each prepared at its first call and replayed afterwards.
+
+    Args:
+        mode: "static" calls the function as it is; "graphs" captures it on a CUDA device, and is "static" elsewhere;
+            "compile" compiles it first, anywhere. Inductor keeps what it compiled in TORCHINDUCTOR_CACHE_DIR for the
+            next process.
+        times: gets the seconds of each preparation, capture or compilation.
+    """
+
+    def __init__(self, mode: str = "static", times: list[float] | None = None):
+        if mode not in MODES:
+            raise ValueError(f"fast={mode!r} is unknown; choose one of {', '.join(MODES)}, or None.")
+        self.mode, self.times = mode, [] if times is None else times
+        self.prepared: dict[Hashable, Callable] = {}
+        self.pool = None
+
+    def run(self, key: Hashable, function: Callable, *inputs: Tensor):
+        """`function(*inputs)`. What comes back may be overwritten by the next call.
+
+        Args:
+            key: of whatever decides what the function does, shapes of the inputs included.
+            function: of tensors that keep their shapes; may also read, and write at the same place again, tensors that
+                stay where they are.
+        """
+        if self.mode == "static":
+            return function(*inputs)
+        if key not in self.prepared:
+            start = time.perf_counter()
+            self.prepared[key] = self.prepare(function, inputs)
+            self.times.append(time.perf_counter() - start)
+            logger.info("%s prepared for %s in %.1f s", function_name(function), key, self.times[-1])
+        return self.prepared[key](*inputs)
+
+    def prepare(self, function: Callable, inputs: tuple[Tensor, ...]) -> Callable:
+        if self.mode == "compile":
+            function = torch.compile(function, dynamic=False, fullgraph=True)
+            with torch._dynamo.config.patch(recompile_limit=SHAPES):
+                function(*inputs)
+        if any(tensor.device.type != "cuda" for tensor in inputs):
+            return function
+        try:
+            return partial(replay, self.capture(function, inputs))
+        except RuntimeError as error:
+            logger.warning(
+                "%s cannot be captured as a CUDA graph, and runs without: %s", function_name(function), error
+            )
+            return function
+
+    def capture(self, function: Callable, inputs: tuple[Tensor, ...]) -> Captured:
+        inputs = tuple(tensor.clone() for tensor in inputs)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):
+                function(*inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        self.pool = self.pool or torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            output = function(*inputs)
+        return Captured(graph, inputs, output)
+
+    def clear(self) -> None:
+        """Forget all graphs: the memory that they read has moved."""
+        self.prepared.clear()
+
+
+def replay(captured: Captured, *inputs: Tensor):
+    for static, tensor in zip(captured.inputs, inputs, strict=True):
+        static.copy_(tensor)
+    captured.graph.replay()
+    return captured.output
+
+
+def function_name(function: Callable) -> str:
+    return getattr(getattr(function, "func", function), "__qualname__", repr(function))

@@ -1,0 +1,171 @@
+"""Sizes of LLaVA models: enough to calculate with, or to build one with random weights that costs what a real one does.
+
+Imports nothing heavy, so that a calculator starts at once.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]  # LLaVA-1.6's grids of tiles, in pixels
+
+
+class Shape(NamedTuple):
+    """Sizes of a LLaVA model. The projector is `mlp2x_gelu`; a tower with CLS is CLIP, one without is SigLIP."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    vocab: int
+    is_tied: bool = False  # embedding and head are one table
+    tower_hidden: int = 1024  # from here on CLIP-L/14 at 336 pixels
+    tower_intermediate: int = 4096
+    tower_layers: int = 24
+    tower_heads: int = 16
+    image_size: int = 336
+    patch_size: int = 14
+    has_cls: bool = True
+    select_layer: int = -2
+    crops: int = 1  # of an image: 1, or 5 for LLaVA-NeXT's 2 x 2 tiles after the whole picture
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.heads
+
+    @property
+    def tower_head_dim(self) -> int:
+        return self.tower_hidden // self.tower_heads
+
+    @property
+    def patches(self) -> int:
+        """Of a crop."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def tower_length(self) -> int:
+        """Tokens inside the tower, of a crop."""
+        return self.patches + self.has_cls
+
+    @property
+    def tower_depth(self) -> int:
+        """Layers that run: up to the one that is read."""
+        return self.select_layer if self.select_layer >= 0 else self.tower_layers + 1 + self.select_layer
+
+    @property
+    def tower_parameters(self) -> int:
+        """Also of layers that never run; of SigLIP, with the pooling head that its published models have."""
+        hidden, wide = self.tower_hidden, self.tower_intermediate
+        norm, attention, mlp = 2 * hidden, 4 * (hidden + 1) * hidden, (hidden + 1) * wide + (wide + 1) * hidden
+        embeddings = hidden * (3 * self.patch_size**2 + self.tower_length)
+        ends = norm + (norm + hidden if self.has_cls else hidden + attention + norm + mlp + hidden)
+        return embeddings + ends + self.tower_layers * (2 * norm + attention + mlp)
+
+    @classmethod
+    def from_config(cls, config, tower) -> "Shape":
+        """Of a LLaVA config and its tower without weights, as `llava.model.builder.read_config` returns them."""
+        vision = tower.cfg_only
+        aspect = getattr(config, "image_aspect_ratio", None) or "square"
+        return cls(
+            hidden=config.hidden_size,
+            intermediate=config.intermediate_size,
+            layers=config.num_hidden_layers,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            vocab=config.vocab_size,
+            is_tied=config.tie_word_embeddings,
+            tower_hidden=vision.hidden_size,
+            tower_intermediate=vision.intermediate_size,
+            tower_layers=vision.num_hidden_layers,
+            tower_heads=vision.num_attention_heads,
+            image_size=vision.image_size,
+            patch_size=vision.patch_size,
+            has_cls=tower.has_cls,
+            select_layer=tower.select_layer,
+            crops=5 if aspect.startswith("anyres") else 1,
+        )
+
+
+VICUNA_7B = {"hidden": 4096, "intermediate": 11008, "layers": 32, "heads": 32, "kv_heads": 32, "vocab": 32000}
+VICUNA_13B = {"hidden": 5120, "intermediate": 13824, "layers": 40, "heads": 40, "kv_heads": 40, "vocab": 32000}
+
+SHAPES = {
+    "tiny": Shape(  # the tower's share of all work is LLaVA-NeXT's
+        hidden=256,
+        intermediate=688,
+        layers=6,
+        heads=4,
+        kv_heads=4,
+        vocab=1024,
+        tower_hidden=48,
+        tower_intermediate=192,
+        tower_layers=5,
+        tower_heads=4,
+        crops=5,
+    ),
+    "llava-1.5-7b": Shape(**VICUNA_7B),
+    "llava-1.5-13b": Shape(**VICUNA_13B),
+    "llava-next-7b": Shape(**VICUNA_7B, crops=5),
+    "llava-next-13b": Shape(**VICUNA_13B, crops=5),
+}
+
+
+def find_shape(model: str, known: Mapping[str, Shape] = SHAPES) -> tuple[str, Shape]:
+    """Name and shape of one of `known`, or of a checkpoint: folder or hub id. Raises ValueError."""
+    by_name = {name.lower(): name for name in known}
+    if name := by_name.get(model.lower()):
+        return name, known[name]
+    from llava.mm_utils import get_model_name_from_path
+    from llava.model.builder import read_config
+
+    try:
+        return get_model_name_from_path(model), Shape.from_config(*read_config(model))
+    except ValueError as error:
+        raise ValueError(f"{model!r} is neither one of {', '.join(known)} nor a checkpoint. {error}") from error
+
+
+def build_model(shape: Shape, device, dtype):
+    """A LLaVA of that shape with small random weights, made on the device, none of which trains; in evaluation mode."""
+    import torch
+    from transformers import CLIPImageProcessorPil, CLIPVisionConfig
+
+    from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
+
+    assert shape.has_cls, "only CLIP towers are built"
+    tower_config = CLIPVisionConfig(
+        hidden_size=shape.tower_hidden,
+        intermediate_size=shape.tower_intermediate,
+        num_hidden_layers=shape.tower_layers,
+        num_attention_heads=shape.tower_heads,
+        image_size=shape.image_size,
+        patch_size=shape.patch_size,
+    )
+    tiled = {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad", "image_grid_pinpoints": PINPOINTS}
+    config = LlavaConfig(
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        vocab_size=shape.vocab,
+        tie_word_embeddings=shape.is_tied,
+        max_position_embeddings=4096,
+        mm_vision_tower="random",
+        mm_vision_tower_config=tower_config.to_dict(),
+        mm_hidden_size=shape.tower_hidden,
+        mm_projector_type="mlp2x_gelu",
+        mm_vision_select_layer=shape.select_layer,
+        **(tiled if shape.crops > 1 else {}),
+    )
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            model = LlavaLlamaForCausalLM(config)
+            tower = model.get_vision_tower()
+            tower.vision_tower, tower.is_loaded = tower.model_class(tower_config), True
+    finally:
+        torch.set_default_dtype(before)
+    side = shape.image_size
+    tower.image_processor = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=side)
+    return model.requires_grad_(False).eval()
