@@ -17,12 +17,13 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import distributed
 
-from llava.eval.questions import Question
+from llava.eval.questions import Question, by_image
 from llava.files import (
     drop_lock,
     fingerprint,
@@ -99,8 +100,8 @@ class AnswerFile:
         path: NAME.jsonl; its folder is made if need be.
         questions: all questions this file is to answer, whichever process answers them.
         settings: whatever must be equal for two runs to share answers; goes to the meta file, so JSON.
-        shard: this process among those that write to the same `path`. Each takes a contiguous part of `questions`, and
-            all open, and finish, the same files in the same order inside a `process_group`.
+        shard: this process among those that write to the same `path`. Each takes a part of `questions`, those about an
+            image together, and all open, and finish, the same files in the same order inside a `process_group`.
         model_id: written into every row.
         overwrite: throw earlier answers away.
 
@@ -145,8 +146,9 @@ class AnswerFile:
             self.close()
             raise
         self.resumed = len(self.rows)
+        grouped = list(chain.from_iterable(by_image(questions).values()))
         start, stop = (index * len(questions) // shard.count for index in (shard.index, shard.index + 1))
-        self.todo = [question for question in questions[start:stop] if question.row not in self.rows]
+        self.todo = [question for question in grouped[start:stop] if question.row not in self.rows]
 
     def append(self, questions: list[Question], texts: list[str], image_tokens: list[int]) -> None:
         """Put the answers to `questions` on disk. A kill at any moment costs no row that was appended before."""

@@ -156,6 +156,7 @@ def prepare(args: argparse.Namespace, checkpoint: str, data: Data, tower) -> Run
         "load_4bit": args.load_4bit,
         "device": device_of(args.device, shard),
         "use_flash_attn": args.flash_attn,
+        "fast": args.fast,
         "dtype": getattr(torch, args.dtype) if args.dtype else None,
     }
     return Run(

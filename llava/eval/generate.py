@@ -4,28 +4,30 @@ Shapes: B questions, T ids of the longest prompt, S pixels a side.
 """
 
 import logging
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.conversation import SeparatorStyle, conv_templates
 from llava.eval.answers import AnswerFile
-from llava.eval.questions import Question
-from llava.mm_utils import load_image, process_images, tokenizer_image_token
+from llava.eval.pictures import Picture, read_pictures
+from llava.eval.questions import Question, by_image
+from llava.mm_utils import tokenizer_image_token
+from llava.model.engine import configure
 
 logger = logging.getLogger(__name__)
 
-BATCHES_AHEAD = 3  # prepared while the model works on another
-SORT_WINDOW = 8  # batches whose questions are sorted by length together: little padding, images still shared
+SORT_WINDOW = 8  # batches whose images are sorted by the length of their questions together: little padding
+CHUNK = 4  # batches about the same images: few small last ones
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,11 @@ class Decoding:
         conversation.append_message(conversation.roles[1], None)
         return conversation.get_prompt()
 
+    def ids(self, question: str, tokenizer, config) -> list[int]:
+        """The same as ids, with one IMAGE_TOKEN_INDEX."""
+        prompt = self.prompt(question, getattr(config, "mm_use_im_start_end", False))
+        return tokenizer_image_token(prompt, tokenizer, IMAGE_TOKEN_INDEX)
+
     def cut(self, text: str) -> str:
         """The answer without what a model wrote past its own turn."""
         conversation = conv_templates[self.conv_mode]
@@ -91,11 +98,14 @@ class Decoding:
         }
 
 
-class Picture(NamedTuple):
-    """An image as the model takes it."""
+GREEDY = Decoding()
 
-    pixels: Tensor  # (3, S, S), or (crops, 3, S, S) of an anyres model
-    size: tuple[int, int]  # width and height of the original, in pixels
+
+class Chunk(NamedTuple):
+    """Images that are dealt with together, and all questions about them."""
+
+    images: list[str]
+    questions: list[Question]
 
 
 class Answers(NamedTuple):
@@ -105,40 +115,75 @@ class Answers(NamedTuple):
     image_tokens: list[int]  # visual tokens the language model saw for each image
 
 
-def read_picture(path: str | Path, image_processor, config) -> Picture:
-    """Decode and prepare one image. Raises ValueError, naming the file, where it is no usable image."""
-    image = load_image(str(path))
-    try:
-        return Picture(process_images([image], image_processor, config)[0], image.size)
-    except (ValueError, MemoryError) as error:
-        raise ValueError(f"{path}: {error or 'preparing it takes more memory than there is'}") from error
-
-
-@torch.inference_mode()
 def generate_batch(
     model, tokenizer, questions: Sequence[str], pictures: Sequence[Picture], decoding: Decoding
 ) -> Answers:
-    """Answer B questions, each about its own picture. A picture given for several of them is encoded once."""
-    use_start_end = getattr(model.config, "mm_use_im_start_end", False)
-    prompts = [
-        tokenizer_image_token(decoding.prompt(question, use_start_end), tokenizer, IMAGE_TOKEN_INDEX)
-        for question in questions
-    ]
-    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    input_ids, mask = pad_left(prompts, padding)
+    """Answer B questions, each about its own picture. A picture given for several of them is read once."""
+    ((_, answers),) = generate_batches(model, tokenizer, questions, pictures, decoding, len(questions))
+    return answers
+
+
+@torch.inference_mode()
+def generate_batches(
+    model, tokenizer, questions: Sequence[str], pictures: Sequence[Picture], decoding: Decoding, batch_size: int
+) -> Iterator[tuple[list[int], Answers]]:
+    """Answer questions, each about its own picture, at most `batch_size` at a time, of similar length together.
+
+    A picture that several questions share goes once through the tower, and, with the system prompt before it, once
+    through the language model. Greedy answers are those of `model.generate` one by one, in fp32.
+
+    Yields:
+        Which of the questions a batch held, and the answers to them.
+    """
+    prompts = [decoding.ids(question, tokenizer, model.config) for question in questions]
     distinct = {id(picture): picture for picture in pictures}
-    encoded = dict(zip(distinct, encode(model, list(distinct.values())), strict=True))
-    features = [encoded[id(picture)] for picture in pictures]  # of (tokens, C)
-    output = model.generate(
-        input_ids.to(model.device),
-        image_features=features,
-        attention_mask=mask.to(model.device),
-        pad_token_id=padding,
-        use_cache=True,
-        **decoding.options(),
-    )
-    texts = [decoding.cut(text) for text in tokenizer.batch_decode(output, skip_special_tokens=True)]
-    return Answers(texts, [len(tokens) for tokens in features])
+    place = {key: i for i, key in enumerate(distinct)}
+    image_of = [place[id(picture)] for picture in pictures]
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    options = {"pad_token_id": padding, "use_cache": True, **decoding.options()}
+    features = encode(model, list(distinct.values()))  # of (tokens, C)
+
+    def answers(batch: list[int], output: Tensor) -> tuple[list[int], Answers]:
+        texts = [decoding.cut(text) for text in tokenizer.batch_decode(output, skip_special_tokens=True)]
+        return batch, Answers(texts, [len(features[image_of[i]]) for i in batch])
+
+    batches = even_batches(sorted(range(len(prompts)), key=lambda i: len(prompts[i])), batch_size)
+    if len(distinct) < len(prompts) and can_share(model, prompts, features, decoding):
+        config, _ = configure(model, options)
+        engine, embed = model.engine(), model.get_input_embeddings()
+        split = prompts[0].index(IMAGE_TOKEN_INDEX)
+        heads = [torch.cat([embed_ids(embed, prompts[0][:split]), tokens]) for tokens in features]
+        with engine.open_cache(len(heads), max(map(len, heads))) as images:
+            images.extend(*pad_right(heads))
+            for batch in batches:
+                tails = [embed_ids(embed, prompts[i][split + 1 :]) for i in batch]
+                begin = (images, [image_of[i] for i in batch])
+                yield answers(batch, engine.generate(*pad_right(tails), config, begin_with=begin))
+        return
+    for batch in batches:
+        input_ids, mask = pad_left([prompts[i] for i in batch], padding)
+        output = model.generate(
+            input_ids.to(model.device),
+            image_features=[features[image_of[i]] for i in batch],
+            attention_mask=mask.to(model.device),
+            fast=fast_mode(model, decoding),
+            **options,
+        )
+        yield answers(batch, output)
+
+
+def can_share(model, prompts: list[list[int]], features: list[Tensor], decoding: Decoding) -> bool:
+    """Whether what prompts begin with can be computed once: not with beams, and not if a prompt will be cut."""
+    limit = getattr(model.config, "tokenizer_model_max_length", None)
+    longest = max(map(len, prompts)) - 1 + max(map(len, features))
+    return fast_mode(model, decoding) is not None and (limit is None or longest <= limit)
+
+
+def fast_mode(model, decoding: Decoding) -> str | None:
+    """Which way of the engine to go; None where it cannot: beams, and attention kernels other than SDPA."""
+    if decoding.num_beams > 1 or model.config._attn_implementation != "sdpa":
+        return None
+    return model.fast or "static"
 
 
 def encode(model, pictures: Sequence[Picture]) -> list[Tensor]:
@@ -146,7 +191,25 @@ def encode(model, pictures: Sequence[Picture]) -> list[Tensor]:
     pixels = [picture.pixels for picture in pictures]
     if len({tensor.shape for tensor in pixels}) == 1:
         pixels = torch.stack(pixels)
-    return model.image_features(pixels, [picture.size for picture in pictures])
+    encoder = model.engine() if fast_mode(model, GREEDY) else model
+    return encoder.image_features(pixels, [picture.size for picture in pictures])
+
+
+def embed_ids(embed: Callable[[Tensor], Tensor], ids: list[int]) -> Tensor:
+    """(T, C)"""
+    return embed(torch.tensor(ids, dtype=torch.long, device=embed.weight.device))
+
+
+def pad_right(rows: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
+    """Rows of (t, C) side by side, (B, T, C), and the length of each."""
+    return pad_sequence(list(rows), batch_first=True), [len(row) for row in rows]
+
+
+def even_batches(items: Sequence, batch_size: int) -> list[list]:
+    """As few batches as possible, none larger than `batch_size`, and all about equally large."""
+    count = -(-len(items) // batch_size)
+    cuts = [len(items) * i // count for i in range(count + 1)]
+    return [list(items[a:b]) for a, b in pairwise(cuts)]
 
 
 def pad_left(prompts: Sequence[list[int]], padding: int) -> tuple[Tensor, Tensor]:
@@ -173,9 +236,9 @@ def answer_questions(
 ) -> None:
     """Answer `questions`, appending to `answers` batch by batch.
 
-    Images are decoded and prepared in threads while the model works, each once per batch however many questions share
-    it. Greedy answers do not depend on `batch_size` in fp32. A question whose image cannot be used is refused in
-    `answers`, with the reason; the others go on.
+    Questions about the same image are asked together: it is decoded, encoded and read by the language model once.
+    Greedy answers depend neither on that nor on `batch_size` in fp32. Memory does not grow with their number. A
+    question whose image cannot be used is refused in `answers`, with the reason; the others go on.
 
     Args:
         model, tokenizer, image_processor: from `load_pretrained_model`.
@@ -184,31 +247,32 @@ def answer_questions(
         answers: where answers go.
         decoding: how they are drawn; greedy by default.
         prompt_suffix: put after every question.
-        batch_size: questions per call of the model.
-        num_workers: threads that prepare images; by default one per CPU core, at most 8.
+        batch_size: questions, and images, that the model works on at a time.
+        num_workers: processes that prepare images (`pictures.read_pictures`).
         progress: what to call the progress bar on stderr; None for no bar.
     """
-    decoding = decoding or Decoding()
-    folder, workers = Path(image_folder), num_workers or min(8, os.cpu_count() or 1)
-
-    def load(name: str) -> Picture:
-        return read_picture(folder / name, image_processor, model.config)
-
-    with tqdm(
-        total=len(questions), desc=progress, unit="question", disable=progress is None, dynamic_ncols=True
-    ) as bar:
-        for batch, futures in read_ahead(make_batches(questions, batch_size), load, workers):
-            asked, pictures = [], []
-            for question in batch:
-                try:
-                    pictures.append(futures[question.image].result())
-                    asked.append(question)
-                except ValueError as error:
-                    answers.refuse(question, str(error))
-            if asked:
-                texts = [question.text + prompt_suffix for question in asked]
-                answers.append(asked, *generate_batch(model, tokenizer, texts, pictures, decoding))
-            bar.update(len(batch))
+    decoding = decoding or GREEDY
+    chunks = make_chunks(questions, batch_size)
+    names = [name for chunk in chunks for name in chunk.images]
+    pictures = read_pictures(names, image_folder, image_processor, model.config, num_workers)
+    with (
+        closing(pictures),  # at an error too: workers end now
+        tqdm(total=len(questions), desc=progress, unit="question", disable=progress is None, dynamic_ncols=True) as bar,
+    ):
+        for chunk in chunks:
+            found = {name: next(pictures) for name in chunk.images}
+            asked = [question for question in chunk.questions if isinstance(found[question.image], Picture)]
+            for question in chunk.questions:
+                if isinstance(reason := found[question.image], str):
+                    answers.refuse(question, reason)
+            bar.update(len(chunk.questions) - len(asked))
+            if not asked:
+                continue
+            texts = [question.text + prompt_suffix for question in asked]
+            images = [found[question.image] for question in asked]
+            for batch, said in generate_batches(model, tokenizer, texts, images, decoding, batch_size):
+                answers.append([asked[i] for i in batch], *said)
+                bar.update(len(batch))
 
 
 def answer_and_merge(answers: AnswerFile, loaded: tuple | None, image_folder: str | Path, **options) -> bool:
@@ -230,30 +294,35 @@ def answer_and_merge(answers: AnswerFile, loaded: tuple | None, image_folder: st
         raise
 
 
-def make_batches(questions: Sequence[Question], batch_size: int) -> Iterator[list[Question]]:
-    """Batches of questions of similar length. Sorted only within a window: neighbours often share an image."""
+def make_chunks(questions: Sequence[Question], batch_size: int) -> list[Chunk]:
+    """Share questions out into chunks of whole images: at most `batch_size` of these, with enough questions for several
+    batches where images have many.
+
+    Sorted by length only within a window, so that a run goes through the questions roughly in order.
+    """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: must be at least 1.")
-    window = SORT_WINDOW * batch_size
-    for start in range(0, len(questions), window):
-        near = sorted(questions[start : start + window], key=lambda question: len(question.text))
-        for first in range(0, len(near), batch_size):
-            yield near[first : first + batch_size]
+    chunks: list[Chunk] = []
+    for window in windows(by_image(questions), SORT_WINDOW * batch_size):
+        window.sort(key=lambda group: max(len(question.text) for question in group))
+        start = len(chunks)
+        for group in window:
+            last = chunks[-1] if len(chunks) > start else None
+            if last is None or len(last.images) >= batch_size or len(last.questions) >= CHUNK * batch_size:
+                chunks.append(last := Chunk([], []))
+            last.images.append(group[0].image)
+            last.questions.extend(group)
+    return chunks
 
 
-def read_ahead(
-    batches: Iterable[list[Question]], load: Callable[[str], Picture], workers: int
-) -> Iterator[tuple[list[Question], dict[str, Future]]]:
-    """Each batch with its images, by name, while threads already work on the next batches."""
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="images")
-    waiting: deque = deque()
-    try:
-        for batch in batches:
-            names = dict.fromkeys(question.image for question in batch)
-            waiting.append((batch, {name: pool.submit(load, name) for name in names}))
-            if len(waiting) > BATCHES_AHEAD:
-                yield waiting.popleft()
-        while waiting:
-            yield waiting.popleft()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+def windows(groups: dict[str, list[Question]], size: int) -> Iterator[list[list[Question]]]:
+    """Groups in order, as many at a time as together hold `size` questions."""
+    window, held = [], 0
+    for group in groups.values():
+        window.append(group)
+        held += len(group)
+        if held >= size:
+            yield window
+            window, held = [], 0
+    if window:
+        yield window

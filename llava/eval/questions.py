@@ -41,9 +41,14 @@ def read_questions(path: str | Path, limit: int | None = None) -> list[Question]
     return questions
 
 
+def by_image(questions: Iterable[Question]) -> dict[str, list[Question]]:
+    """The questions about each image, images in the order in which they come up first."""
+    groups: dict[str, list[Question]] = {}
+    for question in questions:
+        groups.setdefault(question.image, []).append(question)
+    return groups
+
+
 def missing_images(questions: Iterable[Question], folder: str | Path) -> list[Question]:
     """The first question about each image that is no file in `folder`, in the order of the questions."""
-    first_use = {}
-    for question in questions:
-        first_use.setdefault(question.image, question)
-    return [question for name, question in first_use.items() if not is_file(Path(folder) / name)]
+    return [group[0] for name, group in by_image(questions).items() if not is_file(Path(folder) / name)]

@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from llava.cli import EXIT_STATUSES, add_verbose, positive, status_of
+from llava.cli import EXIT_STATUSES, add_verbose, positive, status_of, whole
 from llava.eval.cli import add_data_options
 from llava.eval.tasks import TASKS
 
@@ -57,7 +57,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--conv-mode", default="vicuna_v1", metavar="NAME", help="prompt template (default: vicuna_v1)")
     add("--max-new-tokens", type=positive, metavar="N", help="longest answer, in tokens (default: the task's)")
     add("--batch-size", type=positive, default=16, metavar="N", help="questions at a time (default: 16)")
-    add("--num-workers", type=positive, metavar="N", help="threads for images (default: one per core, at most 8)")
+    add("--num-workers", type=whole, metavar="N", help="processes for images (default: one per core, at most 8)")
+    ways = ("static", "graphs", "compile")
+    add("--fast", choices=ways, default="static", help="plain steps (default), CUDA graphs, or compiled by Inductor")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto, a GPU if there is one")
     add("--dtype", choices=("float16", "bfloat16", "float32"), help="default: float16 on a GPU, float32 on a CPU")
     add("--load-8bit", action="store_true", help="quantize the language model to 8 bits (bitsandbytes)")

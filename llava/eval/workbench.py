@@ -12,8 +12,9 @@ from torch import Tensor
 
 from llava.cli import quiet
 from llava.eval.cli import choose_data, require_images
-from llava.eval.generate import Decoding, Picture, generate_batch, make_batches, read_picture
+from llava.eval.generate import Decoding, generate_batches, make_chunks
 from llava.eval.loading import device_of, load, use_one_thread
+from llava.eval.pictures import Picture, read_picture
 from llava.eval.questions import Question, read_questions
 from llava.eval.tasks import Data, Task
 from llava.files import read_json
@@ -66,13 +67,15 @@ class Workbench:
     def answer(self) -> tuple[int, float]:
         """Tokens per image, and the accuracy in %."""
         rows, tokens = [], []
-        for batch in make_batches(self.questions, self.batch_size):
-            pictures = [self.pictures[question.image] for question in batch]
-            texts = [question.text + self.task.prompt_suffix for question in batch]
-            answers = generate_batch(self.model, self.tokenizer, texts, pictures, self.decoding)
-            tokens += answers.image_tokens
-            for question, text in zip(batch, answers.texts, strict=True):
-                rows.append({"question_id": question.question_id, "prompt": question.text, "text": text})
+        for chunk in make_chunks(self.questions, self.batch_size):
+            pictures = [self.pictures[question.image] for question in chunk.questions]
+            texts = [question.text + self.task.prompt_suffix for question in chunk.questions]
+            batches = generate_batches(self.model, self.tokenizer, texts, pictures, self.decoding, self.batch_size)
+            for batch, answers in batches:
+                tokens += answers.image_tokens
+                for i, text in zip(batch, answers.texts, strict=True):
+                    question = chunk.questions[i]
+                    rows.append({"question_id": question.question_id, "prompt": question.text, "text": text})
         with quiet():  # each setting would repeat the same remark on --limit
             scores = self.task.metric(self.data.annotation_file, rows)
         return round(fmean(tokens)), scores[self.task.headline]

@@ -16,8 +16,8 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from llava.eval.generate import Picture, read_ahead, read_picture
+from llava.eval.pictures import Picture, read_pictures
 from llava.files import make_folder, write_json
 from llava.model.anyres import VisionFeatures, parse_pinpoints
 from llava.shard import current_shard
@@ -222,7 +222,7 @@ def build_cache(
         image_folder: where the names begin. None: they are paths by themselves.
         model, image_processor: as loaded for training, VisionZip attached.
         batch_size: images per call of the tower.
-        num_workers: threads that prepare images; by default one per CPU core, at most 8.
+        num_workers: processes that prepare images (`llava.eval.pictures.read_pictures`).
         images_per_shard: at most; large images end a shard earlier.
         skip_bad: leave images out that cannot be used, in place of an error.
         progress: what to call the progress bar on stderr; None for no bar.
@@ -248,23 +248,25 @@ def build_cache(
         return {}
 
     bad: dict[str, str] = {}
-
-    def load(name: str) -> Picture | None:
-        try:
-            return read_picture(image_folder / name, image_processor, model.config)
-        except ValueError as error:
-            if not skip_bad:
-                raise
-            bad[name] = str(error)
-            return None
-
+    pictures = read_pictures([file.image for file in missing], image_folder, image_processor, model.config, num_workers)
     batch_size = min(batch_size, images_per_shard)
     batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
-    encoded = encode(model.get_vision_tower(), batches, load, num_workers or min(8, os.cpu_count() or 1))
     ready: list[tuple[Record, VisionFeatures]] = []  # the shard to be
     hidden = progress is None or shard.index > 0
-    with tqdm(total=len(missing), desc=progress, unit="image", disable=hidden, dynamic_ncols=True) as bar:
-        for number, (batch, images) in enumerate(zip(batches, encoded, strict=True)):
+    with (
+        closing(pictures),
+        tqdm(total=len(missing), desc=progress, unit="image", disable=hidden, dynamic_ncols=True) as bar,
+    ):
+        for number, batch in enumerate(batches):
+            usable = {}
+            for file, picture in zip(batch, pictures, strict=False):  # takes as many as the batch has
+                if isinstance(picture, Picture):
+                    usable[file] = picture
+                elif skip_bad:
+                    bad[file.image] = picture
+                else:
+                    raise ValueError(picture)
+            images = encode(model.get_vision_tower(), usable)
             if number == 0 and shard.index == 0 and images:
                 log_expected_size(folder, images, len(missing) * shard.count)
             ready += images
@@ -280,18 +282,14 @@ def build_cache(
     return bad
 
 
-def encode(
-    tower, batches: Iterable[list[ImageFile]], load: Callable[[str], Picture | None], workers: int
-) -> Iterator[list[tuple[Record, VisionFeatures]]]:
-    """The features of each batch of images, without those that `load` leaves out."""
-    for batch, futures in read_ahead(batches, load, workers):
-        loaded = [(file, picture) for file in batch if (picture := futures[file.image].result()) is not None]
-        pixels = [p.pixels if p.pixels.ndim == 4 else p.pixels[None] for _, p in loaded]
-        described = tower.features_of(pixels) if pixels else []
-        yield [
-            (Record(*file, picture.size, tuple(f.tokens.shape[:2])), f)
-            for (file, picture), f in zip(loaded, described, strict=True)
-        ]
+def encode(tower, pictures: Mapping[ImageFile, Picture]) -> list[tuple[Record, VisionFeatures]]:
+    """The features of a batch of images."""
+    pixels = [p.pixels if p.pixels.ndim == 4 else p.pixels[None] for p in pictures.values()]
+    described = tower.features_of(pixels) if pixels else []
+    return [
+        (Record(*file, picture.size, tuple(f.tokens.shape[:2])), f)
+        for (file, picture), f in zip(pictures.items(), described, strict=True)
+    ]
 
 
 def write_shard(folder: Path, key: dict, images: Sequence[tuple[Record, VisionFeatures]]) -> None:

@@ -84,25 +84,33 @@ def test_ctrl_c_and_going_on_give_the_same_answers(
 
     from llava.eval import generate
 
-    answer, calls = generate.generate_batch, []
+    ask, asked = generate.generate_batches, []
 
-    def interrupted(*args):
-        calls.append(args)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return answer(*args)
+    def interrupted(model, tokenizer, questions, *args):
+        asked.extend(questions)
+        yield next(ask(model, tokenizer, questions, *args))
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(generate, "generate_batch", interrupted)
+    def counted(model, tokenizer, questions, *args):
+        asked.extend(questions)
+        yield from ask(model, tokenizer, questions, *args)
+
+    monkeypatch.setattr(generate, "generate_batches", interrupted)
     assert run.main([*command, str(stopped)]) == 130
     assert capsys.readouterr().err.endswith("Stopped.\n")
-    assert f"5 of 12 answers are kept in {stopped}." in caplog.text
+    assert f"4 of 12 answers are kept in {stopped}." in caplog.text
     assert not Path(f"{stopped}.result.json").exists()
+    kept = read_rows(stopped)
+    assert len(kept) == 4
 
+    asked.clear()
+    monkeypatch.setattr(generate, "generate_batches", counted)
     assert run.main([*command, str(stopped)]) == 0
-    assert len(calls) == 4  # 5 + 2: of the other seven none was asked twice
     first, second = read_rows(whole), read_rows(stopped)
     assert [(row["text"], row["metadata"]) for row in first] == [(row["text"], row["metadata"]) for row in second]
-    assert result_of(stopped)["timing"]["questions"] == 7
+    assert sorted([*asked, *(row["prompt"] for row in kept)]) == sorted(row["prompt"] for row in first)  # none twice
+    assert {row["answer_id"] for row in kept} <= {row["answer_id"] for row in second}
+    assert result_of(stopped)["timing"]["questions"] == 8
 
 
 def test_another_budget_does_not_mix(checkpoint, benchmark, tmp_path, no_model, capsys):

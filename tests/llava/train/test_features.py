@@ -19,7 +19,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.eval.generate import read_picture
+from llava.eval.pictures import read_picture
 from llava.train import features
 from llava.train.features import FeatureCache, build_cache, cache_key, open_cache
 from visionzip_patch import unzip, visionzip
@@ -53,7 +53,7 @@ def build(tmp_path, images, model):
     """Build the cache of NAMES by small shards; what is passed comes in place of the defaults."""
 
     def run(names=NAMES, model=model, folder=tmp_path / "cache", **options):
-        options = {"batch_size": 2, "num_workers": 1, "images_per_shard": 3, "progress": None, **options}
+        options = {"batch_size": 2, "num_workers": 0, "images_per_shard": 3, "progress": None, **options}
         return build_cache(folder, names, images, model, processor_of(model), **options)
 
     return run
