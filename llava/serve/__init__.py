@@ -1,0 +1,1 @@
+"""Talk with a model: conversations that keep what they have computed."""

@@ -1,0 +1,164 @@
+"""A conversation about images whose past stays in the KV cache, so that a turn costs only what is new in it.
+
+Each turn writes out the whole conversation and compares it with what the cache holds. The beginning that both share is
+kept, the rest is computed; so answers are those of a fresh start, whatever came between: an answer that was stopped, a
+turn taken back, another question asked in its place.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from llava.conversation import conv_templates
+from llava.eval.generate import Decoding
+from llava.mm_utils import process_images, tokenizer_image_token
+from llava.model.engine import configure
+
+ROOM = 512  # tokens that a cache is made for; it doubles when they are used up
+
+
+class Shown(NamedTuple):
+    """An image of the conversation."""
+
+    key: int  # negative, and never given to another image of the session
+    tokens: Tensor  # (n, C), as the language model gets them
+
+
+class ChatSession:
+    """One conversation with one model. Several may share a model, one speaking at a time.
+
+    Args:
+        model, tokenizer, image_processor: from `load_pretrained_model`.
+        decoding: template, sampling, longest answer.
+        context_length: most tokens of a conversation; by default what the model's positions allow.
+
+    Attributes:
+        messages: (role, text) of each turn so far; text holds <image> where an image was shown.
+        computed: tokens that the last turn put through the language model, the answer's included.
+
+    Raises:
+        ValueError: beams, which have no single past, or an attention kernel other than SDPA.
+    """
+
+    def __init__(
+        self, model, tokenizer, image_processor, decoding: Decoding | None = None, context_length: int | None = None
+    ):
+        self.decoding = decoding or Decoding()
+        if self.decoding.num_beams > 1:
+            raise ValueError(f"num_beams={self.decoding.num_beams}: a chat has no beams; choose 1.")
+        self.model, self.tokenizer, self.image_processor = model, tokenizer, image_processor
+        self.context_length = context_length or model.config.max_position_embeddings
+        self.messages: list[tuple[str, str]] = []
+        self.images: list[Shown] = []
+        self.last_key = 0
+        self.sequences = model.engine().open_cache(1, ROOM)
+        self.held: list[int] = []  # what the cache holds: ids, and for each token of an image its key
+        self.computed = 0
+
+    def ask(self, text: str, images: Sequence[Image.Image] = ()) -> Iterator[str]:
+        """Take a turn; yields the answer in pieces as it comes. Whoever stops listening stops the answer.
+
+        Args:
+            text: what the user says.
+            images: shown before the text.
+
+        Raises:
+            ValueError: the conversation would not fit the context, or the text holds <image>.
+        """
+        if DEFAULT_IMAGE_TOKEN in text:
+            raise ValueError(f"The text holds {DEFAULT_IMAGE_TOKEN!r}, which stands for an image: pass it as `images`.")
+        marker = DEFAULT_IMAGE_TOKEN
+        if getattr(self.model.config, "mm_use_im_start_end", False):
+            marker = DEFAULT_IM_START_TOKEN + marker + DEFAULT_IM_END_TOKEN
+        user, assistant = conv_templates[self.decoding.conv_mode].roles
+        shown = [*self.images, *map(self.encode, images)]
+        messages = [*self.messages, (user, f"{marker}\n" * len(images) + text)]
+        wanted = self.tokens_of(messages, shown)
+        if len(wanted) >= self.context_length:
+            raise ValueError(
+                f"The conversation has {len(wanted)} tokens, and this model's context is {self.context_length}: "
+                f"take back turns, or reset."
+            )
+        self.messages, self.images = messages, shown
+        return self.answer(wanted, assistant)
+
+    def undo(self) -> None:
+        """Take back the last question, its images and its answer."""
+        user = conv_templates[self.decoding.conv_mode].roles[0]
+        while self.messages and self.messages.pop()[0] != user:
+            pass
+        del self.images[sum(text.count(DEFAULT_IMAGE_TOKEN) for _, text in self.messages) :]
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self.messages, self.images = [], []
+
+    def close(self) -> None:
+        """Give the cache's memory back to the model's engine."""
+        self.sequences.close()
+
+    @torch.inference_mode()
+    def encode(self, image: Image.Image) -> Shown:
+        self.last_key -= 1
+        pixels = process_images([image], self.image_processor, self.model.config)[0]
+        return Shown(self.last_key, self.model.engine().image_features([pixels], [image.size])[0])
+
+    def tokens_of(self, messages: Sequence[tuple[str, str]], shown: Sequence[Shown]) -> list[int]:
+        """The prompt for the next answer: ids, and for each token of an image its key."""
+        conversation = conv_templates[self.decoding.conv_mode].copy()
+        for role, text in messages:
+            conversation.append_message(role, text)
+        conversation.append_message(conversation.roles[1], None)
+        ids = tokenizer_image_token(conversation.get_prompt(), self.tokenizer, IMAGE_TOKEN_INDEX)
+        spread = ([image.key] * len(image.tokens) for image in shown)
+        return [key for token in ids for key in (next(spread) if token == IMAGE_TOKEN_INDEX else [token])]
+
+    def answer(self, wanted: list[int], role: str) -> Iterator[str]:
+        """Compute what of `wanted` is new, then speak."""
+        cache, said = self.sequences.cache, ""
+        shared = min(common_prefix(self.held, wanted), len(wanted) - 1)  # the last one's logits are needed
+        config, _ = configure(self.model, {"pad_token_id": self.tokenizer.pad_token_id, **self.decoding.options()})
+        limit = min(config.max_new_tokens, self.context_length - len(wanted))
+        self.held = wanted[:shared]
+        cache.set_counts([shared])
+        known = list(wanted)
+        try:
+            logits = self.sequences.extend(self.embed(wanted[shared:])[None], [len(wanted) - shared])
+            new: list[int] = []
+            for ids in self.sequences.tokens(logits, config, limit, rows=1):
+                new.append(int(ids))
+                known.append(new[-1])
+                text = self.tokenizer.decode(new, skip_special_tokens=True)
+                done = self.decoding.cut(text)
+                if not text.endswith("\ufffd") and len(done) > len(said):  # half a character is no text yet
+                    yield done[len(said) :]
+                    said = done
+                if len(done) < len(text.strip()):  # the template's stop, where that is no single token
+                    break
+        finally:
+            self.held = known[: cache.counts[0]]
+            self.computed = cache.counts[0] - shared
+            self.messages.append((role, said))
+
+    @torch.inference_mode()
+    def embed(self, keys: list[int]) -> Tensor:
+        """What the keys stand for, (T, C); of an image at their head, perhaps its last tokens only."""
+        table = self.model.get_input_embeddings()
+        ids = torch.tensor(keys, device=table.weight.device)
+        embeds = table(ids.clamp(min=0))
+        for image in self.images:
+            if count := keys.count(image.key):
+                embeds[ids == image.key] = image.tokens[-count:].to(embeds)
+        return embeds
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many items both begin with."""
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return i
+    return min(len(a), len(b))
