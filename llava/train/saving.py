@@ -16,17 +16,25 @@ from torch import Tensor, nn
 from llava.model.builder import copy_weights, refuse
 from llava.model.checkpoint import ADAPTER, NON_LORA, PROJECTOR, WEIGHTS, find, load_tensors, read_json
 from llava.tokenizer import save_tokenizer
-from llava.train.sharding import collect, gathered, is_first
+from llava.train.sharding import gathered
 
 
-def save(part: str, model: nn.Module, tokenizer, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+def save(
+    part: str, model: nn.Module, tokenizer, folder: str | Path, dtype: torch.dtype | None = None, *, writes: bool
+) -> None:
     """Write the trained `part` ("projector", "lora" or "full") of `model`; every process has to call this.
 
     Args:
         dtype: of the weights; by default each as it is trained.
+        writes: whether this process does; the others help it to the weights that are cut into parts.
     """
-    state = collect(model, lambda name, parameter: parameter.requires_grad or part == "full")
-    if not is_first():
+    state = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad or part == "full":
+            with gathered([parameter]):
+                if writes:
+                    state[name] = parameter.detach().to("cpu", copy=True)
+    if not writes:
         return
     if dtype is not None:
         state = {key: value.to(dtype) for key, value in state.items()}

@@ -1,12 +1,14 @@
 """The steps around the learning itself: what a run reads, how it is told apart from others, what it leaves."""
 
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 
 from llava.conversation import conv_templates
@@ -18,7 +20,7 @@ from llava.data.verify import check
 from llava.files import drop_lock, read_json, take_lock, write_json
 from llava.model.llava_arch import owns_tower
 from llava.model.save import all_or_nothing
-from llava.train.arguments import Run
+from llava.train.arguments import Run, TrainingArguments
 from llava.train.loading import compute_dtype
 from llava.train.report import gather_facts, peak_memory, write_report
 from llava.train.saving import save
@@ -112,14 +114,15 @@ def features_of(run: Run, records: Sequence[dict], model: nn.Module, image_proce
 
 
 def is_finished(output: Path, run: Run) -> bool:
-    """Whether an earlier run of the same settings has left its result in `output`.
+    """Whether an earlier run of the same settings has left its result in `output`, on every machine.
 
     Raises:
         ValueError: `output` belongs to a run of other settings, which are named.
     """
-    if run.training.overwrite_output_dir or not (output / RUN_FILE).is_file():
+    if run.training.overwrite_output_dir:
         return False
-    before, now = read_json(output / RUN_FILE), run.settings()
+    now, known = run.settings(), (output / RUN_FILE).is_file()
+    before = read_json(output / RUN_FILE) if known else now
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:
         differences = "; ".join(f"{name} {before.get(name)} → {now[name]}" for name in changed[:6])
@@ -127,7 +130,7 @@ def is_finished(output: Path, run: Run) -> bool:
             f"{output} belongs to a run with other settings: {differences}. Choose another --output_dir, or start "
             f"again there with --overwrite_output_dir."
         )
-    return (output / RESULT_FILE).is_file()
+    return all(gather_object([known and (output / RESULT_FILE).is_file()]))
 
 
 @contextmanager
@@ -135,21 +138,53 @@ def claimed(output: Path, run: Run) -> Iterator[None]:
     """`output` as this run's alone, without what a killed or an overwritten run has left.
 
     Raises:
-        ValueError: it cannot be written to, or another run is at work there.
+        ValueError: it cannot be written to, another run is at work there, or machines hold different checkpoints.
     """
-    lock = None
-    if is_first():
-        lock = take_lock(output / "run.lock")
-        remove_unfinished(output)
-        if run.training.overwrite_output_dir:
-            discard(output)
-        write_json(output / RUN_FILE, run.settings())
-    wait_for_all()
+    training, lock = run.training, None
+    choose_writers(output, training)
     try:
+        if training.should_save:
+            lock = take_lock(output / "run.lock")
+            remove_unfinished(output)
+            if training.overwrite_output_dir:
+                discard(output)
+            write_json(output / RUN_FILE, run.settings())
+        remove_partial(output, training)
+        wait_for_all()
         yield
     finally:
         if lock:
             drop_lock(lock, output / "run.lock")
+
+
+def choose_writers(output: Path, training: TrainingArguments) -> None:
+    """Let one process write to each `output`: the first of all, or of each machine if every machine has its own."""
+    with tempfile.NamedTemporaryFile(dir=output, prefix=".shared-") if is_first() else nullcontext() as mark:
+        [name] = broadcast_object_list([mark and Path(mark.name).name])
+        training.save_on_each_node = not all(gather_object([(output / name).exists()]))
+    if training.deepspeed_plugin:
+        checkpoint = training.deepspeed_plugin.deepspeed_config.setdefault("checkpoint", {})
+        checkpoint["use_node_local_storage"] = training.save_on_each_node
+
+
+def remove_partial(output: Path, training: TrainingArguments) -> None:
+    """Delete the checkpoints whose other parts are missing on other machines, where a run was killed while saving.
+
+    Raises:
+        ValueError: nothing would be left.
+    """
+    held = gather_object([[path.name for path in checkpoints(output)]] if training.should_save else [])
+    complete = set.intersection(*map(set, held))
+    if any(held) and not complete:
+        lists = "; ".join(", ".join(names) or "none" for names in held)
+        raise ValueError(
+            f"The machines' folders {output} have no checkpoint in common: {lists}. Take the machines that the run was "
+            f"started on, or start again there with --overwrite_output_dir True."
+        )
+    if training.should_save:
+        for path in checkpoints(output):
+            if path.name not in complete:
+                shutil.rmtree(path)
 
 
 def discard(output: Path) -> None:
@@ -161,11 +196,12 @@ def discard(output: Path) -> None:
 def save_result(trainer: LLaVATrainer, run: Run, counts: Counts) -> None:
     """Write the trained part and the report into the output folder."""
     model, output = trainer.accelerator.unwrap_model(trainer.model), Path(run.training.output_dir)
-    with all_or_nothing(output) if is_first() else nullcontext() as folder:
-        save(trainer.part, model, trainer.processing_class, folder, compute_dtype(run))
+    writes = run.training.should_save
+    with all_or_nothing(output) if writes else nullcontext() as folder:
+        save(trainer.part, model, trainer.processing_class, folder, compute_dtype(run), writes=writes)
     measured = torch.tensor([trainer.skipped, peak_memory()], dtype=torch.float64, device=run.training.device)
     skipped, peaks = trainer.accelerator.gather(measured).view(-1, 2).unbind(1)
-    if is_first():
+    if writes:
         budget = getattr(model.config, "visionzip", None)
         facts = {
             "budget": str(VisionZipConfig.from_dict(budget)) if budget else "all tokens",

@@ -15,7 +15,7 @@ from transformers import Trainer
 from llava.data.sampler import LengthGroupedSampler
 from llava.train.report import Throughput
 from llava.train.saving import load_trained, save
-from llava.train.sharding import is_first, wait_for_all
+from llava.train.sharding import wait_for_all
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,8 @@ class LLaVATrainer(Trainer):
     # What is kept
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        save(self.part, self.accelerator.unwrap_model(self.model), self.processing_class, output_dir)
+        model = self.accelerator.unwrap_model(self.model)
+        save(self.part, model, self.processing_class, output_dir, writes=self.args.should_save)
 
     def _get_output_dir(self, trial) -> str:
         return str(self._staging or self.args.output_dir)
@@ -115,19 +116,19 @@ class LLaVATrainer(Trainer):
         finally:
             self._staging = None
         wait_for_all()
-        if self.args.should_save and staging.exists():  # on a shared disk, one process finds it
+        if self.args.should_save:
             os.replace(staging / name, Path(self.args.output_dir, name))
             staging.rmdir()
-            if limit := self.args.save_total_limit:
-                for old in checkpoints(self.args.output_dir)[:-limit]:
-                    shutil.rmtree(old)
-        wait_for_all()
+        wait_for_all()  # machines with disks of their own: an older one goes when all of them have the new one
+        if self.args.should_save and (limit := self.args.save_total_limit):
+            for old in checkpoints(self.args.output_dir)[:-limit]:
+                shutil.rmtree(old)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_deepspeed_enabled:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True)
+        self.model_wrapped.save_checkpoint(output_dir, self._tag(), exclude_frozen_parameters=True)
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir, "scheduler.pt"))
 
@@ -138,12 +139,16 @@ class LLaVATrainer(Trainer):
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         if resume_from_checkpoint is not None:
             if self.is_deepspeed_enabled:
-                self.model_wrapped.load_checkpoint(resume_from_checkpoint, load_module_strict=False)
+                self.model_wrapped.load_checkpoint(resume_from_checkpoint, self._tag(), load_module_strict=False)
             else:
                 load_trained(self.part, self.accelerator.unwrap_model(self.model), resume_from_checkpoint)
             self._load_optimizer_and_scheduler(resume_from_checkpoint)
             self._load_scaler(resume_from_checkpoint)
         return prepared
+
+    def _tag(self) -> str:
+        """DeepSpeed's folder in a checkpoint, which it otherwise reads from a file that one machine alone has."""
+        return f"global_step{self.state.global_step}"
 
     def _last_good(self) -> str:
         kept = checkpoints(self.args.output_dir)
@@ -179,6 +184,5 @@ def checkpoints(folder: str | Path) -> list[Path]:
 
 def remove_unfinished(folder: str | Path) -> None:
     """Delete what a killed run was about to save."""
-    if is_first():
-        for path in Path(folder).glob(".saving-*"):
-            shutil.rmtree(path)
+    for path in Path(folder).glob(".saving-*"):
+        shutil.rmtree(path)

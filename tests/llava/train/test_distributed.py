@@ -119,19 +119,59 @@ def test_killed_with_all_its_processes_it_goes_on_the_same(flags, tmp_path, proc
     assert all(torch.equal(value, projector(whole)[key]) for key, value in projector(out).items())
 
 
-def test_two_machines(flags, tmp_path, expected):
-    """Two launchers that meet at an address, as on two machines."""
+def train_on_two_machines(flags, outs, **changes) -> list[str]:
+    """Two launchers that meet at an address, as on two machines; what each has said."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    out, nodes = tmp_path / "out", []
-    for rank in (0, 1):
+    changes = {"per_device_train_batch_size": BATCH // 2, "group_by_modality_length": True} | changes
+    nodes = []
+    for rank, out in enumerate(outs):
         where = ("--nnodes", "2", "--node_rank", str(rank), "--master_addr", "127.0.0.1", "--master_port", port)
-        changes = {"per_device_train_batch_size": BATCH // 2, "group_by_modality_length": True, "output_dir": out}
-        nodes.append(start(flags, *where, "--nproc_per_node", "1", **changes))
-    said = [node.communicate(timeout=300)[1] for node in nodes]
+        nodes.append(start(flags, *where, "--nproc_per_node", "1", output_dir=out, **changes))
+    return [node.communicate(timeout=300)[1] for node in nodes]
+
+
+def test_two_machines(flags, tmp_path, expected):
+    out = tmp_path / "out"
+    said = train_on_two_machines(flags, [out, out])
     assert (out / "training.json").exists(), said
     torch.testing.assert_close(losses(out), expected[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sharing", ["none", "zero2", "zero3"])
+def test_two_machines_without_a_shared_disk(flags, tmp_path, expected, sharing):
+    """Each keeps what it needs to go on; a checkpoint that one has not finished is none."""
+    if sharing != "none":
+        pytest.importorskip("deepspeed")
+        sharing = f"configs/deepspeed/{sharing}.json"
+    outs, changes = [tmp_path / "first", tmp_path / "second"], {"deepspeed": sharing, "save_total_limit": 2}
+
+    def assert_complete(said):
+        for out in outs:
+            assert (out / "training.json").exists(), said
+            assert sorted(path.name for path in out.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
+            assert not list(out.glob(".s*"))
+        assert losses(outs[0]) == losses(outs[1])
+        assert all(torch.equal(value, projector(outs[0])[key]) for key, value in projector(outs[1]).items())
+
+    assert_complete(train_on_two_machines(flags, outs, **changes))
+    whole = losses(outs[0]), projector(outs[0])
+    torch.testing.assert_close(whole[0], expected[0], rtol=1e-4, atol=1e-5)
+
+    (outs[1] / ".saving-6").mkdir()
+    (outs[1] / "checkpoint-6").rename(outs[1] / ".saving-6" / "checkpoint-6")
+    (outs[1] / "training.json").unlink()
+    said = train_on_two_machines(flags, outs, **changes)
+    assert f"Going on from {outs[0] / 'checkpoint-4'}" in said[0]
+    assert_complete(said)
+    assert losses(outs[0]) == whole[0]
+    assert all(torch.equal(value, whole[1][key]) for key, value in projector(outs[0]).items())
+
+    shutil.rmtree(outs[1])
+    said = train_on_two_machines(flags, outs, **changes)
+    assert "no checkpoint in common: checkpoint-4, checkpoint-6; none" in said[0]
+    assert (outs[0] / "checkpoint-6").exists()
 
 
 @pytest.mark.parametrize("part", ["lora", "full"])
