@@ -4,9 +4,10 @@ Imports nothing heavy, so that a calculator starts at once.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
-PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]  # LLaVA-1.6's grids of tiles, in pixels
+GRIDS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))  # LLaVA-1.6's, tiles wide and high
 
 
 class Shape(NamedTuple):
@@ -115,13 +116,16 @@ def find_shape(model: str, known: Mapping[str, Shape] = SHAPES) -> tuple[str, Sh
     by_name = {name.lower(): name for name in known}
     if name := by_name.get(model.lower()):
         return name, known[name]
+    unknown = f"{model!r} is neither one of {', '.join(known)} nor a checkpoint"
+    if "/" not in model and not Path(model).exists():  # a hub would be asked in vain, for half a minute if offline
+        raise ValueError(f"{unknown}: a folder, or a hub id, which has an owner: owner/name.")
     from llava.mm_utils import get_model_name_from_path
     from llava.model.builder import read_config
 
     try:
         return get_model_name_from_path(model), Shape.from_config(*read_config(model))
     except ValueError as error:
-        raise ValueError(f"{model!r} is neither one of {', '.join(known)} nor a checkpoint. {error}") from error
+        raise ValueError(f"{unknown}. {error}") from error
 
 
 def build_model(shape: Shape, device, dtype):
@@ -132,15 +136,20 @@ def build_model(shape: Shape, device, dtype):
     from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 
     assert shape.has_cls, "only CLIP towers are built"
+    side = shape.image_size
     tower_config = CLIPVisionConfig(
         hidden_size=shape.tower_hidden,
         intermediate_size=shape.tower_intermediate,
         num_hidden_layers=shape.tower_layers,
         num_attention_heads=shape.tower_heads,
-        image_size=shape.image_size,
+        image_size=side,
         patch_size=shape.patch_size,
     )
-    tiled = {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad", "image_grid_pinpoints": PINPOINTS}
+    tiled = {
+        "image_aspect_ratio": "anyres",
+        "mm_patch_merge_type": "spatial_unpad",
+        "image_grid_pinpoints": [[side * wide, side * high] for wide, high in GRIDS],
+    }
     config = LlavaConfig(
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
@@ -166,6 +175,5 @@ def build_model(shape: Shape, device, dtype):
             tower.vision_tower, tower.is_loaded = tower.model_class(tower_config), True
     finally:
         torch.set_default_dtype(before)
-    side = shape.image_size
     tower.image_processor = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=side)
     return model.requires_grad_(False).eval()

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.conversation import SeparatorStyle, conv_templates
 from llava.eval.answers import AnswerFile
-from llava.eval.pictures import Picture, read_pictures
+from llava.eval.pictures import Picture, free_workers, read_pictures
 from llava.eval.questions import Question, by_image
 from llava.mm_utils import tokenizer_image_token
 from llava.model.engine import configure
@@ -79,12 +79,16 @@ class Decoding:
         prompt = self.prompt(question, getattr(config, "mm_use_im_start_end", False))
         return tokenizer_image_token(prompt, tokenizer, IMAGE_TOKEN_INDEX)
 
-    def cut(self, text: str) -> str:
-        """The answer without what a model wrote past its own turn."""
+    @property
+    def stop(self) -> str:
+        """What the template puts behind an answer; may be empty."""
         conversation = conv_templates[self.conv_mode]
         two_seps = conversation.sep_style in (SeparatorStyle.TWO, SeparatorStyle.LLAMA_2)
-        stop = conversation.sep2 if two_seps else conversation.sep
-        return text.split(stop)[0].strip() if stop else text.strip()
+        return conversation.sep2 if two_seps else conversation.sep
+
+    def cut(self, text: str) -> str:
+        """The answer without what a model wrote past its own turn."""
+        return text.split(self.stop)[0].strip() if self.stop else text.strip()
 
     def options(self) -> dict:
         """Arguments for `model.generate`; None overrides what a checkpoint's generation_config suggests."""
@@ -173,10 +177,10 @@ def generate_batches(
 
 
 def can_share(model, prompts: list[list[int]], features: list[Tensor], decoding: Decoding) -> bool:
-    """Whether what prompts begin with can be computed once: not with beams, and not if a prompt will be cut."""
+    """Whether what prompts begin with can be computed once: not with beams, and not if one will be cut or refused."""
     limit = getattr(model.config, "tokenizer_model_max_length", None)
-    longest = max(map(len, prompts)) - 1 + max(map(len, features))
-    return fast_mode(model, decoding) is not None and (limit is None or longest <= limit)
+    fits = limit is None or max(map(len, prompts)) - 1 + max(map(len, features)) <= limit
+    return fits and fast_mode(model, decoding) is not None and {ids.count(IMAGE_TOKEN_INDEX) for ids in prompts} == {1}
 
 
 def fast_mode(model, decoding: Decoding) -> str | None:
@@ -248,13 +252,14 @@ def answer_questions(
         decoding: how they are drawn; greedy by default.
         prompt_suffix: put after every question.
         batch_size: questions, and images, that the model works on at a time.
-        num_workers: processes that prepare images (`pictures.read_pictures`).
+        num_workers: processes that prepare images; by default `pictures.free_workers`.
         progress: what to call the progress bar on stderr; None for no bar.
     """
     decoding = decoding or GREEDY
     chunks = make_chunks(questions, batch_size)
     names = [name for chunk in chunks for name in chunk.images]
-    pictures = read_pictures(names, image_folder, image_processor, model.config, num_workers)
+    workers = free_workers(model.device, len(names)) if num_workers is None else num_workers
+    pictures = read_pictures(names, image_folder, image_processor, model.config, workers, batch_size)
     with (
         closing(pictures),  # at an error too: workers end now
         tqdm(total=len(questions), desc=progress, unit="question", disable=progress is None, dynamic_ncols=True) as bar,

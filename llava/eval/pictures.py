@@ -11,7 +11,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from llava.mm_utils import load_image, process_images
 
-AHEAD = 4  # images that each worker may have ready
 WORTH_A_WORKER = 16  # images: for fewer, starting a process costs more than it saves
 
 
@@ -31,24 +30,33 @@ def read_picture(path: str | Path, image_processor, config) -> Picture:
         raise ValueError(f"{path}: {error or 'preparing it takes more memory than there is'}") from error
 
 
+def free_workers(device: torch.device, images: int) -> int:
+    """How many processes are worth it for so many images: one per core that a model on `device` leaves free, at most 8.
+
+    Processes of one launch share the cores.
+    """
+    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if device.type == "cpu":
+        cores -= torch.get_num_threads()
+    return max(0, min(8, cores, images // WORTH_A_WORKER))
+
+
 def read_pictures(
-    names: Sequence[str], folder: str | Path, image_processor, config, num_workers: int | None = None
+    names: Sequence[str], folder: str | Path, image_processor, config, num_workers: int = 0, batch_size: int = 16
 ) -> Iterator[Picture | str]:
-    """Each image in turn, or why it cannot be used, while workers prepare the next; few are in memory at a time.
+    """Each image in turn, or why it cannot be used, while workers prepare the next: those of one batch, and no more.
 
     Args:
         names: of image files, below `folder`.
         image_processor, config: of the model.
-        num_workers: processes that prepare images, 0 for none but this; by default one per CPU core, at most 8, and
-            fewer where there is little to do.
+        num_workers: processes that prepare images, 0 for none but this.
+        batch_size: images that are used together.
     """
-    if num_workers is None:
-        num_workers = min(8, os.cpu_count() or 1, len(names) // WORTH_A_WORKER)
     loader = DataLoader(
         PictureFiles(names, Path(folder), image_processor, config),
         batch_size=None,
         num_workers=num_workers,
-        prefetch_factor=AHEAD if num_workers else None,
+        prefetch_factor=-(-batch_size // num_workers) if num_workers else None,
         collate_fn=unchanged,
     )
     for found in loader:

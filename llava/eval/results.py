@@ -8,6 +8,7 @@ from llava.cli import quiet
 from llava.eval.answers import AnswerFile
 from llava.eval.tasks import Data, Task
 from llava.files import read_json
+from llava.tables import to_table
 from visionzip_patch import VisionZipConfig
 
 
@@ -56,16 +57,13 @@ def print_report(results: Sequence[dict]) -> None:
     """A table of all results, and below it what was left out."""
     names = list(next((result["scores"] for result in results if result["scores"]), {}))
     head = ["budget", "tokens per image", *(f"{name} %" for name in names), "answered", "seconds", "answers"]
-    lines = [head, ["---"] * len(head)]
+    lines = [head]
     for result in results:
         scores = [f"{result['scores'][name]:.2f}" if result["scores"] else "-" for name in names]
         answered = f"{result['answered']} of {result['questions']}"
         seconds = f"{result['timing']['seconds']:.1f}" if result["timing"] else "-"
         lines.append([result["budget"], tokens_text(result), *scores, answered, seconds, result["answers_file"]])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    print()
-    for line in lines:
-        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |")
+    print(f"\n{to_table(lines, left=len(head))}")
     for result in results:
         print_skipped(result)
 

@@ -57,7 +57,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--conv-mode", default="vicuna_v1", metavar="NAME", help="prompt template (default: vicuna_v1)")
     add("--max-new-tokens", type=positive, metavar="N", help="longest answer, in tokens (default: the task's)")
     add("--batch-size", type=positive, default=16, metavar="N", help="questions at a time (default: 16)")
-    add("--num-workers", type=whole, metavar="N", help="processes for images (default: one per core, at most 8)")
+    add("--num-workers", type=whole, metavar="N", help="processes for images (default: one per free core, at most 8)")
     ways = ("static", "graphs", "compile")
     add("--fast", choices=ways, default="static", help="plain steps (default), CUDA graphs, or compiled by Inductor")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto, a GPU if there is one")

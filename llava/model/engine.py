@@ -183,7 +183,7 @@ class Sequences:
     """B token sequences in a cache, to be made longer. At the end of a `with` block the engine has the memory back."""
 
     def __init__(self, engine: Engine, cache: KVCache, graphs: Graphs):
-        self.engine, self.cache, self.graphs = engine, cache, graphs
+        self.engine, self.cache, self.graphs, self.is_open = engine, cache, graphs, True
 
     def __enter__(self):
         return self
@@ -192,7 +192,9 @@ class Sequences:
         self.close()
 
     def close(self) -> None:
-        self.engine.keep(self.cache, self.graphs)
+        if self.is_open:
+            self.is_open = False
+            self.engine.keep(self.cache, self.graphs)
 
     def begin_with(self, source: "Sequences", rows: Sequence[int]) -> None:
         """Let row b begin as row `rows[b]` of `source`."""

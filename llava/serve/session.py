@@ -67,8 +67,10 @@ class ChatSession:
             images: shown before the text.
 
         Raises:
-            ValueError: the conversation would not fit the context, or the text holds <image>.
+            ValueError: the conversation would not fit the context, the text holds <image>, or the session is closed.
         """
+        if not self.sequences.is_open:
+            raise ValueError("This session is closed: begin another.")
         if DEFAULT_IMAGE_TOKEN in text:
             raise ValueError(f"The text holds {DEFAULT_IMAGE_TOKEN!r}, which stands for an image: pass it as `images`.")
         marker = DEFAULT_IMAGE_TOKEN
@@ -83,12 +85,12 @@ class ChatSession:
                 f"The conversation has {len(wanted)} tokens, and this model's context is {self.context_length}: "
                 f"take back turns, or reset."
             )
-        self.messages, self.images = messages, shown
-        return self.answer(wanted, assistant)
+        return self.answer([*messages, (assistant, "")], shown, wanted)
 
     def undo(self) -> None:
         """Take back the last question, its images and its answer."""
         user = conv_templates[self.decoding.conv_mode].roles[0]
+        self.messages = self.messages.copy()
         while self.messages and self.messages.pop()[0] != user:
             pass
         del self.images[sum(text.count(DEFAULT_IMAGE_TOKEN) for _, text in self.messages) :]
@@ -117,32 +119,39 @@ class ChatSession:
         spread = ([image.key] * len(image.tokens) for image in shown)
         return [key for token in ids for key in (next(spread) if token == IMAGE_TOKEN_INDEX else [token])]
 
-    def answer(self, wanted: list[int], role: str) -> Iterator[str]:
-        """Compute what of `wanted` is new, then speak."""
-        cache, said = self.sequences.cache, ""
+    def answer(self, messages: list[tuple[str, str]], shown: list[Shown], wanted: list[int]) -> Iterator[str]:
+        """Take the turn, and put down what is said as it is said: it may stop, or be taken back, at any piece."""
+        self.messages, self.images = messages, shown
+        role, said = messages[-1][0], ""
+        for text in self.texts(wanted):
+            piece, said = text[len(said) :], text
+            messages[-1] = (role, said.replace(DEFAULT_IMAGE_TOKEN, ""))  # of a model that writes it; there is no image
+            yield piece
+            if self.messages is not messages:  # somebody went on without hearing this out
+                return
+
+    def texts(self, wanted: list[int]) -> Iterator[str]:
+        """Compute what of `wanted` is new; yields the answer so far, longer each time."""
         shared = min(common_prefix(self.held, wanted), len(wanted) - 1)  # the last one's logits are needed
         config, _ = configure(self.model, {"pad_token_id": self.tokenizer.pad_token_id, **self.decoding.options()})
         limit = min(config.max_new_tokens, self.context_length - len(wanted))
         self.held = wanted[:shared]
-        cache.set_counts([shared])
-        known = list(wanted)
-        try:
-            logits = self.sequences.extend(self.embed(wanted[shared:])[None], [len(wanted) - shared])
-            new: list[int] = []
-            for ids in self.sequences.tokens(logits, config, limit, rows=1):
-                new.append(int(ids))
-                known.append(new[-1])
-                text = self.tokenizer.decode(new, skip_special_tokens=True)
-                done = self.decoding.cut(text)
-                if not text.endswith("\ufffd") and len(done) > len(said):  # half a character is no text yet
-                    yield done[len(said) :]
-                    said = done
-                if len(done) < len(text.strip()):  # the template's stop, where that is no single token
-                    break
-        finally:
-            self.held = known[: cache.counts[0]]
-            self.computed = cache.counts[0] - shared
-            self.messages.append((role, said))
+        self.sequences.cache.set_counts([shared])
+        logits = self.sequences.extend(self.embed(wanted[shared:])[None], [len(wanted) - shared])
+        new: list[int] = []
+        done = said = ""
+        for ids in self.sequences.tokens(logits, config, limit, rows=1):
+            self.held = [*wanted, *new]
+            self.computed = len(self.held) - shared
+            new.append(int(ids))
+            text = self.tokenizer.decode(new, skip_special_tokens=True)
+            done = self.decoding.cut(text)
+            if len(done) < len(text.strip()):  # the template's stop, where that is no single token
+                break
+            if len(done) > len(said) and not is_unfinished(text, self.decoding.stop):
+                yield (said := done)
+        if len(done) > len(said):
+            yield done
 
     @torch.inference_mode()
     def embed(self, keys: list[int]) -> Tensor:
@@ -154,6 +163,11 @@ class ChatSession:
             if count := keys.count(image.key):
                 embeds[ids == image.key] = image.tokens[-count:].to(embeds)
         return embeds
+
+
+def is_unfinished(text: str, stop: str) -> bool:
+    """Whether a text ends with half a character, or with what may become the stop."""
+    return text.endswith(("\ufffd", *(stop[:i] for i in range(1, len(stop)))))
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

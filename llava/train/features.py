@@ -27,7 +27,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from llava.eval.pictures import Picture, read_pictures
+from llava.eval.pictures import Picture, free_workers, read_pictures
 from llava.files import make_folder, write_json
 from llava.model.anyres import VisionFeatures, parse_pinpoints
 from llava.shard import current_shard
@@ -222,7 +222,7 @@ def build_cache(
         image_folder: where the names begin. None: they are paths by themselves.
         model, image_processor: as loaded for training, VisionZip attached.
         batch_size: images per call of the tower.
-        num_workers: processes that prepare images (`llava.eval.pictures.read_pictures`).
+        num_workers: processes that prepare images; by default `llava.eval.pictures.free_workers`.
         images_per_shard: at most; large images end a shard earlier.
         skip_bad: leave images out that cannot be used, in place of an error.
         progress: what to call the progress bar on stderr; None for no bar.
@@ -248,8 +248,10 @@ def build_cache(
         return {}
 
     bad: dict[str, str] = {}
-    pictures = read_pictures([file.image for file in missing], image_folder, image_processor, model.config, num_workers)
     batch_size = min(batch_size, images_per_shard)
+    names = [file.image for file in missing]
+    workers = free_workers(model.device, len(names)) if num_workers is None else num_workers
+    pictures = read_pictures(names, image_folder, image_processor, model.config, workers, batch_size)
     batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
     ready: list[tuple[Record, VisionFeatures]] = []  # the shard to be
     hidden = progress is None or shard.index > 0

@@ -28,6 +28,7 @@ from llava import shapes
 from llava.cli import add_verbose, positive, status_of
 from llava.model.loss import ROWS
 from llava.shapes import Shape, find_shape
+from llava.tables import to_table
 
 METHODS = ("ZeRO-2", "ZeRO-3", "ZeRO-3 offload", "4-bit base")
 GIB = 2**30
@@ -180,7 +181,7 @@ def to_markdown(
         *(f"activations per sample, {image_tokens} image tokens", "all of them", "logits per sample, labelled", "all"),
         *(f"total at batch {batch}", *(f"largest batch in {card} GiB" for card in CARDS)),
     ]
-    lines = [head, ["---"] * 2 + ["---:"] * (len(head) - 2)]
+    lines = [head]
     for name, shape in shapes.items():
         for method in METHODS:
             one = peak(shape, method, image_tokens=image_tokens, **setting)
@@ -198,7 +199,7 @@ def to_markdown(
         f"them labelled, {gpus} GPU{'s' * (gpus > 1)}, gradient checkpointing {'on' if checkpointing else 'off'}, "
         f"{RESERVE / GIB} GiB of each card left free"
     )
-    return "\n".join([title, "", *("| " + " | ".join(line) + " |" for line in lines)])
+    return f"{title}\n\n{to_table(lines, left=2)}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,13 +1,29 @@
+"""Batches, shared images and faster steps change no answer, and spare what can be spared."""
+
+import multiprocessing
+from itertools import chain
+
 import pytest
 import torch
 
 from llava.conversation import conv_templates
-from llava.eval import generate
+from llava.eval import pictures
 from llava.eval.answers import AnswerFile
-from llava.eval.generate import Decoding, answer_questions, generate_batch, make_batches, pad_left, read_picture
+from llava.eval.generate import (
+    CHUNK,
+    SORT_WINDOW,
+    Decoding,
+    answer_questions,
+    even_batches,
+    generate_batch,
+    make_chunks,
+    pad_left,
+)
+from llava.eval.pictures import read_picture
 from llava.eval.questions import Question, missing_images, read_questions
 from llava.mm_utils import load_image, process_images, tokenizer_image_token
-from visionzip_patch import zipped
+from llava.model.engine import Engine
+from visionzip_patch import visionzip, zipped
 
 FOUR = Decoding(max_new_tokens=4)
 
@@ -15,29 +31,94 @@ FOUR = Decoding(max_new_tokens=4)
 def run(loaded, benchmark, path, **options):
     tokenizer, model, image_processor = loaded
     answers = AnswerFile(path, read_questions(benchmark.question_file), {})
-    answer_questions(
-        model, tokenizer, image_processor, answers.todo, benchmark.images, answers, **{"progress": None, **options}
-    )
+    given = {"progress": None, "num_workers": 0, **options}
+    answer_questions(model, tokenizer, image_processor, answers.todo, benchmark.images, answers, **given)
     return answers
 
 
-def test_answers_equal_those_asked_one_by_one(loaded, benchmark, tmp_path):
+def texts(answers) -> list[str]:
+    return [answers.rows[row]["text"] for row in sorted(answers.rows)]
+
+
+def one_by_one(loaded, benchmark, **options) -> list[str]:
+    """What transformers' loop answers to each question by itself."""
     tokenizer, model, image_processor = loaded
-    expected = {}
-    for row, question in enumerate(benchmark.questions):
+    assert model.fast is None
+    found = []
+    for question in benchmark.questions:
         conversation = conv_templates["vicuna_v1"].copy()
         conversation.append_message("USER", f"<image>\n{question['text']}")
         conversation.append_message("ASSISTANT", None)
         ids = tokenizer_image_token(conversation.get_prompt(), tokenizer, return_tensors="pt")[None]
         image = load_image(benchmark.images / question["image"])
-        pixels = process_images([image], image_processor, model.config)
-        output = model.generate(ids, images=pixels, image_sizes=[image.size], do_sample=False, max_new_tokens=4)
-        expected[row] = tokenizer.decode(output[0], skip_special_tokens=True).strip()
-    assert len(set(expected.values())) > 3
+        given = {
+            "images": process_images([image], image_processor, model.config),
+            "image_sizes": [image.size],
+            "do_sample": False,
+            "max_new_tokens": 4,
+            **options,
+        }
+        found.append(tokenizer.decode(model.generate(ids, **given)[0], skip_special_tokens=True).strip())
+    assert len(set(found)) > 3  # the model does listen to its prompts
+    return found
 
-    for batch_size in (1, 5):
-        answers = run(loaded, benchmark, tmp_path / f"{batch_size}.jsonl", decoding=FOUR, batch_size=batch_size)
-        assert {row: answer["text"] for row, answer in answers.rows.items()} == expected
+
+@pytest.fixture
+def own(checkpoint):
+    """Loads a model that a test may change: `own(attn_implementation="eager")`."""
+    from llava.model.builder import load_pretrained_model
+
+    return lambda **options: load_pretrained_model(checkpoint, device="cpu", **options)[:3]
+
+
+@pytest.fixture
+def forwards(monkeypatch):
+    """(rows, tokens) of each call of the language model."""
+    forward, seen = Engine.forward, []
+
+    def counting(self, cache, window, masked, embeds, last):
+        seen.append(tuple(embeds.shape[:2]))
+        return forward(self, cache, window, masked, embeds, last)
+
+    monkeypatch.setattr(Engine, "forward", counting)
+    return seen
+
+
+@pytest.fixture
+def no_sharing(monkeypatch):
+    """From now on, what begins all prompts may not be computed by itself."""
+    monkeypatch.setattr(Engine, "open_cache", lambda *args: pytest.fail("something was shared"))
+
+
+@pytest.mark.parametrize("is_zipped", [False, True])
+def test_answers_equal_those_asked_one_by_one(own, benchmark, tmp_path, is_zipped):
+    loaded = own()
+    if is_zipped:
+        visionzip(loaded[1], dominant=20, contextual=3)
+    expected = one_by_one(loaded, benchmark)
+    for fast, size in ((None, 1), (None, 3), (None, 16), ("graphs", 5)):
+        loaded[1].fast = fast
+        answers = run(loaded, benchmark, tmp_path / f"{size}.jsonl", decoding=FOUR, batch_size=size)
+        assert texts(answers) == expected, (fast, size)
+
+
+def test_prompts_that_will_be_cut_are_not_shared(own, benchmark, tmp_path, caplog, forwards):
+    loaded = own()
+    loaded[1].config.tokenizer_model_max_length = 650
+    expected = one_by_one(loaded, benchmark)
+    assert "tokens of a prompt were cut off: tokenizer_model_max_length is 650" in caplog.text
+    assert texts(run(loaded, benchmark, tmp_path / "a.jsonl", decoding=FOUR, batch_size=3)) == expected
+    assert sum(rows for rows, tokens in forwards if tokens > 576) == 12  # each prompt from its beginning
+
+
+def test_beams_go_the_plain_way(loaded, benchmark, tmp_path, no_sharing):
+    answers = run(loaded, benchmark, tmp_path / "a.jsonl", decoding=Decoding(max_new_tokens=4, num_beams=2))
+    assert texts(answers) == one_by_one(loaded, benchmark, num_beams=2)
+
+
+def test_other_attention_kernels_go_the_plain_way(own, benchmark, tmp_path, no_sharing):
+    eager = own(attn_implementation="eager")
+    assert texts(run(eager, benchmark, tmp_path / "a.jsonl", decoding=FOUR)) == one_by_one(eager, benchmark)
 
 
 def test_rows_have_upstreams_fields(loaded, benchmark, tmp_path, read_rows):
@@ -64,30 +145,37 @@ def test_image_tokens_are_counted(loaded, benchmark, beams):
         assert generate_batch(model, tokenizer, questions, pictures, decoding).image_tokens == [576, 576]
 
 
-def test_a_shared_image_is_prepared_once_per_batch(loaded, benchmark, tmp_path, monkeypatch):
-    seen = []
-
-    def counting(path, *args):
-        seen.append(path.name)
-        return read_picture(path, *args)
-
-    monkeypatch.setattr(generate, "read_picture", counting)
-    run(loaded, benchmark, tmp_path / "a.jsonl", decoding=FOUR, batch_size=12)
-    assert sorted(seen) == [f"image{i}.jpg" for i in range(4)]
-
-
-def test_a_shared_image_is_encoded_once_per_batch(loaded, benchmark, tmp_path, monkeypatch):
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_a_shared_image_is_dealt_with_once(loaded, benchmark, tmp_path, monkeypatch, forwards, batch_size):
     _, model, _ = loaded
-    encode, seen = model.image_features, []
+    prepare, encode, prepared, encoded = pictures.read_picture, model.image_features, [], []
 
-    def counting(pixels, sizes):
-        seen.append(len(pixels))
+    def preparing(path, *args):
+        prepared.append(path.name)
+        return prepare(path, *args)
+
+    def encoding(pixels, sizes):
+        encoded.append(len(pixels))
         return encode(pixels, sizes)
 
-    monkeypatch.setattr(model, "image_features", counting)
-    answers = run(loaded, benchmark, tmp_path / "a.jsonl", decoding=FOUR, batch_size=12)
-    assert seen == [4]
-    assert len(answers.rows) == len(answers.questions)
+    monkeypatch.setattr(pictures, "read_picture", preparing)
+    monkeypatch.setattr(model, "image_features", encoding)
+    answers = run(loaded, benchmark, tmp_path / "a.jsonl", decoding=FOUR, batch_size=batch_size)
+    assert len(answers.rows) == len(answers.questions) == 12
+    assert sorted(prepared) == [f"image{i}.jpg" for i in range(4)]
+    assert encoded == {1: [1, 1, 1, 1], 3: [3, 1], 16: [4]}[batch_size]
+    with_image = [rows for rows, tokens in forwards if tokens > 576]
+    assert with_image == encoded  # the language model reads an image once, and questions go on from there
+    questions = [rows for rows, tokens in forwards if 1 < tokens <= 576]
+    assert sum(questions) == 12
+    assert max(questions) <= batch_size
+
+
+def test_one_question_per_image_shares_nothing(loaded, benchmark, tmp_path, forwards):
+    benchmark.question_file.write_text("".join(benchmark.question_file.read_text().splitlines(True)[::3]))
+    answers = run(loaded, benchmark, tmp_path / "a.jsonl", decoding=FOUR)
+    assert texts(answers) == one_by_one(loaded, benchmark)[::3]
+    assert [rows for rows, tokens in forwards if tokens > 1] == [4]  # question and image in one go
 
 
 def test_prompts_are_padded_on_the_left():
@@ -98,10 +186,36 @@ def test_prompts_are_padded_on_the_left():
 
 def test_an_unusable_image_refuses_its_questions_only(loaded, benchmark, tmp_path):
     (benchmark.images / "image1.jpg").write_bytes(b"no image")
-    answers = run(loaded, benchmark, tmp_path / "a.jsonl", decoding=FOUR, batch_size=5)
-    assert sorted(answers.rows) == [0, 1, 2, 6, 7, 8, 9, 10, 11]
-    assert sorted(refusal.question.row for refusal in answers.refused) == [3, 4, 5]
-    assert all("image1.jpg" in refusal.reason for refusal in answers.refused)
+    for workers in (0, 2):
+        answers = run(
+            loaded, benchmark, tmp_path / f"{workers}.jsonl", decoding=FOUR, batch_size=5, num_workers=workers
+        )
+        assert sorted(answers.rows) == [0, 1, 2, 6, 7, 8, 9, 10, 11]
+        assert sorted(refusal.question.row for refusal in answers.refused) == [3, 4, 5]
+        assert all("image1.jpg" in refusal.reason for refusal in answers.refused)
+
+
+def test_no_usable_image_at_all(loaded, benchmark, tmp_path):
+    for path in benchmark.images.iterdir():
+        path.unlink()
+    answers = run(loaded, benchmark, tmp_path / "a.jsonl", decoding=FOUR, batch_size=3)
+    assert (len(answers.rows), len(answers.refused)) == (0, 12)
+
+
+def test_workers_end_at_an_error(loaded, benchmark, tmp_path, monkeypatch):
+    before = set(multiprocessing.active_children())
+    started = []
+
+    def full_disk(*args):
+        started.extend(set(multiprocessing.active_children()) - before)
+        raise ValueError("full")
+
+    monkeypatch.setattr(AnswerFile, "append", full_disk)
+    with pytest.raises(ValueError, match="full") as error:
+        run(loaded, benchmark, tmp_path / "a.jsonl", decoding=FOUR, batch_size=1, num_workers=2)
+    assert len(started) == 2
+    assert error.traceback  # holds on to all that the failed call had
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_sampling_is_passed_on(loaded, benchmark):
@@ -150,16 +264,43 @@ def test_decoding_refuses_what_is_out_of_range(values, message):
         Decoding(**values)
 
 
-def test_batches_hold_each_question_once_and_sort_near_ones():
-    questions = [Question(row, row, "i.jpg", "x" * (row * 37 % 101), row + 1) for row in range(100)]
-    batches = list(make_batches(questions, 4))
-    assert sorted(question.row for batch in batches for question in batch) == list(range(100))
-    assert max(map(len, batches)) == 4
-    window = [len(question.text) for batch in batches[:8] for question in batch]
+def questions_about(images, per_image):
+    """Questions in a mixed order: the first about each image, then the second about each, ..."""
+    rows = range(images * per_image)
+    return [Question(row, row, f"{row % images}.jpg", "x" * (row * 37 % 101), row + 1) for row in rows]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 16])
+@pytest.mark.parametrize(("images", "per_image"), [(100, 1), (50, 3), (7, 40), (1, 200)])
+def test_chunks_hold_whole_images(images, per_image, batch_size):
+    questions = questions_about(images, per_image)
+    chunks = make_chunks(questions, batch_size)
+    assert sorted(question.row for chunk in chunks for question in chunk.questions) == list(range(len(questions)))
+    assert sorted(name for chunk in chunks for name in chunk.images) == sorted({q.image for q in questions})
+    for chunk in chunks:
+        assert {question.image for question in chunk.questions} == set(chunk.images)
+        assert len(chunk.images) <= batch_size
+        assert len(chunk.questions) < CHUNK * batch_size + per_image
+    worked = chain.from_iterable(chunk.images for chunk in chunks)
+    window = -(-SORT_WINDOW * batch_size // per_image)  # images that are sorted together
+    assert all(abs(int(name.removesuffix(".jpg")) - place) < window for place, name in enumerate(worked))
+
+
+def test_chunks_bring_similar_lengths_together():
+    chunks = make_chunks(questions_about(100, 1), 4)
+    assert {len(chunk.images) for chunk in chunks} == {4}
+    window = [len(question.text) for chunk in chunks[:8] for question in chunk.questions]
     assert window == sorted(window)
-    assert {question.row for batch in batches[:8] for question in batch} == set(range(32))
-    with pytest.raises(ValueError, match="batch_size=0"):
-        list(make_batches(questions, 0))
+    assert {question.row for chunk in chunks[:8] for question in chunk.questions} == set(range(32))
+    with pytest.raises(ValueError, match="batch_size=0: must be at least 1"):
+        make_chunks(questions_about(2, 1), 0)
+
+
+def test_batches_are_about_equally_large():
+    for count, size, sizes in ((12, 5, [4, 4, 4]), (12, 16, [12]), (7, 3, [2, 2, 3]), (3, 1, [1, 1, 1])):
+        batches = even_batches(range(count), size)
+        assert list(map(len, batches)) == sizes
+        assert list(chain.from_iterable(batches)) == list(range(count))
 
 
 def test_missing_images_names_the_first_question_of_each(benchmark):

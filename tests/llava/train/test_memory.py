@@ -272,8 +272,8 @@ def test_one_more_than_the_largest_batch_does_not_fit(method):
 def test_the_table(capsys):
     assert memory.main([]) == 0
     *_, head, _, first = capsys.readouterr().out.splitlines()[:5]
-    row = dict(zip(head.split(" | "), first.split(" | "), strict=True))
-    assert (row["| model"], row["method"]) == ("| 7B", "ZeRO-2")
+    row = dict(zip(*([cell.strip() for cell in line.split("|")] for line in (head, first)), strict=True))
+    assert (row["model"], row["method"]) == ("7B", "ZeRO-2")
     assert row["total at batch 1"] == f"{peak(SHAPES['7B']).total / GIB:.2f}"
     assert row["largest batch in 24 GiB"] == str(memory.largest_batch(SHAPES["7B"], "ZeRO-2", 24))
 

@@ -1,0 +1,350 @@
+"""What a request costs, by calculation: `python -m llava.eval.cost --model llava-next-7b --dominant 27 --contextual 5`.
+
+Prints a Markdown table: for each stage of a request, with all tokens and with VisionZip, floating-point operations,
+bytes moved, size of the KV cache, the least time that a device could take, and the time to expect of it. The limit
+counts as bytes only weights and KV cache; a prediction counts every result on its way to memory and back.
+
+Each stage is a list of operations as transformers runs them: one by one, results written to memory and read again.
+An operation takes as long as its arithmetic or its bytes, whichever is longer; the arithmetic of attention includes a
+part for each weight of its map (`Device.per_score`). Starting an operation takes time of the host.
+
+Left out: preprocessing, embedding and splicing of prompts, choice of the next token; that small tensors stay in caches;
+that kernels of causal attention compute some blocks in vain.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from llava.cli import add_verbose, positive, status_of, whole
+from llava.eval.devices import (
+    ATTENTION_SHARE,
+    BANDWIDTH_SHARE,
+    DEVICES,
+    GPU_LAUNCH,
+    GPU_LEAST,
+    MATMUL_SHARE,
+    Device,
+    attainable,
+    measure_device,
+)
+from llava.shapes import SHAPES, Shape, find_shape
+from llava.tables import figure, to_table
+
+DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+class Op(NamedTuple):
+    """Operations of one kind and size."""
+
+    name: str
+    kind: str  # matmul, attention or memory
+    flops: float  # of each; 2 per multiplication and addition, of matrix products only
+    bytes: float  # of each, read and written
+    count: int = 1  # how many there are
+    compulsory: float = 0  # bytes of each that no fusion of operations saves: weights and KV cache
+    scores: float = 0  # weights of the attention map, of each
+
+
+# The stages
+
+
+def tower_ops(shape: Shape, crops: int, dtype_bytes: int) -> list[Op]:
+    """Pixels of `crops` crops to the hidden states of the layer that is read."""
+    hidden, wide, heads, length = shape.tower_hidden, shape.tower_intermediate, shape.tower_heads, shape.tower_length
+    depth, rows = shape.tower_depth, crops * shape.tower_length
+    tokens = rows * hidden * dtype_bytes  # bytes of a hidden state
+    return [
+        linear("patches", crops * shape.patches, 3 * shape.patch_size**2, hidden, dtype_bytes),
+        memory("embeddings", 2 * tokens, count=5),
+        memory("norms", 2 * tokens, count=2 * depth),
+        linear("query, key, value, out", rows, hidden, hidden, dtype_bytes, count=4 * depth, bias=True),
+        attention(crops * heads, length, length, shape.tower_head_dim, dtype_bytes, count=depth),
+        memory("residuals", 3 * tokens, count=2 * depth),
+        linear("up", rows, hidden, wide, dtype_bytes, count=depth, bias=True),
+        memory("activation", 7 / 3 * rows * wide * dtype_bytes, count=3 * depth),  # x * sigmoid(1.702 x)
+        linear("down", rows, wide, hidden, dtype_bytes, count=depth, bias=True),
+    ]
+
+
+def select_ops(shape: Shape, crops: int, dominant: int, contextual: int, dtype_bytes: int) -> list[Op]:
+    """Scores and keys of one layer, choice of tokens, merging: what VisionZip does (`visionzip_patch`)."""
+    hidden, heads, head_dim, length = shape.tower_hidden, shape.tower_heads, shape.tower_head_dim, shape.tower_length
+    rows, queries = crops * length, 1 if shape.has_cls else length
+    others = length - dominant - contextual
+    kept = dominant + contextual
+    ops = [
+        memory("norm", 2 * rows * hidden * dtype_bytes),
+        linear("keys", rows, hidden, hidden, dtype_bytes, bias=True),
+        linear("queries", crops * queries, hidden, hidden, dtype_bytes, bias=True),
+        product("scores", crops * heads, queries, head_dim, length, 4),
+        memory("softmax and sum", 3 * crops * heads * queries * length * 4, count=3),
+        memory("keys of all heads", rows * (hidden + head_dim) * dtype_bytes),
+        memory("choice", 16 * rows, count=25),  # of indices
+        memory("kept tokens", 2 * crops * kept * hidden * dtype_bytes, count=3),
+    ]
+    if contextual:
+        ops += [
+            memory("unit keys", 2 * rows * head_dim * 4, count=4),
+            product("similarities", crops, others, head_dim, contextual, 4),
+            memory("members", crops * others * contextual * 8, count=5),  # one-hot, int64
+            memory("other tokens", crops * others * hidden * (dtype_bytes + 4), count=2),
+            product("sums", crops, contextual, others, hidden, 4),
+            memory("means", 2 * crops * contextual * hidden * 4, count=3),
+        ]
+    return ops
+
+
+def project_ops(shape: Shape, tokens: int, dtype_bytes: int) -> list[Op]:
+    """`tokens` visual tokens into the language model's channels."""
+    return [
+        linear("first", tokens, shape.tower_hidden, shape.hidden, dtype_bytes, bias=True),
+        memory("activation", 2 * tokens * shape.hidden * dtype_bytes),
+        linear("second", tokens, shape.hidden, shape.hidden, dtype_bytes, bias=True),
+    ]
+
+
+def prefill_ops(shape: Shape, tokens: int, batch: int, dtype_bytes: int) -> list[Op]:
+    """Embeddings of prompts of `tokens` tokens to the logits of the last. Causal attention: half of the map."""
+    return decoder_ops(shape, tokens, 0, batch, dtype_bytes)
+
+
+def decode_ops(shape: Shape, context: int, batch: int, dtype_bytes: int, *, growing: bool = True) -> list[Op]:
+    """One more token after `context` tokens. `growing`: the cache is copied at each step, as transformers' own is."""
+    return decoder_ops(shape, 1, context, batch, dtype_bytes, growing=growing)
+
+
+def decoder_ops(shape: Shape, new: int, past: int, batch: int, dtype_bytes: int, *, growing: bool = True) -> list[Op]:
+    """`new` tokens of each row after `past` ones."""
+    hidden, wide, layers = shape.hidden, shape.intermediate, shape.layers
+    key_hidden, rows, norms = shape.kv_heads * shape.head_dim, batch * new, 2 * layers + 1
+    tokens, scores = rows * hidden * dtype_bytes, rows * shape.heads * (past + (new + 1) / 2)
+    cache = kv_bytes(shape, past + new, batch, dtype_bytes) / layers
+    copied = cache if growing else kv_bytes(shape, new, batch, dtype_bytes) / layers
+    return [
+        memory("positions and mask", rows * (16 + 4 * shape.head_dim), count=20),
+        memory("norms, in fp32", 24 / 5 * rows * hidden, count=5 * norms),  # square, mean, root, quotient
+        memory("norms, weights", 2 * tokens, count=norms),
+        *([] if dtype_bytes == 4 else [memory("norms, to fp32 and back", rows * hidden * 6, count=2 * norms)]),
+        linear("query, out", rows, hidden, hidden, dtype_bytes, count=2 * layers),
+        linear("key, value", rows, hidden, key_hidden, dtype_bytes, count=2 * layers),
+        memory("rotation", 2 * rows * (hidden + key_hidden) / 2 * dtype_bytes, count=10 * layers),
+        memory("cache", copied, count=2 * layers),  # keys, values: read, written
+        Op("attention", "attention", 4 * shape.head_dim * scores, 2 * tokens + cache, layers, cache, scores),
+        memory("residuals", 3 * tokens, count=2 * layers),
+        linear("gate, up", rows, hidden, wide, dtype_bytes, count=2 * layers),
+        memory("activation", 5 / 2 * rows * wide * dtype_bytes, count=2 * layers),  # SiLU, product
+        linear("down", rows, wide, hidden, dtype_bytes, count=layers),
+        linear("head", batch, hidden, shape.vocab, dtype_bytes),
+    ]
+
+
+def kv_bytes(shape: Shape, tokens: int, batch: int, dtype_bytes: int) -> int:
+    """Keys and values of `tokens` tokens in every layer."""
+    return 2 * shape.layers * shape.kv_heads * shape.head_dim * tokens * batch * dtype_bytes
+
+
+# Their operations
+
+
+def linear(name: str, rows: int, inputs: int, outputs: int, dtype_bytes: int, count: int = 1, bias=False) -> Op:
+    weights = (inputs + bias) * outputs * dtype_bytes
+    moved = weights + rows * (inputs + outputs) * dtype_bytes
+    return Op(name, "matmul", 2 * rows * inputs * outputs, moved, count, weights)
+
+
+def product(name: str, batch: int, rows: int, inner: int, columns: int, dtype_bytes: int) -> Op:
+    """Of activations with activations."""
+    moved = batch * (rows * inner + inner * columns + rows * columns) * dtype_bytes
+    return Op(name, "matmul", 2 * batch * rows * inner * columns, moved)
+
+
+def attention(heads: int, queries: int, keys: int, head_dim: int, dtype_bytes: int, count: int) -> Op:
+    """Without a mask, its map never stored; `heads` of all rows of the batch."""
+    scores = heads * queries * keys
+    moved = 2 * heads * (queries + keys) * head_dim * dtype_bytes
+    return Op("attention", "attention", 4 * scores * head_dim, moved, count, scores=scores)
+
+
+def memory(name: str, size: float, count: int = 1) -> Op:
+    return Op(name, "memory", 0, size, count)
+
+
+# Time
+
+
+def roofline(ops: Sequence[Op], device: Device) -> float:
+    """Seconds that nobody can beat: each operation waits for the one before, and for its arithmetic or its weights."""
+    return sum(op.count * max(op.flops / device.matmul, op.compulsory / device.bandwidth) for op in ops)
+
+
+def predicted(ops: Sequence[Op], device: Device, launches: bool = True) -> float:
+    """Seconds to expect; without `launches`, operations are started for nothing, as in a CUDA graph."""
+    busy = sum(op.count * busy_seconds(op, device) for op in ops)
+    host = launches * device.launch * sum(op.count for op in ops)
+    return max(busy, host) if device.is_async else busy + host
+
+
+def busy_seconds(op: Op, device: Device) -> float:
+    bandwidth = device.stream if op.kind == "matmul" else device.bandwidth
+    arithmetic = op.flops / device.matmul + op.scores * device.per_score
+    return max(arithmetic, op.bytes / bandwidth, device.least)
+
+
+# The table
+
+
+class Request(NamedTuple):
+    """What is asked, the same with all tokens and with VisionZip."""
+
+    text: int = 60  # tokens of the prompt beside its image, the system's words included
+    answer: int = 16  # new tokens
+    batch: int = 1  # requests at a time, of one image each
+    dtype_bytes: int = 2
+
+
+class Stage(NamedTuple):
+    """A line of the table."""
+
+    tokens: int
+    parts: list[list[Op]]  # the host waits for each before it starts the next
+    kv: int = 0  # bytes of the cache
+
+    def total(self, field: str) -> float:
+        """Of all operations: "flops" or "bytes"."""
+        return sum(op.count * getattr(op, field) for part in self.parts for op in part)
+
+
+def stages(
+    shape: Shape, request: Request, image_tokens: int, budget: tuple[int, int] | None = None, *, growing: bool = True
+) -> dict[str, Stage]:
+    """Stages of a batch of requests whose images become `image_tokens` tokens, by `budget` or all there are."""
+    text, answer, batch, size = request
+    crops, visual, prompt = batch * shape.crops, batch * image_tokens, image_tokens + text
+    last = prompt + answer - 1  # tokens in the cache at the end; the answer's last never gets there
+    tower, project = tower_ops(shape, crops, size), project_ops(shape, visual, size)
+    select = select_ops(shape, crops, *budget, size) if budget else []
+    prefill, kv = prefill_ops(shape, prompt, batch, size), kv_bytes(shape, prompt, batch, size)
+    first = [*tower, *select, *project, *prefill]
+    step = decode_ops(shape, (prompt + last) // 2, batch, size, growing=growing)
+    steps = [op._replace(count=op.count * (answer - 1)) for op in step]
+    return {
+        "tower": Stage(crops * shape.tower_length, [tower]),
+        **({"select + merge": Stage(visual, [select])} if budget else {}),
+        "project": Stage(visual, [project]),
+        "prefill": Stage(batch * prompt, [prefill], kv),
+        "first token": Stage(batch * prompt, [first], kv),
+        "per token": Stage(batch, [step]),
+        "answer": Stage(batch * (prompt + answer), [first, steps], kv_bytes(shape, last, batch, size)),
+    }
+
+
+def to_markdown(
+    full: dict[str, Stage], zipped: dict[str, Stage], limits: Device, speeds: Device, *, launches: bool = True
+) -> str:
+    """A line per stage and way. Limits are those of one device, predictions of another: peaks, and what is attained."""
+    lines = [["stage", "way", "tokens", "GFLOP", "MB moved", "KV MB", "limit ms", "predicted ms", "all ÷ zipped"]]
+    for name, few in zipped.items():
+        whole = full.get(name)
+        ways = {"both": few} if few == whole else {"all": whole, "zipped": few}
+        ways = {way: stage for way, stage in ways.items() if stage}  # with all tokens, nothing is selected
+        seconds = {way: sum(predicted(ops, speeds, launches) for ops in stage.parts) for way, stage in ways.items()}
+        for way, stage in ways.items():
+            ratio = f"{seconds['all'] / seconds[way]:.2f}" if way == "zipped" and whole else ""
+            lines.append([name, way, *figures(stage, limits), figure(1e3 * seconds[way]), ratio])
+    return to_table(lines, left=2)
+
+
+def figures(stage: Stage, limits: Device) -> list[str]:
+    """From tokens to the limit."""
+    limit = sum(roofline(part, limits) for part in stage.parts)
+    kv = figure(stage.kv / 1e6) if stage.kv else ""
+    counts = (figure(stage.total("flops") / 1e9), figure(stage.total("bytes") / 1e6))
+    return [f"{stage.tokens:,}", *counts, kv, figure(1e3 * limit)]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    return status_of(run, parse_arguments(argv))
+
+
+def run(args: argparse.Namespace) -> int:
+    name, shape = find_shape(args.model)
+    budget = (args.dominant, args.contextual)
+    if sum(budget) > shape.tower_length:
+        from visionzip_patch.selection import check_budget  # imports torch
+
+        check_budget(*budget, shape.tower_length)
+    limits, speeds, dtype, source = find_device(args.device, args.dtype)
+    request = Request(args.text, args.answer, args.batch, DTYPE_BYTES[dtype])
+    tokens, few = args.tokens_per_image or shape.crops * shape.patches, shape.crops * sum(budget)
+    full = stages(shape, request, tokens, growing=not args.graphs)
+    zipped = stages(shape, request, few, budget, growing=not args.graphs)
+    loop = "with a fixed cache and CUDA graphs" if args.graphs else "by transformers' loop"
+    print(
+        f"{name} in {dtype} on {limits.name}, {loop}; batch {args.batch}, {args.text} tokens of text, an answer of "
+        f"{args.answer}.\nVisual tokens of an image: {tokens:,} → {few:,} ({shape.crops} × ({args.dominant} + "
+        f"{args.contextual})).\n{source}\n\n{to_markdown(full, zipped, limits, speeds, launches=not args.graphs)}"
+    )
+    return 0
+
+
+def find_device(name: str, dtype: str | None) -> tuple[Device, Device, str, str]:
+    """What limits a device, what can be expected of it, the data type, and where both are known from."""
+    if name.lower() == "this":
+        import torch
+
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = dtype or ("bfloat16" if device.type == "cuda" else "float32")
+        found = measure_device(device, getattr(torch, dtype))
+        return found, found, dtype, f"Measured now: {describe(found)}."
+    by_name = {known.lower(): peak for known, peak in DEVICES.items()}
+    if name.lower() not in by_name:
+        raise ValueError(f"--device {name!r} is unknown; choose one of {', '.join(DEVICES)}, or this to measure it.")
+    if dtype == "float32":
+        raise ValueError(
+            f"--dtype float32 with --device {name}: its data sheet is known for bfloat16 and float16. "
+            f"Choose one of them, or --device this to measure this machine."
+        )
+    peak = by_name[name.lower()]
+    source = (
+        f"Limits by its data sheet: {peak.matmul / 1e12:.4g} TFLOP/s, {peak.bandwidth / 1e9:.4g} GB/s.\n"
+        f"Predictions assume {MATMUL_SHARE:.0%} of the arithmetic in matrix products, {ATTENTION_SHARE:.0%} in "
+        f"attention, {BANDWIDTH_SHARE:.0%} of the bandwidth,\n{GPU_LAUNCH * 1e6:.0f} µs of the host to start an "
+        f"operation, and {GPU_LEAST * 1e6:.0f} µs for the shortest one."
+    )
+    return peak, attainable(peak), dtype or "bfloat16", source
+
+
+def describe(device: Device) -> str:
+    return (
+        f"{device.matmul / 1e12:.3g} TFLOP/s in matrix products, {device.attention / 1e12:.3g} in attention,\n"
+        f"{device.bandwidth / 1e9:.3g} GB/s copied, {device.stream / 1e9:.3g} GB/s of weights for one row, "
+        f"{device.launch * 1e6:.3g} µs to start an operation"
+    )
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.eval.cost",
+        description="Calculate what a request costs with all tokens and with VisionZip.",
+    )
+    add = parser.add_argument
+    names = ", ".join(SHAPES)
+    add("--model", default="llava-next-7b", metavar="NAME", help=f"{names}, or a checkpoint (default: llava-next-7b)")
+    add("--dominant", type=positive, default=54, metavar="D", help="tokens kept of a crop (default: 54)")
+    add("--contextual", type=whole, default=10, metavar="C", help="tokens merged from the rest (default: 10)")
+    add("--tokens-per-image", type=positive, metavar="N", help="without VisionZip (default: all patches of all crops)")
+    add("--text", type=positive, default=60, metavar="N", help="tokens of the prompt beside the image (default: 60)")
+    add("--answer", type=positive, default=16, metavar="N", help="new tokens (default: 16)")
+    add("--batch", type=positive, default=1, metavar="N", help="requests at a time (default: 1)")
+    add("--dtype", choices=DTYPE_BYTES, help="default: bfloat16; float32 where this machine has no GPU")
+    add("--device", default="H100", metavar="NAME", help=f"{', '.join(DEVICES)}, or this (default: H100)")
+    add("--graphs", action="store_true", help="a cache of fixed size, and operations started by CUDA graphs")
+    add_verbose(parser)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
