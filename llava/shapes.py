@@ -129,7 +129,7 @@ def find_shape(model: str, known: Mapping[str, Shape] = SHAPES) -> tuple[str, Sh
 
 
 def build_model(shape: Shape, device, dtype):
-    """A LLaVA of that shape with small random weights, made on the device, none of which trains; in evaluation mode."""
+    """A LLaVA of that shape with small random weights, made on the device; in evaluation mode, its tower frozen."""
     import torch
     from transformers import CLIPImageProcessorPil, CLIPVisionConfig
 
@@ -172,8 +172,8 @@ def build_model(shape: Shape, device, dtype):
         with torch.device(device):
             model = LlavaLlamaForCausalLM(config)
             tower = model.get_vision_tower()
-            tower.vision_tower, tower.is_loaded = tower.model_class(tower_config), True
+            tower.vision_tower, tower.is_loaded = tower.model_class(tower_config).requires_grad_(False), True
     finally:
         torch.set_default_dtype(before)
     tower.image_processor = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=side)
-    return model.requires_grad_(False).eval()
+    return model.eval()

@@ -107,7 +107,7 @@ def test_what_is_built_has_the_shape_and_answers(shape):
     assert Shape.from_config(model.config, tower) == shape
     assert count(tower) == shape.tower_parameters
     assert not model.training
-    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert not any(parameter.requires_grad for parameter in model.get_vision_tower().parameters())
     assert torch.get_default_dtype() == torch.float32
 
     crops = (1, shape.crops) if shape.crops > 1 else (1,)

@@ -71,6 +71,7 @@ class LlavaMetaForCausalLM:
         vision_tokens: Sequence[Tensor] | None = None,
         vision_positions: Sequence[Tensor] | None = None,
         loss_only: bool = False,
+        logits_to_keep: int | Tensor = 0,
         **kwargs,
     ):
         """As the language model's, with `images` as in `prepare_inputs_labels_for_multimodal`.
@@ -79,6 +80,8 @@ class LlavaMetaForCausalLM:
             vision_tokens, vision_positions: in place of `images`, what the tower made of each: (crops, N, C) before
                 the projector, and (crops, N) if there are positions. The tower is not run.
             loss_only: return the loss alone, and compute logits for nothing but labelled tokens.
+            logits_to_keep: compute those of so many last tokens, 0 for all. `generate` of transformers passes 1 to whom
+                it finds this argument.
             num_items_in_batch: divides the summed loss, where the batch is one of several.
         """
         if vision_tokens is not None:
@@ -109,6 +112,7 @@ class LlavaMetaForCausalLM:
             inputs_embeds=inputs_embeds,
             labels=labels,
             use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
             **kwargs,
         )
 

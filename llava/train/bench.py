@@ -159,7 +159,7 @@ def memory_gb(device: str) -> float:
 
 def make_model(shape: str, device: str, dtype):
     """A LLaVA of that shape with random weights, all frozen but the projector, which is in fp32."""
-    model = shapes.build_model(SHAPES[shape], device, dtype)
+    model = shapes.build_model(SHAPES[shape], device, dtype).requires_grad_(False)
     model.get_model().mm_projector.float().requires_grad_(True)
     return model
 

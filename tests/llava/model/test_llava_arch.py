@@ -187,3 +187,11 @@ def test_masks_are_inferred_from_runs_of_padding_at_the_ends():
     assert infer_mask(ids, 0).int().tolist() == [[0, 0, 1, 1, 1], [1, 1, 1, 1, 0], [0, 1, 1, 1, 0]]
     assert infer_mask(ids, None).all()
     assert infer_mask(ids[:1], 0).all()  # one row has no padding
+
+
+def test_generate_computes_no_logits_of_the_prompt(tiny_llava):
+    model, lengths = tiny_llava(), []
+    model.lm_head.register_forward_hook(lambda module, inputs, output: lengths.append(output.shape[1]))
+    ids = torch.tensor([[1, 5, IMAGE_TOKEN_INDEX, 6, 7]])
+    model.generate(ids, images=torch.zeros(1, 3, 56, 56), max_new_tokens=3, min_new_tokens=3, do_sample=False)
+    assert lengths == [1, 1, 1]
