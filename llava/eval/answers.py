@@ -14,10 +14,9 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,6 +92,16 @@ def meta_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.meta.json")
 
 
+def part_of(questions: Sequence[Question], shard: Shard) -> Iterator[Question]:
+    """Those that a process answers: about as many as each other does, and all about an image."""
+    before = 0
+    for group in by_image(questions).values():
+        middle = before + len(group) / 2
+        if int(middle * shard.count / len(questions)) == shard.index:
+            yield from group
+        before += len(group)
+
+
 class AnswerFile:
     """Opens, or resumes, the answers to `questions`.
 
@@ -146,9 +155,7 @@ class AnswerFile:
             self.close()
             raise
         self.resumed = len(self.rows)
-        grouped = list(chain.from_iterable(by_image(questions).values()))
-        start, stop = (index * len(questions) // shard.count for index in (shard.index, shard.index + 1))
-        self.todo = [question for question in grouped[start:stop] if question.row not in self.rows]
+        self.todo = [question for question in part_of(questions, shard) if question.row not in self.rows]
 
     def append(self, questions: list[Question], texts: list[str], image_tokens: list[int]) -> None:
         """Put the answers to `questions` on disk. A kill at any moment costs no row that was appended before."""

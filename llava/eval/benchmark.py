@@ -20,6 +20,7 @@ from llava.files import write_json
 from llava.mm_utils import get_model_name_from_path
 from llava.model.anyres import parse_pinpoints
 from llava.model.builder import read_config
+from llava.model.graphs import OFF
 from llava.shard import ALONE, Shard, current_shard
 from visionzip_patch import VisionZipConfig, unzip
 from visionzip_patch.api import attach
@@ -156,7 +157,7 @@ def prepare(args: argparse.Namespace, checkpoint: str, data: Data, tower) -> Run
         "load_4bit": args.load_4bit,
         "device": device_of(args.device, shard),
         "use_flash_attn": args.flash_attn,
-        "fast": args.fast,
+        "fast": args.fast or (OFF if args.flash_attn else "static"),
         "dtype": getattr(torch, args.dtype) if args.dtype else None,
     }
     return Run(

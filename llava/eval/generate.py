@@ -4,7 +4,7 @@ Shapes: B questions, T ids of the longest prompt, S pixels a side.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,12 +22,15 @@ from llava.eval.answers import AnswerFile
 from llava.eval.pictures import Picture, free_workers, read_pictures
 from llava.eval.questions import Question, by_image
 from llava.mm_utils import tokenizer_image_token
-from llava.model.engine import configure
+from llava.model.engine import Engine, configure
+from llava.model.graphs import OFF
+from llava.model.kv_cache import cache_bytes
 
 logger = logging.getLogger(__name__)
 
 SORT_WINDOW = 8  # batches whose images are sorted by the length of their questions together: little padding
 CHUNK = 4  # batches about the same images: few small last ones
+SHARED_BYTES = 8 * 2**30  # of keys and values that are kept beside a batch for the questions to come
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,8 @@ def generate_batch(
     model, tokenizer, questions: Sequence[str], pictures: Sequence[Picture], decoding: Decoding
 ) -> Answers:
     """Answer B questions, each about its own picture. A picture given for several of them is read once."""
+    if not questions:
+        return Answers([], [])
     ((_, answers),) = generate_batches(model, tokenizer, questions, pictures, decoding, len(questions))
     return answers
 
@@ -145,22 +150,24 @@ def generate_batches(
     image_of = [place[id(picture)] for picture in pictures]
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     options = {"pad_token_id": padding, "use_cache": True, **decoding.options()}
-    features = encode(model, list(distinct.values()))  # of (tokens, C)
+    config, beyond = configure(model, options)
+    can_be_fast = not beyond and model.config._attn_implementation == "sdpa" and model.fast != OFF
+    engine = model.engine() if can_be_fast else None
+    features = encode(engine or model, list(distinct.values()))  # of (tokens, C)
 
     def answers(batch: list[int], output: Tensor) -> tuple[list[int], Answers]:
         texts = [decoding.cut(text) for text in tokenizer.batch_decode(output, skip_special_tokens=True)]
         return batch, Answers(texts, [len(features[image_of[i]]) for i in batch])
 
     batches = even_batches(sorted(range(len(prompts)), key=lambda i: len(prompts[i])), batch_size)
-    if len(distinct) < len(prompts) and can_share(model, prompts, features, decoding):
-        config, _ = configure(model, options)
-        engine, embed = model.engine(), model.get_input_embeddings()
+    if engine and len(distinct) < len(prompts) and can_share(engine, prompts, features):
         split = prompts[0].index(IMAGE_TOKEN_INDEX)
-        heads = [torch.cat([embed_ids(embed, prompts[0][:split]), tokens]) for tokens in features]
+        system = engine.embed(prompts[0][:split])
+        heads = [torch.cat([system, tokens.to(system)]) for tokens in features]
         with engine.open_cache(len(heads), max(map(len, heads))) as images:
             images.extend(*pad_right(heads))
             for batch in batches:
-                tails = [embed_ids(embed, prompts[i][split + 1 :]) for i in batch]
+                tails = [engine.embed(prompts[i][split + 1 :]) for i in batch]
                 begin = (images, [image_of[i] for i in batch])
                 yield answers(batch, engine.generate(*pad_right(tails), config, begin_with=begin))
         return
@@ -170,38 +177,28 @@ def generate_batches(
             input_ids.to(model.device),
             image_features=[features[image_of[i]] for i in batch],
             attention_mask=mask.to(model.device),
-            fast=fast_mode(model, decoding),
+            fast=engine.mode if engine else OFF,
             **options,
         )
         yield answers(batch, output)
 
 
-def can_share(model, prompts: list[list[int]], features: list[Tensor], decoding: Decoding) -> bool:
-    """Whether what prompts begin with can be computed once: not with beams, and not if one will be cut or refused."""
-    limit = getattr(model.config, "tokenizer_model_max_length", None)
-    fits = limit is None or max(map(len, prompts)) - 1 + max(map(len, features)) <= limit
-    return fits and fast_mode(model, decoding) is not None and {ids.count(IMAGE_TOKEN_INDEX) for ids in prompts} == {1}
+def can_share(engine: Engine, prompts: list[list[int]], features: list[Tensor]) -> bool:
+    """Whether what prompts begin with can be computed once: it has to fit beside a batch, and no prompt may be one that
+    will be cut or refused."""
+    limit = getattr(engine.model.config, "tokenizer_model_max_length", None)
+    longest = max(map(len, features))
+    fits = limit is None or max(map(len, prompts)) - 1 + longest <= limit
+    heads = cache_bytes(engine.decoder, len(features), prompts[0].index(IMAGE_TOKEN_INDEX) + longest)
+    return fits and heads <= SHARED_BYTES and {ids.count(IMAGE_TOKEN_INDEX) for ids in prompts} == {1}
 
 
-def fast_mode(model, decoding: Decoding) -> str | None:
-    """Which way of the engine to go; None where it cannot: beams, and attention kernels other than SDPA."""
-    if decoding.num_beams > 1 or model.config._attn_implementation != "sdpa":
-        return None
-    return model.fast or "static"
-
-
-def encode(model, pictures: Sequence[Picture]) -> list[Tensor]:
-    """The tokens of each picture as the language model gets them: a list of (tokens, C)."""
+def encode(encoder, pictures: Sequence[Picture]) -> list[Tensor]:
+    """The tokens of each picture as the language model gets them, a list of (tokens, C), by a model or its engine."""
     pixels = [picture.pixels for picture in pictures]
     if len({tensor.shape for tensor in pixels}) == 1:
         pixels = torch.stack(pixels)
-    encoder = model.engine() if fast_mode(model, GREEDY) else model
     return encoder.image_features(pixels, [picture.size for picture in pictures])
-
-
-def embed_ids(embed: Callable[[Tensor], Tensor], ids: list[int]) -> Tensor:
-    """(T, C)"""
-    return embed(torch.tensor(ids, dtype=torch.long, device=embed.weight.device))
 
 
 def pad_right(rows: Sequence[Tensor]) -> tuple[Tensor, list[int]]:

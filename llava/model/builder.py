@@ -26,7 +26,8 @@ from llava.model.checkpoint import (
     resolve_beside,
     resolve_tower,
 )
-from llava.model.graphs import MODES
+from llava.model.engine import require_sdpa
+from llava.model.graphs import MODES, OFF
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
 from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
@@ -74,8 +75,8 @@ def load_pretrained_model(
         device: "cuda" means a GPU if there is one, else the CPU; or any torch device, which then holds everything.
         use_flash_attn: the language model runs flash-attn 2; without it, SDPA.
         visionzip: a VisionZip setting; it replaces one that the checkpoint carries.
-        fast: what `generate` does if its caller does not say: "static", "graphs" or "compile" (see there); None is
-            transformers' own loop.
+        fast: what `generate` does if its caller does not say: "static", "graphs" or "compile" (see there); None, or
+            "off", is transformers' own loop.
         kwargs: `dtype` (or `torch_dtype`; default fp16 on a GPU, fp32 on a CPU), `attn_implementation`, `revision`,
             `token`, and what else `from_pretrained` takes. `multimodal` and `customized_config`, which evaluators pass,
             are ignored.
@@ -91,9 +92,11 @@ def load_pretrained_model(
     kwargs.pop("multimodal", None)
     kwargs.pop("customized_config", None)
     use_flash_attn |= bool(kwargs.pop("use_flash_attention_2", False))
-    if fast not in (None, *MODES):
-        raise ValueError(f"fast={fast!r} is unknown; choose one of {', '.join(MODES)}, or None.")
+    if fast not in (None, OFF, *MODES):
+        raise ValueError(f"fast={fast!r} is unknown; choose one of {', '.join(MODES)}, or {OFF}.")
     placement = placement_of(device, device_map, load_8bit, load_4bit, use_flash_attn, kwargs)
+    if fast in MODES:
+        require_sdpa(placement.get("attn_implementation") or "sdpa", fast)
     hub = {name: placement.pop(name) for name in HUB_ARGUMENTS if name in placement}
     checkpoint = Checkpoint.inspect(model_path, **hub)
     base = find_base(checkpoint, model_base)

@@ -10,6 +10,7 @@ Shapes: B rows, T new tokens of the longest row, C channels, V vocabulary, W slo
 
 import copy
 import logging
+import weakref
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -19,14 +20,14 @@ from transformers import GenerationConfig, TemperatureLogitsWarper, TopKLogitsWa
 
 from llava.model.anyres import VisionFeatures
 from llava.model.graphs import Graphs
-from llava.model.kv_cache import Extension, KVCache
+from llava.model.kv_cache import Extension, KVCache, cache_bytes, execution_device
 
 logger = logging.getLogger(__name__)
 
 SPARE = 128  # new tokens that a cache has room for from the start; longer answers make it grow
 GRAPHED_TOKENS = 4096  # above, the device is busy long enough for the host to keep up without graphs
 GRAPHED_CROPS = 10
-KEPT_BYTES = 8 * 2**30  # of caches for requests to come; a larger one is freed at once, and gets no graphs
+KEPT_BYTES = 4 * 2**30  # of caches for requests to come; a larger one is freed at once, and gets no graphs
 
 SUPPORTED = {  # fields of a GenerationConfig that `answer` obeys; the others must be at their defaults
     *("max_new_tokens", "max_length", "do_sample", "temperature", "top_k", "top_p", "eos_token_id", "pad_token_id"),
@@ -35,32 +36,46 @@ SUPPORTED = {  # fields of a GenerationConfig that `answer` obeys; the others mu
 
 
 class Engine:
-    """The fast path of one model.
+    """The fast path of one model, for one caller at a time.
 
     Args:
-        model: a LLaVA model whose language model runs SDPA; parts may be quantized or on several devices.
+        model: a LLaVA model, which this does not keep alive. Parts may be quantized, or on several devices: "static"
+            then, whatever `mode` says.
         mode: of `graphs.Graphs`.
 
     Attributes:
         times: seconds of each preparation so far, capture or compilation.
 
     Raises:
-        ValueError: an unknown mode, or another attention kernel.
+        ValueError: an unknown mode.
     """
 
     def __init__(self, model: nn.Module, mode: str = "static"):
-        kernel = model.config._attn_implementation
-        if kernel != "sdpa":
-            raise ValueError(
-                f"fast={mode!r} works with attention kernel 'sdpa', but this model was loaded with {kernel!r}."
-            )
-        self.model, self.mode = model, mode
+        if mode != "static" and len({parameter.device for parameter in model.parameters()}) > 1:
+            logger.warning("fast=%r needs a model on one device; this one is on several: 'static' it is.", mode)
+            mode = "static"
+        self._model, self.mode = weakref.ref(model), mode
         self.times: list[float] = []
         self.tower_graphs = Graphs(mode, self.times)
         self.caches: list[tuple[KVCache, Graphs]] = []  # free ones, the last used last
+        self.weights = None
 
-    def __reduce__(self):
-        return type(None), ()  # a copy of the model makes an engine of its own
+    def refresh(self) -> None:
+        """Look what has become of the model since the last call: graphs and memory may be of no use any more.
+
+        Raises:
+            ValueError: its attention kernel is not SDPA.
+        """
+        require_sdpa(self.model.config._attn_implementation, self.mode)
+        weight = self.model.lm_head.weight
+        weights = (weight.device, weight.dtype, weight.data_ptr())
+        if weights != self.weights:
+            self.clear()
+        self.weights = weights
+
+    @property
+    def model(self) -> nn.Module:
+        return self._model()
 
     @property
     def decoder(self) -> nn.Module:
@@ -75,8 +90,8 @@ class Engine:
 
     @torch.inference_mode()
     def image_features(self, images: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]] | None) -> list[Tensor]:
-        """As `model.image_features`, with the tower as a graph where images are few."""
-        if self.is_static or len(images) == 0:
+        """As `model.image_features`, with the tower as a graph where crops are few."""
+        if self.is_static or len(images) == 0 or not all(isinstance(image, Tensor) for image in images):
             return self.model.image_features(images, image_sizes)
         tower = self.model.get_vision_tower()
         crops = [image if image.ndim == 4 else image[None] for image in images]
@@ -99,26 +114,48 @@ class Engine:
 
     def open_cache(self, rows: int, slots: int) -> "Sequences":
         """B empty rows of at least `slots` slots. `close` it, and its memory and graphs serve the next."""
-        wanted = slots if self.is_static else bucket(slots)
-        for i in reversed(range(len(self.caches))):
-            cache, graphs = self.caches[i]
-            if cache.rows == rows and wanted <= cache.slots <= 2 * wanted:
-                del self.caches[i]
-                cache.clear()
-                return Sequences(self, cache, graphs)
-        cache = KVCache(self.decoder, rows, wanted)
-        return Sequences(self, cache, Graphs(self.mode if cache.nbytes <= KEPT_BYTES else "static", self.times))
+        slots = slots if self.is_static else bucket(slots)
+        fitting = [pair for pair in self.caches if pair[0].rows == rows and pair[0].slots >= slots]
+        if fitting:
+            cache, graphs = min(fitting, key=lambda pair: pair[0].slots)
+            self.caches.remove((cache, graphs))
+            cache.clear()
+            return Sequences(self, cache, graphs)
+        size = cache_bytes(self.decoder, rows, slots)
+        self.trim(KEPT_BYTES - size)
+        try:
+            cache = KVCache(self.decoder, rows, slots)
+        except torch.OutOfMemoryError:
+            self.trim(0)
+            cache = KVCache(self.decoder, rows, slots)
+        return Sequences(self, cache, Graphs(self.mode if size <= KEPT_BYTES else "static", self.times))
 
     def keep(self, cache: KVCache, graphs: Graphs) -> None:
         """Have memory and graphs ready for the next request of that shape, as long as there is room."""
         self.caches.append((cache, graphs))
-        while sum(cache.nbytes for cache, _ in self.caches) > KEPT_BYTES:
+        self.trim(KEPT_BYTES)
+
+    def trim(self, most: int) -> None:
+        """Free memory that is kept, the longest unused first, until at most `most` bytes are."""
+        while self.caches and sum(cache.nbytes for cache, _ in self.caches) > most:
             del self.caches[0]
 
     def clear(self) -> None:
-        """Free the memory that is kept for requests to come."""
+        """Free the memory that is kept for requests to come, and forget all graphs."""
         self.caches.clear()
         self.tower_graphs.clear()
+
+    def padding(self, rows: int, new: int) -> int:
+        """Slots behind `new` tokens that are filled up, so that few lengths need a graph."""
+        return bucket(new, 32) - new if self.is_graphed(rows, new) else 0
+
+    def is_graphed(self, rows: int, new: int) -> bool:
+        return not self.is_static and rows * new <= GRAPHED_TOKENS
+
+    def embed(self, ids: Sequence[int]) -> Tensor:
+        """Token embeddings, (T, C)."""
+        table = self.decoder.embed_tokens
+        return table(torch.tensor(ids, dtype=torch.long, device=execution_device(table)))
 
     def forward(self, cache: KVCache, window: int | None, masked: bool, embeds: Tensor, last: Tensor) -> Tensor:
         """Logits (B, V) after token `last[b]` of row b of `embeds`, (B, T, C), which go behind what the rows hold."""
@@ -149,7 +186,6 @@ class Engine:
         embeds = self.decoder.embed_tokens(ids[:, None])
         return self.forward(cache, window, masked, embeds, torch.zeros_like(ids))
 
-    @torch.inference_mode()
     def generate(
         self,
         embeds: Tensor,
@@ -168,15 +204,17 @@ class Engine:
         rows, counts = len(counts), list(counts)
         source, begins = begin_with or (None, [])
         held = max((source.cache.counts[row] for row in begins), default=0)
+        limit = new_tokens(config, held + max(counts))
         if not self.is_static:  # few batch sizes, so few graphs: copies of the first row, which nobody reads
             copies = (1 << (rows - 1).bit_length()) - rows
             embeds = torch.cat([embeds, embeds[:1].expand(copies, -1, -1)])
             counts, begins = counts + counts[:1] * copies, [*begins, *begins[:1] * copies]
-        limit = new_tokens(config, held + max(counts))
-        with self.open_cache(len(counts), held + embeds.shape[1] + min(limit, SPARE)) as sequences:
+        new = embeds.shape[1] + self.padding(*embeds.shape[:2]) + min(limit, SPARE)
+        with torch.inference_mode(), self.open_cache(len(counts), held + new) as sequences:
             if source:
                 sequences.begin_with(source, begins)
-            return sequences.answer(sequences.extend(embeds, counts), config, limit, rows, streamer)
+            found = sequences.answer(sequences.extend(embeds, counts), config, limit, rows, streamer)
+        return found.clone()  # outside of inference mode, for callers who write to it
 
 
 class Sequences:
@@ -188,8 +226,10 @@ class Sequences:
     def __enter__(self):
         return self
 
-    def __exit__(self, *exception) -> None:
-        self.close()
+    def __exit__(self, error, *_) -> None:
+        if error is None:
+            self.close()
+        self.is_open = False  # after an error nobody knows what the memory holds
 
     def close(self) -> None:
         if self.is_open:
@@ -202,16 +242,17 @@ class Sequences:
         self.cache.copy_rows(source.cache, rows)
 
     def reserve(self, slots: int) -> None:
-        if slots > self.cache.slots and self.cache.reserve(bucket(max(slots, 2 * self.cache.slots))):
+        if slots > self.cache.slots:
             self.graphs.clear()
+            self.cache.reserve(bucket(max(slots, 2 * self.cache.slots)))
 
     @torch.inference_mode()
     def extend(self, embeds: Tensor, counts: Sequence[int]) -> Tensor:
         """Append `counts[b]` tokens to row b, from `embeds` (B, T, C), padded on the right. Returns logits (B, V)."""
         cache, engine = self.cache, self.engine
         rows, new, _ = embeds.shape
-        is_graphed = not engine.is_static and rows * new <= GRAPHED_TOKENS
-        if is_graphed and (padding := bucket(new, 32) - new):
+        is_graphed, padding = engine.is_graphed(rows, new), engine.padding(rows, new)
+        if padding:
             embeds, new = nn.functional.pad(embeds, (0, 0, 0, padding)), new + padding
         self.reserve(cache.longest + new)
         window = cache.longest + new if cache.longest else None
@@ -260,6 +301,8 @@ class Sequences:
     def answer(self, logits: Tensor, config: GenerationConfig, limit: int, rows: int, streamer=None) -> Tensor:
         """All of `tokens`, (rows, new); `streamer` gets them as they come."""
         found = []
+        if streamer is not None:
+            streamer.put(torch.empty(rows, 0, dtype=torch.long))  # in place of the prompt, as transformers does
         for ids in self.tokens(logits, config, limit, rows):
             found.append(ids)
             if streamer is not None:
@@ -267,6 +310,13 @@ class Sequences:
         if streamer is not None:
             streamer.end()
         return torch.stack(found, dim=1)
+
+
+def require_sdpa(kernel: str, fast: str) -> None:
+    if kernel != "sdpa":
+        raise ValueError(
+            f"fast={fast!r} works with attention kernel 'sdpa', but this model runs {kernel!r}: leave one of them out."
+        )
 
 
 def choose(logits: Tensor, config: GenerationConfig) -> Tensor:
@@ -285,7 +335,9 @@ def choose(logits: Tensor, config: GenerationConfig) -> Tensor:
 
 def configure(model: nn.Module, kwargs: dict) -> tuple[GenerationConfig, set[str]]:
     """The model's generation config with `kwargs` in it, and the names of what asks for more than `Engine` can do."""
-    config = copy.deepcopy(kwargs.pop("generation_config", None) or model.generation_config)
+    config = copy.deepcopy(kwargs.get("generation_config")) or GenerationConfig()
+    config.update(**model.generation_config.to_dict(), defaults_only=True, allow_custom_entries=True)
+    kwargs = {name: value for name, value in kwargs.items() if name not in ("generation_config", "streamer")}
     unknown = config.update(**kwargs)
     config.do_sample = bool(config.do_sample)
     for name, default in (("temperature", 1.0), ("top_k", 50), ("top_p", 1.0)):

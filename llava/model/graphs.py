@@ -12,8 +12,9 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 MODES = ("static", "graphs", "compile")
+OFF = "off"  # beside them, where a user chooses: none of this
 WARM_UPS = 2  # before a capture: libraries choose kernels and take workspaces then
-SHAPES = 64  # that may be compiled for; torch gives up after 8
+SHAPES = 1024  # that may be compiled for in a process; torch gives up after 8
 
 
 class Captured(NamedTuple):
@@ -34,10 +35,10 @@ class Graphs:
 
     def __init__(self, mode: str = "static", times: list[float] | None = None):
         if mode not in MODES:
-            raise ValueError(f"fast={mode!r} is unknown; choose one of {', '.join(MODES)}, or None.")
+            raise ValueError(f"fast={mode!r} is unknown; choose one of {', '.join(MODES)}, or {OFF}.")
         self.mode, self.times = mode, [] if times is None else times
         self.prepared: dict[Hashable, Callable] = {}
-        self.pool = None
+        self.pool, self.can_capture = None, True
 
     def run(self, key: Hashable, function: Callable, *inputs: Tensor):
         """`function(*inputs)`. What comes back may be overwritten by the next call.
@@ -58,18 +59,22 @@ class Graphs:
 
     def prepare(self, function: Callable, inputs: tuple[Tensor, ...]) -> Callable:
         if self.mode == "compile":
-            function = torch.compile(function, dynamic=False, fullgraph=True)
-            with torch._dynamo.config.patch(recompile_limit=SHAPES):
-                function(*inputs)
-        if any(tensor.device.type != "cuda" for tensor in inputs):
+            function = compiled(function, inputs)
+        device = inputs[0].device
+        if device.type != "cuda" or not self.can_capture:
             return function
-        try:
-            return partial(replay, self.capture(function, inputs))
-        except RuntimeError as error:
-            logger.warning(
-                "%s cannot be captured as a CUDA graph, and runs without: %s", function_name(function), error
-            )
-            return function
+        with torch.cuda.device(device):
+            stream = torch.cuda.current_stream()
+            try:
+                return partial(replay, self.capture(function, inputs))
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                self.can_capture = False
+                logger.warning("No CUDA graphs from here on, as %s allows none: %s", function_name(function), error)
+                return function
+            finally:
+                torch.cuda.set_stream(stream)  # a capture that fails leaves its own
 
     def capture(self, function: Callable, inputs: tuple[Tensor, ...]) -> Captured:
         inputs = tuple(tensor.clone() for tensor in inputs)
@@ -88,6 +93,21 @@ class Graphs:
     def clear(self) -> None:
         """Forget all graphs: the memory that they read has moved."""
         self.prepared.clear()
+        self.pool = None
+
+
+def compiled(function: Callable, inputs: tuple[Tensor, ...]) -> Callable:
+    """`function` as Inductor makes it, or itself where Inductor cannot."""
+    faster = torch.compile(function, dynamic=False, fullgraph=True)
+    try:
+        with torch._dynamo.config.patch(recompile_limit=SHAPES, accumulated_recompile_limit=SHAPES):
+            faster(*inputs)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
+        logger.warning("%s cannot be compiled, and runs as it is: %s", function_name(function), error)
+        return function
+    return faster
 
 
 def replay(captured: Captured, *inputs: Tensor):

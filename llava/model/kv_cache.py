@@ -8,6 +8,7 @@ Shapes: B rows, S slots, T new tokens, W <= S slots that are looked at, H key he
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -26,13 +27,10 @@ class KVCache:
     @torch.inference_mode(False)  # an inference tensor could be written in inference mode only
     def __init__(self, decoder: nn.Module, rows: int, slots: int):
         self.counts = [0] * rows
-        embeddings = decoder.embed_tokens.weight
         self.lengths = torch.zeros(rows, dtype=torch.long, device=execution_device(decoder.embed_tokens))
-        config = decoder.config
-        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (rows, config.num_key_value_heads, slots, head)
+        shape, dtype = layer_shape(decoder, rows, slots), decoder.embed_tokens.weight.dtype
         devices = [execution_device(layer) for layer in decoder.layers]
-        self.keys = [torch.empty(shape, dtype=embeddings.dtype, device=device) for device in devices]
+        self.keys = [torch.empty(shape, dtype=dtype, device=device) for device in devices]
         self.values = [torch.empty_like(keys) for keys in self.keys]
         self.clear()
 
@@ -88,9 +86,9 @@ class KVCache:
         """Make room for at least `slots` tokens per row. Returns whether memory has moved."""
         if slots <= self.slots:
             return False
-        missing = slots - self.slots
-        for tensors in (self.keys, self.values):
-            tensors[:] = [nn.functional.pad(tensor, (0, 0, 0, missing)) for tensor in tensors]
+        missing, layers = slots - self.slots, len(self.keys)
+        grown = [nn.functional.pad(tensor, (0, 0, 0, missing)) for tensor in (*self.keys, *self.values)]
+        self.keys, self.values = grown[:layers], grown[layers:]  # at once: memory may run out halfway
         return True
 
 
@@ -106,8 +104,8 @@ class Extension(NamedTuple):
         keys, values = self.cache.keys[layer], self.cache.values[layer]
         positions = self.positions.to(key.device)
         row = torch.arange(len(positions), device=key.device)[:, None]
-        keys[row, :, positions] = key.transpose(1, 2)
-        values[row, :, positions] = value.transpose(1, 2)
+        keys[row, :, positions] = key.transpose(1, 2).to(keys.dtype)  # autocast computes in another type
+        values[row, :, positions] = value.transpose(1, 2).to(values.dtype)
         if self.window is None:
             return key, value
         return keys[:, :, : self.window], values[:, :, : self.window]
@@ -118,6 +116,18 @@ class Extension(NamedTuple):
         last = self.positions[:, None, :, None]
         visible = slots <= last
         return visible if sliding is None else visible & (slots > last - sliding)
+
+
+def layer_shape(decoder: nn.Module, rows: int, slots: int) -> tuple[int, int, int, int]:
+    """Of the keys of a layer, and of its values: (B, H, S, K)."""
+    config = decoder.config
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return rows, config.num_key_value_heads, slots, head
+
+
+def cache_bytes(decoder: nn.Module, rows: int, slots: int) -> int:
+    """What a `KVCache` takes."""
+    return 2 * len(decoder.layers) * prod(layer_shape(decoder, rows, slots)) * decoder.embed_tokens.weight.itemsize
 
 
 def execution_device(module: nn.Module) -> torch.device:

@@ -6,14 +6,17 @@ Shapes: B rows, T ids in a row, S slots in the longest spliced row, N tokens of 
 import logging
 import re
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.anyres import VisionFeatures, get_anyres_image_grid_shape, pack
 from llava.model.engine import Engine, configure
+from llava.model.graphs import MODES, OFF
 from llava.model.loss import next_token_loss
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_projector.builder import build_vision_projector
@@ -21,6 +24,8 @@ from llava.model.save import all_or_nothing, upstream_keys, without_idle_samplin
 from llava.model.splice import Spliced, splice
 
 logger = logging.getLogger(__name__)
+
+ENGINES: WeakKeyDictionary[nn.Module, dict[str, Engine]] = WeakKeyDictionary()  # not in the models: copies share none
 
 
 class LlavaMetaModel:
@@ -134,9 +139,9 @@ class LlavaMetaForCausalLM:
             image_features: in their place, what `image_features` returned for them: an image that many questions are
                 asked about goes through the tower once.
             fast: "static", "graphs" (CUDA graphs) or "compile" (by Inductor as well) instead of transformers' loop: the
-                same greedy ids in fp32, sooner; the first call of a shape takes longer. By default what the loader was
-                told. Greedy and sampled answers only: if kwargs ask for more, transformers' loop runs, and a warning
-                says so.
+                same greedy ids in fp32, sooner; the first call of a shape takes longer. "off" is transformers' loop.
+                By default what the loader was told. Greedy and sampled answers only: if kwargs ask for more,
+                transformers' loop runs, and a warning says so. One call at a time: no threads.
             attention_mask: (B, T); if absent, runs of the pad token at either end of a row of a batch are padding.
             kwargs: as `transformers.GenerationMixin.generate`.
 
@@ -155,7 +160,7 @@ class LlavaMetaForCausalLM:
             attention_mask = infer_mask(input_ids, self.config.pad_token_id if pad is None else pad)
         if input_ids.ndim != 2:
             raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; expected (prompts, ids).")
-        engine = self._engine_for(fast or self.fast, kwargs)
+        engine, config = self._engine_for(self.fast if fast is None else fast, kwargs)
         device, input_ids = input_ids.device, input_ids.cpu()  # now: behind the tower's work a copy would wait for it
         if image_features is None:
             self._require_images(input_ids, images)
@@ -164,8 +169,7 @@ class LlavaMetaForCausalLM:
         side = "right" if engine else "left"
         spliced = self._splice(input_ids, attention_mask.cpu(), image_features, device=device, padding_side=side)
         if engine:
-            streamer = kwargs.pop("streamer", None)
-            return engine.generate(spliced.embeds, spliced.lengths, configure(self, kwargs)[0], streamer)
+            return engine.generate(spliced.embeds, spliced.lengths, config, kwargs.get("streamer"))
         return super().generate(inputs_embeds=spliced.embeds, attention_mask=spliced.mask, **kwargs)
 
     def engine(self, mode: str | None = None) -> Engine:
@@ -174,11 +178,12 @@ class LlavaMetaForCausalLM:
         Raises:
             ValueError: an unknown mode, or an attention kernel other than SDPA.
         """
-        mode = mode or self.fast or "static"
-        engine = self.__dict__.get(f"_{mode}_engine")
-        if engine is None:
-            engine = self.__dict__[f"_{mode}_engine"] = Engine(self, mode)
-        return engine
+        mode = mode or (self.fast if self.fast in MODES else "static")
+        engines = ENGINES.setdefault(self, {})
+        if mode not in engines:
+            engines[mode] = Engine(self, mode)
+        engines[mode].refresh()
+        return engines[mode]
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Projected tokens of crops: (B, 3, S, S) -> (B, N, C)."""
@@ -276,15 +281,15 @@ class LlavaMetaForCausalLM:
             if tower is not None and is_main_process:
                 tower.image_processor.save_pretrained(folder)
 
-    def _engine_for(self, fast: str | None, kwargs: dict) -> Engine | None:
-        """The engine, if it was asked for and can do what else `generate` was asked for."""
-        if fast is None:
-            return None
-        _, beyond = configure(self, {name: value for name, value in kwargs.items() if name != "streamer"})
+    def _engine_for(self, fast: str | None, kwargs: dict) -> tuple[Engine | None, GenerationConfig | None]:
+        """The engine and its settings, if it was asked for and can do what else `generate` was asked for."""
+        if fast in (None, OFF):
+            return None, None
+        config, beyond = configure(self, kwargs)
         if beyond:
             logger.warning("fast=%r cannot do %s: transformers' loop runs.", fast, ", ".join(sorted(beyond)))
-            return None
-        return self.engine(fast)
+            return None, None
+        return self.engine(fast), config
 
     def _project(self, tokens: Tensor) -> Tensor:
         embeddings = self.get_model().embed_tokens.weight  # says where to: parts that are offloaded have no device

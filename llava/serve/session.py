@@ -41,15 +41,17 @@ class ChatSession:
         computed: tokens that the last turn put through the language model, the answer's included.
 
     Raises:
-        ValueError: beams, which have no single past, or an attention kernel other than SDPA.
+        ValueError: beams or another setting that the engine cannot do, or an attention kernel other than SDPA.
     """
 
     def __init__(
         self, model, tokenizer, image_processor, decoding: Decoding | None = None, context_length: int | None = None
     ):
         self.decoding = decoding or Decoding()
-        if self.decoding.num_beams > 1:
-            raise ValueError(f"num_beams={self.decoding.num_beams}: a chat has no beams; choose 1.")
+        options = {"pad_token_id": tokenizer.pad_token_id, **self.decoding.options()}
+        self.config, beyond = configure(model, options)
+        if beyond:
+            raise ValueError(f"A chat cannot do {', '.join(sorted(beyond))}: only greedy or sampled answers.")
         self.model, self.tokenizer, self.image_processor = model, tokenizer, image_processor
         self.context_length = context_length or model.config.max_position_embeddings
         self.messages: list[tuple[str, str]] = []
@@ -121,26 +123,30 @@ class ChatSession:
 
     def answer(self, messages: list[tuple[str, str]], shown: list[Shown], wanted: list[int]) -> Iterator[str]:
         """Take the turn, and put down what is said as it is said: it may stop, or be taken back, at any piece."""
+        before = self.messages, self.images
         self.messages, self.images = messages, shown
         role, said = messages[-1][0], ""
-        for text in self.texts(wanted):
-            piece, said = text[len(said) :], text
-            messages[-1] = (role, said.replace(DEFAULT_IMAGE_TOKEN, ""))  # of a model that writes it; there is no image
-            yield piece
-            if self.messages is not messages:  # somebody went on without hearing this out
-                return
+        try:
+            for text in self.texts(wanted):
+                piece, said = text[len(said) :], text
+                messages[-1] = (role, said.replace(DEFAULT_IMAGE_TOKEN, "image"))  # of a model that writes it
+                yield piece
+                if self.messages is not messages:  # somebody went on without hearing this out
+                    return
+        except Exception:
+            self.messages, self.images = before
+            raise
 
     def texts(self, wanted: list[int]) -> Iterator[str]:
         """Compute what of `wanted` is new; yields the answer so far, longer each time."""
         shared = min(common_prefix(self.held, wanted), len(wanted) - 1)  # the last one's logits are needed
-        config, _ = configure(self.model, {"pad_token_id": self.tokenizer.pad_token_id, **self.decoding.options()})
-        limit = min(config.max_new_tokens, self.context_length - len(wanted))
+        limit = min(self.config.max_new_tokens, self.context_length - len(wanted))
         self.held = wanted[:shared]
         self.sequences.cache.set_counts([shared])
         logits = self.sequences.extend(self.embed(wanted[shared:])[None], [len(wanted) - shared])
         new: list[int] = []
         done = said = ""
-        for ids in self.sequences.tokens(logits, config, limit, rows=1):
+        for ids in self.sequences.tokens(logits, self.config, limit, rows=1):
             self.held = [*wanted, *new]
             self.computed = len(self.held) - shared
             new.append(int(ids))
@@ -156,9 +162,8 @@ class ChatSession:
     @torch.inference_mode()
     def embed(self, keys: list[int]) -> Tensor:
         """What the keys stand for, (T, C); of an image at their head, perhaps its last tokens only."""
-        table = self.model.get_input_embeddings()
-        ids = torch.tensor(keys, device=table.weight.device)
-        embeds = table(ids.clamp(min=0))
+        embeds = self.sequences.engine.embed([max(0, key) for key in keys])
+        ids = torch.tensor(keys, device=embeds.device)
         for image in self.images:
             if count := keys.count(image.key):
                 embeds[ids == image.key] = image.tokens[-count:].to(embeds)

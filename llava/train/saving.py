@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from llava.model.builder import copy_weights, refuse
 from llava.model.checkpoint import ADAPTER, NON_LORA, PROJECTOR, WEIGHTS, find, load_tensors, read_json
 from llava.tokenizer import save_tokenizer
-from llava.train.sharding import gathered
+from llava.train.sharding import collect, gathered
 
 
 def save(
@@ -28,12 +28,7 @@ def save(
         dtype: of the weights; by default each as it is trained.
         writes: whether this process does; the others help it to the weights that are cut into parts.
     """
-    state = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad or part == "full":
-            with gathered([parameter]):
-                if writes:
-                    state[name] = parameter.detach().to("cpu", copy=True)
+    state = collect(model, lambda name, parameter: parameter.requires_grad or part == "full", keep=writes)
     if not writes:
         return
     if dtype is not None:

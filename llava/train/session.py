@@ -1,5 +1,6 @@
 """The steps around the learning itself: what a run reads, how it is told apart from others, what it leaves."""
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,8 @@ from llava.train.saving import save
 from llava.train.sharding import gathered, is_first, wait_for_all
 from llava.train.trainer import LLaVATrainer, checkpoints, remove_unfinished
 from visionzip_patch import VisionZipConfig
+
+logger = logging.getLogger(__name__)
 
 RUN_FILE, RESULT_FILE = "run.json", "training.json"
 
@@ -184,6 +187,7 @@ def remove_partial(output: Path, training: TrainingArguments) -> None:
     if training.should_save:
         for path in checkpoints(output):
             if path.name not in complete:
+                logger.warning("Removing %s: other machines had not finished it.", path)
                 shutil.rmtree(path)
 
 

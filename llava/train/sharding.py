@@ -24,13 +24,13 @@ def gathered(parameters: Iterable[nn.Parameter], *, write: bool = False) -> Iter
         yield
 
 
-def collect(model: nn.Module, wanted: Callable[[str, nn.Parameter], bool]) -> dict[str, Tensor]:
-    """Copies on the CPU of the parameters that are wanted, one gathered at a time; empty but in the first process."""
+def collect(model: nn.Module, wanted: Callable[[str, nn.Parameter], bool], *, keep: bool) -> dict[str, Tensor]:
+    """Copies on the CPU of wanted parameters, one gathered at a time; empty where they are not to `keep`."""
     found = {}
     for name, parameter in model.named_parameters():
         if wanted(name, parameter):
             with gathered([parameter]):
-                if is_first():
+                if keep:
                     found[name] = parameter.detach().to("cpu", copy=True)
     return found
 

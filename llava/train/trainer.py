@@ -186,3 +186,5 @@ def remove_unfinished(folder: str | Path) -> None:
     """Delete what a killed run was about to save."""
     for path in Path(folder).glob(".saving-*"):
         shutil.rmtree(path)
+    for path in Path(folder).glob(".shared-*"):
+        path.unlink()

@@ -37,7 +37,6 @@ def bench(args: argparse.Namespace) -> int:
     """Measure what was asked for, one model after the other, and write it down after each; returns the exit status."""
     import torch  # torch and all: not before the flags are known to be right
 
-    from llava.eval.bench import report
     from llava.eval.bench.growth import double_processes
     from llava.eval.devices import measure_device
     from llava.eval.loading import device_of
@@ -45,6 +44,8 @@ def bench(args: argparse.Namespace) -> int:
     from llava.model.builder import read_config
     from llava.shard import ALONE
 
+    if args.checkpoint and (args.shape or args.layers):
+        raise ValueError("A checkpoint has a shape: leave --shape and --layers out, or the checkpoint.")
     if args.answer < 2:
         raise ValueError(f"--answer {args.answer}: a decoding step lies between two tokens; ask for 2 or more.")
     if args.checkpoint:
@@ -67,10 +68,10 @@ def bench(args: argparse.Namespace) -> int:
     for name, parts in plan_of(args, is_gpu).items():
         measure_model(args, name, parts, device, dtype, ceilings, results)
         gc.collect()
-        write(out, about, ceilings, results, report)
+        write(out, about, ceilings, results)
     if "growth" in args.parts and not is_gpu:
         results["growth"].append(double_processes())
-    text = write(out, about, ceilings, results, report)
+    text = write(out, about, ceilings, results)
     print(text)
     tell(f"\nWritten: {', '.join(str(path) for path in sorted(out.glob('bench*')))}")
     return 0
@@ -158,8 +159,10 @@ def default_budgets(shape) -> list[tuple[int, int]]:
     return [(27, 5), (54, 10), (108, 20)] if shape.crops > 1 else [(54, 10), (108, 20), (162, 30)]
 
 
-def write(out: Path, about: dict, ceilings, results: dict[str, list], report) -> str:
-    """Write bench.json, bench.md and bench.png, as far as there is something; returns the text."""
+def write(out: Path, about: dict, ceilings, results: dict[str, list]) -> str:
+    """Write bench.json, bench.md and charts, as far as there is something; returns the text."""
+    from llava.eval.bench import report
+
     sections = [f"{report.ceilings(ceilings)} {about['dtype']}, {about['date']}: `{about['command']}`"]
     for name in dict.fromkeys(row.shape for row in results["stages"]):
         rows = [row for row in results["stages"] if row.shape == name]

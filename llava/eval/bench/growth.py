@@ -44,11 +44,12 @@ def measure_growth(
     setting: Setting, tokenizer, budget: tuple[int, int], fast: str, decoding: Decoding, images: int
 ) -> list[Growth]:
     """All doublings that one process can see. `images` is the smaller number of them."""
+    load = partial(double_load, setting, tokenizer, budget, fast, decoding)
     doublings: list[Callable[[], Growth]] = [
         partial(double_tokens, setting, budget, fast),
         partial(double_batch, setting, budget, fast),
-        partial(double_load, setting, tokenizer, budget, fast, decoding, "images", [(images, 18), (2 * images, 18)]),
-        partial(double_load, setting, tokenizer, budget, fast, decoding, "questions", [(images, 9), (images, 18)]),
+        partial(load, what="images", sizes=[(images, 18), (2 * images, 18)]),
+        partial(load, what="questions", sizes=[(images, 9), (images, 18)]),
         partial(double_turns, setting, tokenizer, budget, fast, decoding),
     ]
     return [double() for double in tqdm(doublings, desc="growth", unit="doubling", dynamic_ncols=True)]
@@ -81,6 +82,7 @@ def double_load(
     budget: tuple[int, int],
     fast: str,
     decoding: Decoding,
+    *,
     what: str,
     sizes: list[tuple[int, int]],
 ) -> Growth:

@@ -1,7 +1,8 @@
 """Whole runs of questions: upstream's way, one after the other, against ours.
 
-Upstream's way is that of `model_vqa_loader` in LLaVA 1.2: a question at a time, for which the image is decoded,
-prepared and encoded again, then transformers' loop. Ours is `llava.eval.generate.answer_questions`.
+Upstream's way is that of `model_vqa_loader` in LLaVA 1.2: a question at a time, for which the image is decoded and
+prepared again, ahead of the model by up to four workers, and encoded again; then transformers' loop. Ours is
+`llava.eval.generate.answer_questions`.
 """
 
 import random
@@ -18,8 +19,9 @@ from tqdm import tqdm
 from llava.eval.bench.stages import Setting, Way
 from llava.eval.bench.timing import synchronize
 from llava.eval.generate import Decoding, answer_questions
-from llava.eval.pictures import read_picture
+from llava.eval.pictures import free_workers, read_pictures
 from llava.eval.questions import Question
+from llava.model.graphs import OFF
 
 SUFFIX = "\nAnswer the question using a single word or phrase."
 
@@ -45,6 +47,7 @@ class Run(NamedTuple):
     way: str
     images: int
     questions: int
+    timed: int  # questions that were timed; if fewer, `seconds` are those of all by proportion
     seconds: float
     same: float | None  # % of the answers that equal those of upstream's way with the same tokens
 
@@ -112,20 +115,17 @@ def compare_runs(
     runs = []
     for zipped in (None, budget):
         way = Way("all tokens" if zipped is None else f"{zipped[0]}+{zipped[1]}", zipped, fast)
+        counts = (load.images, len(load.questions))
         with way.on(setting.model):
             for _ in range(2):  # the first warms up
                 seconds, texts = timed(setting, partial(one_by_one, setting, tokenizer, load, loop))
-            expected = len(load.questions) / len(loop) * seconds
-            runs.append(row(setting, load, f"{way.name}, upstream's way", expected, None))
+            seconds *= len(load.questions) / len(loop)
+            runs.append(Run(load.name, setting.name, f"{way.name}, upstream's way", *counts, len(loop), seconds, None))
             for _ in range(2):
                 seconds, ours = timed(setting, partial(together, setting, tokenizer, load, batch_size, fast))
             same = 100 * sum(ours[key] == text for key, text in texts.items()) / len(texts)
-            runs.append(row(setting, load, f"{way.name}, ours", seconds, same))
+            runs.append(Run(load.name, setting.name, f"{way.name}, ours", *counts, counts[1], seconds, same))
     return runs
-
-
-def row(setting: Setting, load: Load, way: str, seconds: float, same: float | None) -> Run:
-    return Run(load.name, setting.name, way, load.images, len(load.questions), seconds, same)
 
 
 def timed(setting: Setting, function) -> tuple[float, dict[int, str]]:
@@ -140,8 +140,11 @@ def timed(setting: Setting, function) -> tuple[float, dict[int, str]]:
 def one_by_one(setting: Setting, tokenizer, load: Load, questions: Sequence[Question]) -> dict[int, str]:
     """Answers by row."""
     model, texts = setting.model, {}
-    for question in tqdm(questions, desc=f"{load.name}, upstream's way", unit="question", leave=False):
-        picture = read_picture(load.folder / question.image, setting.image_processor, model.config)
+    workers = min(4, free_workers(setting.device, len(load.questions)))
+    names = [question.image for question in questions]
+    pictures = read_pictures(names, load.folder, setting.image_processor, model.config, workers, batch_size=8)
+    shown = tqdm(questions, desc=f"{load.name}, upstream's way", unit="question", leave=False)
+    for question, picture in zip(shown, pictures, strict=True):
         ids = torch.tensor([load.decoding.ids(question.text, tokenizer, model.config)], device=setting.device)
         output = model.generate(
             ids,
@@ -150,6 +153,7 @@ def one_by_one(setting: Setting, tokenizer, load: Load, questions: Sequence[Ques
             attention_mask=torch.ones_like(ids),
             pad_token_id=tokenizer.pad_token_id,
             use_cache=True,
+            fast=OFF,
             **load.decoding.options(),
         )
         texts[question.row] = load.decoding.cut(tokenizer.decode(output[0], skip_special_tokens=True))

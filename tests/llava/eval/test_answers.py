@@ -207,7 +207,7 @@ def test_the_first_process_waits_for_the_others_and_hears_of_failures(path):
     def work(shard):
         answers = AnswerFile(path, QUESTIONS, SETTINGS, shard=shard)
         if shard.index == 0:
-            fill(answers, [0, 1, 2, 3])
+            fill(answers, [0, 1, 2, 3, 5])
             answers.refuse(QUESTIONS[4], "no image")
             assert answers.finish()
             refused = [(refusal.question.row, refusal.reason) for refusal in answers.refused]
@@ -215,7 +215,7 @@ def test_the_first_process_waits_for_the_others_and_hears_of_failures(path):
         else:
             time.sleep(0.3)
             answers.refuse(QUESTIONS[9], "broken image")
-            fill(answers, [5, 6, 7, 8])
+            fill(answers, [6, 7, 8])
             assert not answers.finish()
 
     assert exit_codes(in_processes(2, work)) == [0, 0]
@@ -276,7 +276,7 @@ def test_resumes_with_another_number_of_processes(path):
 
     def three(shard):
         answers = AnswerFile(path, QUESTIONS, SETTINGS, shard=shard)
-        assert [question.row for question in answers.todo] == [[2], [3, 4, 5], [6, 8, 9]][shard.index]
+        assert [question.row for question in answers.todo] == [[2], [3, 4, 5], [6, 8, 9]][shard.index]  # whole images
         fill(answers, [4])
 
     assert exit_codes(in_processes(2, two)) == [0, 0]

@@ -158,10 +158,10 @@ def test_loads_have_the_shape_of_the_benchmarks(tmp_path):
 
 def test_goals_say_what_was_met():
     runs = [
-        workload.Run("POPE-shaped", "m", "all tokens, upstream's way", 2, 36, 30.0, None),
-        workload.Run("POPE-shaped", "m", "all tokens, ours", 2, 36, 5.0, 100.0),
-        workload.Run("POPE-shaped", "m", "6+1, upstream's way", 2, 36, 20.0, None),
-        workload.Run("POPE-shaped", "m", "6+1, ours", 2, 36, 2.0, 100.0),
+        workload.Run("POPE-shaped", "m", "all tokens, upstream's way", 2, 36, 4, 30.0, None),
+        workload.Run("POPE-shaped", "m", "all tokens, ours", 2, 36, 36, 5.0, 100.0),
+        workload.Run("POPE-shaped", "m", "6+1, upstream's way", 2, 36, 4, 20.0, None),
+        workload.Run("POPE-shaped", "m", "6+1, ours", 2, 36, 36, 2.0, 100.0),
     ]
     turns = [growth.Growth("m", "turns of a chat", "turn", (10, 20), (1.0, 1.2))]
     goals = cells(report.goals_table([], runs, turns, is_gpu=False))

@@ -12,6 +12,7 @@ from llava.eval.answers import AnswerFile
 from llava.eval.generate import (
     CHUNK,
     SORT_WINDOW,
+    Answers,
     Decoding,
     answer_questions,
     even_batches,
@@ -23,6 +24,7 @@ from llava.eval.pictures import read_picture
 from llava.eval.questions import Question, missing_images, read_questions
 from llava.mm_utils import load_image, process_images, tokenizer_image_token
 from llava.model.engine import Engine
+from llava.serve.session import ChatSession
 from visionzip_patch import visionzip, zipped
 
 FOUR = Decoding(max_new_tokens=4)
@@ -43,7 +45,7 @@ def texts(answers) -> list[str]:
 def one_by_one(loaded, benchmark, **options) -> list[str]:
     """What transformers' loop answers to each question by itself."""
     tokenizer, model, image_processor = loaded
-    assert model.fast is None
+    assert model.fast in (None, "off")
     found = []
     for question in benchmark.questions:
         conversation = conv_templates["vicuna_v1"].copy()
@@ -119,6 +121,38 @@ def test_beams_go_the_plain_way(loaded, benchmark, tmp_path, no_sharing):
 def test_other_attention_kernels_go_the_plain_way(own, benchmark, tmp_path, no_sharing):
     eager = own(attn_implementation="eager")
     assert texts(run(eager, benchmark, tmp_path / "a.jsonl", decoding=FOUR)) == one_by_one(eager, benchmark)
+
+
+def test_transformers_loop_can_be_asked_for(own, benchmark, tmp_path, no_sharing):
+    loaded = own(fast="off")
+    assert texts(run(loaded, benchmark, tmp_path / "a.jsonl", decoding=FOUR)) == one_by_one(loaded, benchmark)
+
+
+@pytest.mark.filterwarnings("ignore:Passing `repetition_penalty` with `inputs_embeds`")
+def test_what_a_checkpoint_says_on_generation_counts(own, benchmark, tmp_path, no_sharing):
+    loaded = own()
+    loaded[1].generation_config.repetition_penalty = 3.0
+    answers = run(loaded, benchmark, tmp_path / "a.jsonl", decoding=FOUR, batch_size=1)
+    assert texts(answers) == one_by_one(loaded, benchmark)
+    with pytest.raises(ValueError, match="A chat cannot do repetition_penalty"):
+        ChatSession(loaded[1], *loaded[::2])
+
+
+def test_what_would_not_fit_is_not_shared(loaded, benchmark, tmp_path, forwards, monkeypatch):
+    monkeypatch.setattr("llava.eval.generate.SHARED_BYTES", 1000)
+    assert texts(run(loaded, benchmark, tmp_path / "a.jsonl", decoding=FOUR)) == one_by_one(loaded, benchmark)
+    assert sum(rows for rows, tokens in forwards if tokens > 576) == 12  # each prompt from its beginning
+
+
+def test_a_projector_of_another_type(own, benchmark, tmp_path):
+    """As tuning leaves it: in fp32 on a language model in half precision."""
+    loaded = own(dtype=torch.bfloat16)
+    loaded[1].get_model().mm_projector.float()
+    assert len(texts(run(loaded, benchmark, tmp_path / "a.jsonl", decoding=FOUR))) == 12
+
+
+def test_no_questions_no_answers(loaded):
+    assert generate_batch(loaded[1], loaded[0], [], [], FOUR) == Answers([], [])
 
 
 def test_rows_have_upstreams_fields(loaded, benchmark, tmp_path, read_rows):

@@ -1,17 +1,21 @@
 """The fast path gives the ids of transformers' own loop, whatever is asked; what it cannot do, that loop does."""
 
 import copy
+import gc
 import logging
+import weakref
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import GenerationConfig, GenerationMixin, StoppingCriteria
+from PIL import Image
+from transformers import GenerationConfig, GenerationMixin, StoppingCriteria, TextStreamer
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.engine import SPARE, Engine, bucket, configure
-from llava.model.graphs import MODES
+from llava.model.graphs import MODES, Graphs
+from llava.model.kv_cache import KVCache
 from visionzip_patch import visionzip, zipped
 
 IMG = IMAGE_TOKEN_INDEX
@@ -64,7 +68,7 @@ def same_as_plain(model, call, **options):
     for mode in EAGER:
         with only_the_engine():
             fast = model.generate(**call, fast=mode, **options)
-        assert fast.dtype == plain.dtype
+        assert (fast.dtype, fast.is_inference()) == (plain.dtype, False)
         assert fast.tolist() == plain.tolist(), mode
     return plain
 
@@ -202,7 +206,7 @@ def test_settings_of_the_checkpoint_count(tiny_llava):
     stop = ends(model, call)
     model.generation_config.update(eos_token_id=[stop], pad_token_id=3, max_new_tokens=9)
     assert same_as_plain(model, call).shape[1] <= 9
-    same_as_plain(model, call, generation_config=GenerationConfig(max_new_tokens=4, eos_token_id=stop, pad_token_id=0))
+    same_as_plain(model, call, generation_config=GenerationConfig(max_new_tokens=7))
     model.generation_config.update(do_sample=True, temperature=2.0, top_k=3)
     for options in ({}, {"do_sample": False, "temperature": None, "top_p": None}):
         drawn = []
@@ -252,7 +256,7 @@ def test_defaults_that_are_spelled_out_are_no_reason_to_go_the_plain_way(tiny_ll
 def test_an_unknown_mode_names_those_there_are(tiny_llava, checkpoint, mode):
     from llava.model.builder import load_pretrained_model
 
-    message = rf"fast='{mode}' is unknown; choose one of {', '.join(MODES)}, or None"
+    message = rf"fast='{mode}' is unknown; choose one of {', '.join(MODES)}, or off"
     with pytest.raises(ValueError, match=message):
         tiny_llava().generate(**batch(), fast=mode, max_new_tokens=2)
     with pytest.raises(ValueError, match=message):  # before anything is read
@@ -262,10 +266,25 @@ def test_an_unknown_mode_names_those_there_are(tiny_llava, checkpoint, mode):
 def test_other_attention_kernels_are_refused(tiny_llava, checkpoint):
     from llava.model.builder import load_pretrained_model
 
-    model = load_pretrained_model(checkpoint()[0], device="cpu", attn_implementation="eager")[1]
-    with pytest.raises(ValueError, match=r"fast='static' works with attention kernel 'sdpa', .* loaded with 'eager'"):
-        model.generate(**batch(), fast="static", max_new_tokens=2)
+    message = r"fast='static' works with attention kernel 'sdpa', but this model runs 'eager'"
+    folder = checkpoint()[0]
+    with pytest.raises(ValueError, match=message):
+        load_pretrained_model(folder, device="cpu", attn_implementation="eager", fast="static")
+    model = load_pretrained_model(folder, device="cpu", attn_implementation="eager", fast="off")[1]
     assert model.generate(**batch(), max_new_tokens=2).shape == (5, 2)
+    model = tiny_llava()
+    model.generate(**batch(), fast="static", max_new_tokens=2)
+    model.set_attn_implementation("eager")
+    with pytest.raises(ValueError, match=message):
+        model.generate(**batch(), fast="static", max_new_tokens=2)
+
+
+def test_off_is_transformers_loop(tiny_llava, monkeypatch):
+    model = tiny_llava()
+    model.fast = "static"
+    expected = model.generate(**batch(), do_sample=False, max_new_tokens=5)
+    monkeypatch.setattr(Engine, "generate", lambda *args: pytest.fail("the engine was asked"))
+    assert model.generate(**batch(), do_sample=False, max_new_tokens=5, fast="off").tolist() == expected.tolist()
 
 
 def test_the_loader_sets_what_generate_does_by_default(checkpoint, monkeypatch):
@@ -284,14 +303,27 @@ def test_the_loader_sets_what_generate_does_by_default(checkpoint, monkeypatch):
         asked.clear()
 
 
-def test_a_streamer_gets_the_ids(tiny_llava):
-    model, call, put = tiny_llava(), {"inputs": prompt(9, 1, 2)[None], "images": pixels(1)}, []
-    streamer = SimpleNamespace(put=put.append, end=lambda: put.append("end"))
-    for mode in EAGER:
-        put.clear()
-        answer = model.generate(**call, do_sample=False, max_new_tokens=5, fast=mode, streamer=streamer)
-        assert put.pop() == "end"
-        assert [ids.tolist() for ids in put] == [[token] for token in answer[0].tolist()]
+class Collect(TextStreamer):
+    """Keeps what it would print."""
+
+    def __init__(self, tokenizer):
+        super().__init__(tokenizer, skip_prompt=True)
+        self.texts = []
+
+    def on_finalized_text(self, text, stream_end=False):
+        self.texts.append(text)
+
+
+def test_a_streamer_is_used_as_transformers_does(tiny_llava):
+    model, call = tiny_llava(), {"inputs": prompt(9, 1, 2)[None], "images": pixels(1)}
+    tokenizer = SimpleNamespace(decode=lambda ids, **options: " ".join(map(str, ids)) + "\n")
+    texts = []
+    for fast in ("off", *EAGER):
+        streamer = Collect(tokenizer)
+        answer = model.generate(**call, do_sample=False, max_new_tokens=5, fast=fast, streamer=streamer)
+        texts.append("".join(streamer.texts).split())
+        assert texts[-1] == [str(token) for token in answer[0].tolist()]
+    assert texts[0] == texts[1] == texts[2]
 
 
 def test_it_leaves_no_trace_in_the_model(tiny_llava, tmp_path):
@@ -332,6 +364,136 @@ def test_image_features_are_the_models_own(tiny_llava, mode, budget, changes):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
     for found, copies in results:  # later calls have written over none of them
         assert all(torch.equal(one, other) for one, other in zip(found, copies, strict=True))
+
+
+def test_other_forms_of_images_go_to_the_model(tiny_llava):
+    model = tiny_llava()
+    with torch.no_grad():
+        features = [model.get_vision_tower().features(pixels(2))]
+        expected = model.image_features(features, None)
+    assert torch.equal(model.engine("graphs").image_features(features, None)[0], expected[0])
+    image = [Image.new("RGB", (20, 20))]
+    for encoder in (model, model.engine("graphs")):
+        with pytest.raises((TypeError, ValueError), match="process_images"):
+            encoder.image_features(image, None)
+
+
+@pytest.mark.parametrize(("length", "new", "mode"), [(600, 5, "graphs"), (200, 300, "graphs"), (200, 300, "static")])
+def test_the_same_request_again_needs_nothing_new(tiny_llava, monkeypatch, length, new, mode):
+    model, call = tiny_llava(), {"inputs": prompt(length, 1)[None]}
+    made, prepared = [], []
+    original = KVCache.__init__
+    monkeypatch.setattr(KVCache, "__init__", lambda self, *args: made.append(args) or original(self, *args))
+    prepare = Graphs.prepare
+    monkeypatch.setattr(Graphs, "prepare", lambda self, *args: prepared.append(args) or prepare(self, *args))
+    for expected in (1, 1, 1):
+        model.generate(**call, do_sample=False, max_new_tokens=new, eos_token_id=None, fast=mode)
+        assert len(made) == expected
+    count = len(prepared)
+    model.generate(**call, do_sample=False, max_new_tokens=new, eos_token_id=None, fast=mode)
+    assert len(prepared) == count
+
+
+def test_weights_of_another_type_are_noticed(tiny_llava):
+    model, call = tiny_llava(), batch()
+    same_as_plain(model, call, max_new_tokens=3)
+    model.to(torch.bfloat16)
+    call["images"] = call["images"].bfloat16()
+    assert model.generate(**call, fast="static", do_sample=False, max_new_tokens=3).shape == (5, 3)
+    model.float()
+    call["images"] = call["images"].float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        same_as_plain(model, call, max_new_tokens=1)
+
+
+def test_a_model_can_be_freed(tiny_llava):
+    model = tiny_llava()
+    same_as_plain(model, batch(), max_new_tokens=2)
+    gone = weakref.ref(model)
+    gc.disable()
+    try:
+        del model
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_what_comes_back_may_be_overwritten(tiny_llava, monkeypatch):
+    """As by a CUDA graph: fixed inputs, and one output for all calls."""
+
+    def prepare(self, function, inputs):
+        kept = [tensor.clone() for tensor in inputs]
+        output = function(*kept)
+
+        def call(*inputs):
+            for to, tensor in zip(kept, inputs, strict=True):
+                to.copy_(tensor)
+            for to, tensor in zip(tensors_of(output), tensors_of(function(*kept)), strict=True):
+                to.copy_(tensor)
+            return output
+
+        return call
+
+    monkeypatch.setattr(Graphs, "prepare", prepare)
+    model = tiny_llava()
+    for _ in range(2):
+        same_as_plain(model, batch(), max_new_tokens=8)
+
+
+def tensors_of(output):
+    return [output] if isinstance(output, torch.Tensor) else [part for part in output if isinstance(part, torch.Tensor)]
+
+
+@pytest.mark.parametrize("limit_is_hit", [False, True])
+def test_what_cannot_be_compiled_runs_as_it_is(tiny_llava, monkeypatch, caplog, limit_is_hit):
+    def refuse(*args):
+        raise torch._dynamo.exc.FailOnRecompileLimitHit("too many") if limit_is_hit else RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: refuse)
+    model, call = tiny_llava(), batch()
+    expected = model.generate(**call, do_sample=False, max_new_tokens=5)
+    answer = model.generate(**call, do_sample=False, max_new_tokens=5, fast="compile")
+    assert answer.tolist() == expected.tolist()
+    assert "cannot be compiled" in caplog.text
+
+
+@pytest.mark.slow
+def test_compiled_by_inductor(tiny_llava):
+    model, call = tiny_llava(), batch()
+    expected = model.generate(**call, do_sample=False, max_new_tokens=5, eos_token_id=None)
+    for _ in range(2):
+        answer = model.generate(**call, do_sample=False, max_new_tokens=5, eos_token_id=None, fast="compile")
+        assert answer.tolist() == expected.tolist()
+    assert 2 <= len(model.engine("compile").times) <= 4  # tower, prompt, steps
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["graphs", "compile"])
+def test_cuda_graphs(tiny_llava, mode):
+    model, call = tiny_llava().cuda(), {name: value.cuda() for name, value in batch().items()}
+    options = {"do_sample": False, "max_new_tokens": SPARE + 20, "eos_token_id": None}  # the cache grows on the way
+    expected = model.generate(**call, **options)
+    for _ in range(2):
+        assert model.generate(**call, **options, fast=mode).tolist() == expected.tolist()
+    engine = model.engine(mode)
+    assert engine.tower_graphs.can_capture
+    assert all(graphs.can_capture for _, graphs in engine.caches)
+    prepared = len(engine.times)
+    model.generate(**call, **options, fast=mode)
+    assert len(engine.times) == prepared
+
+
+@pytest.mark.gpu
+def test_what_cannot_be_captured_runs_as_it_is(caplog):
+    def waits(numbers):
+        return numbers * numbers.sum().item()
+
+    numbers, graphs = torch.arange(4.0, device="cuda"), Graphs("graphs")
+    stream = torch.cuda.current_stream()
+    for _ in range(2):
+        assert graphs.run("key", waits, numbers).tolist() == [0, 6, 12, 18]
+    assert torch.cuda.current_stream() == stream
+    assert "No CUDA graphs from here on" in caplog.text
 
 
 def test_settings_are_read_without_changing_them(tiny_llava):

@@ -4,10 +4,11 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from llava.model import engine as engine_module
-from llava.model.kv_cache import Extension, KVCache
+from llava.model.kv_cache import Extension, KVCache, cache_bytes
 
 MODES = ("static", "graphs")  # "graphs" pads lengths, on a CPU too
 FAMILIES = {"llama": {}, "mistral": {"sliding_window": 7}, "qwen": {}}
@@ -135,12 +136,54 @@ def test_memory_serves_the_next_request(engine, monkeypatch):
     assert [cache.rows for cache, _ in engine.caches] == [2, 1]  # the last that fit; all others are freed
 
 
-def test_memory_comes_back_after_an_error(engine):
+def test_memory_is_not_used_again_after_an_error(engine):
     with pytest.raises(RuntimeError), engine.open_cache(2, 64) as first:
         first.extend(torch.zeros(2, 3, 7), [3, 3])  # of another width
     with engine.open_cache(2, 64) as second:
-        assert second.cache is first.cache
+        assert second.cache is not first.cache
         close_to(second.extend(*embed(engine, *TEXT[:2])), logits_of(engine, *TEXT[:2]))
+
+
+def test_memory_that_runs_out_while_growing_changes_nothing(engine, monkeypatch):
+    """Neither what is held nor what the next request gets."""
+    pad, calls = nn.functional.pad, []
+
+    def failing(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError
+        return pad(*args)
+
+    with engine.open_cache(2, 8) as sequences:
+        sequences.extend(*embed(engine, *TEXT[:2, :8]))
+        with monkeypatch.context() as patch:
+            patch.setattr(nn.functional, "pad", failing)
+            with pytest.raises(torch.OutOfMemoryError):
+                sequences.reserve(1000)
+        logits = sequences.extend(*embed(engine, *TEXT[:2, 8:20]))
+        close_to(logits, logits_of(engine, *TEXT[:2, :20]))
+
+
+def test_idle_memory_makes_room_for_new(engine, monkeypatch):
+    for rows in (1, 2, 3):
+        with engine.open_cache(rows, 128):
+            pass
+    sizes = {cache.rows: cache.nbytes for cache, _ in engine.caches}
+    assert sizes == {rows: cache_bytes(engine.decoder, rows, 128) for rows in (1, 2, 3)}
+    monkeypatch.setattr(engine_module, "KEPT_BYTES", sum(sizes.values()) + sizes[1])
+    seen, original = [], KVCache.__init__
+
+    def fails_once(self, *args):
+        seen.append([cache.rows for cache, _ in engine.caches])
+        if len(seen) == 2:
+            raise torch.OutOfMemoryError
+        original(self, *args)
+
+    monkeypatch.setattr(KVCache, "__init__", fails_once)
+    with engine.open_cache(2, 256):  # 4 rows of 128
+        assert seen == [[3]]
+    with engine.open_cache(1, 128):
+        assert seen[1:] == [[2], []]
 
 
 def test_a_spoiled_request_does_not_spoil_the_next(engine):

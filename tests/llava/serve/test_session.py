@@ -249,7 +249,7 @@ def test_a_model_that_writes_image_shows_none(chat, afresh, says, monkeypatch):
     assert "".join(session.ask("What is it?")) == "see <image>!"
     monkeypatch.undo()
     turns = [*texts(session), "Why?"]
-    assert turns[1] == "see !"
+    assert turns[1] == "see image!"
     assert "".join(session.ask("Why?")) == afresh(turns, [], max_new_tokens=30)
 
 
@@ -279,8 +279,23 @@ def test_what_has_no_single_past_is_refused(loaded, model_folder):
     from llava.model.builder import load_pretrained_model
 
     tokenizer, model, image_processor = loaded
-    with pytest.raises(ValueError, match="num_beams=2: a chat has no beams"):
+    with pytest.raises(ValueError, match="A chat cannot do num_beams"):
         ChatSession(model, tokenizer, image_processor, Decoding(num_beams=2))
     model = load_pretrained_model(model_folder, device="cpu", attn_implementation="eager")[1]
-    with pytest.raises(ValueError, match="'sdpa', but this model was loaded with 'eager'"):
+    with pytest.raises(ValueError, match="'sdpa', but this model runs 'eager'"):
         ChatSession(model, tokenizer, image_processor)
+
+
+def test_a_turn_that_fails_is_not_taken(chat, monkeypatch):
+    session = chat()
+    said = "".join(session.ask("What is it?"))
+    with monkeypatch.context() as patch:
+        patch.setattr(type(session.sequences), "extend", fail)
+        with pytest.raises(torch.OutOfMemoryError):
+            list(session.ask("Why?"))
+    assert texts(session) == ["What is it?", said]
+    assert "".join(session.ask("Why?"))
+
+
+def fail(*args):
+    raise torch.OutOfMemoryError
