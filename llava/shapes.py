@@ -54,6 +54,13 @@ class Shape(NamedTuple):
         return self.select_layer if self.select_layer >= 0 else self.tower_layers + 1 + self.select_layer
 
     @property
+    def budgets(self) -> list[tuple[int, int]]:
+        """Dominant and contextual tokens of a crop, the smallest first: the paper's, less where a tower is small."""
+        if self.patches < 12**2:
+            return [(6, 1), (14, 2)]
+        return [(27, 5), (54, 10), (108, 20)] if self.crops > 1 else [(54, 10), (108, 20), (162, 30)]
+
+    @property
     def tower_parameters(self) -> int:
         """Also of layers that never run; of SigLIP, with the pooling head that its published models have."""
         hidden, wide = self.tower_hidden, self.tower_intermediate

@@ -271,21 +271,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     name, shape = find_shape(args.model)
-    budget = (args.dominant, args.contextual)
+    dominant, contextual = shape.budgets[0]
+    dominant = dominant if args.dominant is None else args.dominant
+    contextual = contextual if args.contextual is None else args.contextual
+    budget = (dominant, contextual)
     if sum(budget) > shape.tower_length:
         from visionzip_patch.selection import check_budget  # imports torch
 
         check_budget(*budget, shape.tower_length)
     limits, speeds, dtype, source = find_device(args.device, args.dtype)
     request = Request(args.text, args.answer, args.batch, DTYPE_BYTES[dtype])
-    tokens, few = args.tokens_per_image or shape.crops * shape.patches, shape.crops * sum(budget)
+    tokens, few = args.all_tokens or shape.crops * shape.patches, shape.crops * sum(budget)
+    if tokens < few:
+        raise ValueError(f"--all-tokens {tokens} is fewer than VisionZip keeps of an image: {few}.")
     full = stages(shape, request, tokens, growing=not args.graphs)
     zipped = stages(shape, request, few, budget, growing=not args.graphs)
     loop = "with a fixed cache and CUDA graphs" if args.graphs else "by transformers' loop"
     print(
         f"{name} in {dtype} on {limits.name}, {loop}; batch {args.batch}, {args.text} tokens of text, an answer of "
-        f"{args.answer}.\nVisual tokens of an image: {tokens:,} → {few:,} ({shape.crops} × ({args.dominant} + "
-        f"{args.contextual})).\n{source}\n\n{to_markdown(full, zipped, limits, speeds, launches=not args.graphs)}"
+        f"{args.answer}.\nVisual tokens of an image: {tokens:,} → {few:,} ({shape.crops} × ({dominant} + "
+        f"{contextual})).\n{source}\n\n{to_markdown(full, zipped, limits, speeds, launches=not args.graphs)}"
     )
     return 0
 
@@ -333,9 +338,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     names = ", ".join(SHAPES)
     add("--model", default="llava-next-7b", metavar="NAME", help=f"{names}, or a checkpoint (default: llava-next-7b)")
-    add("--dominant", type=positive, default=54, metavar="D", help="tokens kept of a crop (default: 54)")
-    add("--contextual", type=whole, default=10, metavar="C", help="tokens merged from the rest (default: 10)")
-    add("--tokens-per-image", type=positive, metavar="N", help="without VisionZip (default: all patches of all crops)")
+    add("--dominant", type=positive, metavar="D", help="tokens kept of a crop (default: the paper's smallest budget)")
+    add("--contextual", type=whole, metavar="C", help="tokens merged from the rest (default: the same)")
+    add(
+        "--all-tokens", type=positive, metavar="N", help="of an image without VisionZip (default: patches of all crops)"
+    )
     add("--text", type=positive, default=60, metavar="N", help="tokens of the prompt beside the image (default: 60)")
     add("--answer", type=positive, default=16, metavar="N", help="new tokens (default: 16)")
     add("--batch", type=positive, default=1, metavar="N", help="requests at a time (default: 1)")

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.conversation import SeparatorStyle, conv_templates
 from llava.eval.answers import AnswerFile
-from llava.eval.pictures import Picture, free_workers, read_pictures
+from llava.eval.pictures import Picture, free_workers, lost_workers, read_pictures
 from llava.eval.questions import Question, by_image
 from llava.mm_utils import tokenizer_image_token
 from llava.model.engine import Engine, configure
@@ -62,7 +62,7 @@ class Decoding:
         for name in ("max_new_tokens", "num_beams"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1.")
-        if self.temperature < 0:
+        if not self.temperature >= 0:  # nor nan
             raise ValueError(f"temperature={self.temperature}: must be 0 (greedy) or more.")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p}: must be above 0 and at most 1.")
@@ -258,6 +258,7 @@ def answer_questions(
     workers = free_workers(model.device, len(names)) if num_workers is None else num_workers
     pictures = read_pictures(names, image_folder, image_processor, model.config, workers, batch_size)
     with (
+        lost_workers(),
         closing(pictures),  # at an error too: workers end now
         tqdm(total=len(questions), desc=progress, unit="question", disable=progress is None, dynamic_ncols=True) as bar,
     ):

@@ -1,7 +1,11 @@
 """Images from files to what a model takes, prepared ahead of it by worker processes."""
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from llava.mm_utils import load_image, process_images
 
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 WORTH_A_WORKER = 16  # images: for fewer, starting a process costs more than it saves
 
 
@@ -52,12 +57,14 @@ def read_pictures(
         num_workers: processes that prepare images, 0 for none but this.
         batch_size: images that are used together.
     """
+    num_workers = min(num_workers, len(names))
     loader = DataLoader(
         PictureFiles(names, Path(folder), image_processor, config),
         batch_size=None,
         num_workers=num_workers,
         prefetch_factor=-(-batch_size // num_workers) if num_workers else None,
         collate_fn=unchanged,
+        worker_init_fn=begin_worker,
     )
     for found in loader:
         yield found if isinstance(found, str) else Picture(torch.from_numpy(found[0]), found[1])
@@ -82,3 +89,26 @@ class PictureFiles(Dataset):
 
 def unchanged(item):
     return item
+
+
+def begin_worker(number: int) -> None:
+    """Let the main process decide when a worker ends; nothing else may keep it or end it."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C goes to all, and a worker that ends by itself waits for its pipe
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # else it outlives a main process that is killed
+
+
+@contextmanager
+def lost_workers() -> Iterator[None]:
+    """Say what it means when a worker was killed, which torch reports wherever the main process happens to be."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ValueError(
+            "A process that prepares images was killed, usually for lack of memory. What was done is kept: run the "
+            "same again with fewer --num-workers; 0 prepares images in the main process."
+        ) from error

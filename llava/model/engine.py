@@ -54,6 +54,8 @@ class Engine:
         if mode != "static" and len({parameter.device for parameter in model.parameters()}) > 1:
             logger.warning("fast=%r needs a model on one device; this one is on several: 'static' it is.", mode)
             mode = "static"
+        if mode == "graphs" and next(model.parameters()).device.type != "cuda":
+            logger.warning("fast='graphs': there are no CUDA graphs without a GPU; steps run as they are.")
         self._model, self.mode = weakref.ref(model), mode
         self.times: list[float] = []
         self.tower_graphs = Graphs(mode, self.times)

@@ -51,6 +51,8 @@ class Graphs:
         if self.mode == "static":
             return function(*inputs)
         if key not in self.prepared:
+            if self.mode == "compile" and not self.times:
+                logger.warning("Compiling. Every new length of prompt or answer takes up to a minute once.")
             start = time.perf_counter()
             self.prepared[key] = self.prepare(function, inputs)
             self.times.append(time.perf_counter() - start)
@@ -59,7 +61,15 @@ class Graphs:
 
     def prepare(self, function: Callable, inputs: tuple[Tensor, ...]) -> Callable:
         if self.mode == "compile":
-            function = compiled(function, inputs)
+            try:
+                function = compiled(function, inputs)
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
+                self.mode = "static"
+                why = str(error).partition("\n")[0]
+                logger.warning("%s cannot be compiled, and runs as it is: %s", function_name(function), why)
+                return function
         device = inputs[0].device
         if device.type != "cuda" or not self.can_capture:
             return function
@@ -71,7 +81,8 @@ class Graphs:
                 raise
             except RuntimeError as error:
                 self.can_capture = False
-                logger.warning("No CUDA graphs from here on, as %s allows none: %s", function_name(function), error)
+                why = str(error).partition("\n")[0]
+                logger.warning("No CUDA graphs from here on, as %s allows none: %s", function_name(function), why)
                 return function
             finally:
                 torch.cuda.set_stream(stream)  # a capture that fails leaves its own
@@ -97,16 +108,10 @@ class Graphs:
 
 
 def compiled(function: Callable, inputs: tuple[Tensor, ...]) -> Callable:
-    """`function` as Inductor makes it, or itself where Inductor cannot."""
+    """`function` as Inductor makes it for inputs of these shapes."""
     faster = torch.compile(function, dynamic=False, fullgraph=True)
-    try:
-        with torch._dynamo.config.patch(recompile_limit=SHAPES, accumulated_recompile_limit=SHAPES):
-            faster(*inputs)
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
-        logger.warning("%s cannot be compiled, and runs as it is: %s", function_name(function), error)
-        return function
+    with torch._dynamo.config.patch(recompile_limit=SHAPES, accumulated_recompile_limit=SHAPES):
+        faster(*inputs)
     return faster
 
 

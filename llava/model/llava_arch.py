@@ -155,11 +155,11 @@ class LlavaMetaForCausalLM:
             kwargs.setdefault("max_length", None)  # old generation configs set it, and transformers warns of both
         if "inputs_embeds" in kwargs:
             raise ValueError("generate() makes inputs_embeds from input_ids and images; pass those.")
+        if input_ids.ndim != 2:
+            raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; expected (prompts, ids).")
         if attention_mask is None:
             pad = kwargs.get("pad_token_id", self.generation_config.pad_token_id)
             attention_mask = infer_mask(input_ids, self.config.pad_token_id if pad is None else pad)
-        if input_ids.ndim != 2:
-            raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; expected (prompts, ids).")
         engine, config = self._engine_for(self.fast if fast is None else fast, kwargs)
         device, input_ids = input_ids.device, input_ids.cpu()  # now: behind the tower's work a copy would wait for it
         if image_features is None:
@@ -178,7 +178,8 @@ class LlavaMetaForCausalLM:
         Raises:
             ValueError: an unknown mode, or an attention kernel other than SDPA.
         """
-        mode = mode or (self.fast if self.fast in MODES else "static")
+        if mode is None:
+            mode = self.fast if self.fast in MODES else "static"
         engines = ENGINES.setdefault(self, {})
         if mode not in engines:
             engines[mode] = Engine(self, mode)

@@ -53,7 +53,7 @@ class ChatSession:
         if beyond:
             raise ValueError(f"A chat cannot do {', '.join(sorted(beyond))}: only greedy or sampled answers.")
         self.model, self.tokenizer, self.image_processor = model, tokenizer, image_processor
-        self.context_length = context_length or model.config.max_position_embeddings
+        self.context_length = model.config.max_position_embeddings if context_length is None else context_length
         self.messages: list[tuple[str, str]] = []
         self.images: list[Shown] = []
         self.last_key = 0
@@ -64,15 +64,21 @@ class ChatSession:
     def ask(self, text: str, images: Sequence[Image.Image] = ()) -> Iterator[str]:
         """Take a turn; yields the answer in pieces as it comes. Whoever stops listening stops the answer.
 
+        The turn is taken when its first piece is asked for.
+
         Args:
             text: what the user says.
             images: shown before the text.
 
         Raises:
-            ValueError: the conversation would not fit the context, the text holds <image>, or the session is closed.
+            ValueError: the conversation would not fit the context, the text holds <image>, the session is closed, or
+                another turn was taken before this one's first piece.
         """
-        if not self.sequences.is_open:
-            raise ValueError("This session is closed: begin another.")
+        if not isinstance(text, str) or isinstance(images, Image.Image | str):
+            raise ValueError("ask() takes a text, and a list of PIL images.")
+        if wrong := [type(image).__name__ for image in images if not isinstance(image, Image.Image)]:
+            raise ValueError(f"An image is given as {wrong[0]}: open it with PIL.Image.open.")
+        self.require_open()
         if DEFAULT_IMAGE_TOKEN in text:
             raise ValueError(f"The text holds {DEFAULT_IMAGE_TOKEN!r}, which stands for an image: pass it as `images`.")
         marker = DEFAULT_IMAGE_TOKEN
@@ -87,7 +93,7 @@ class ChatSession:
                 f"The conversation has {len(wanted)} tokens, and this model's context is {self.context_length}: "
                 f"take back turns, or reset."
             )
-        return self.answer([*messages, (assistant, "")], shown, wanted)
+        return self.answer(self.messages, [*messages, (assistant, "")], shown, wanted)
 
     def undo(self) -> None:
         """Take back the last question, its images and its answer."""
@@ -102,8 +108,18 @@ class ChatSession:
         self.messages, self.images = [], []
 
     def close(self) -> None:
-        """Give the cache's memory back to the model's engine."""
+        """Give the cache's memory back to the model's engine. The end of a `with` block does so too."""
         self.sequences.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def require_open(self) -> None:
+        if not self.sequences.is_open:
+            raise ValueError("This session is closed: begin another.")
 
     @torch.inference_mode()
     def encode(self, image: Image.Image) -> Shown:
@@ -121,9 +137,14 @@ class ChatSession:
         spread = ([image.key] * len(image.tokens) for image in shown)
         return [key for token in ids for key in (next(spread) if token == IMAGE_TOKEN_INDEX else [token])]
 
-    def answer(self, messages: list[tuple[str, str]], shown: list[Shown], wanted: list[int]) -> Iterator[str]:
+    def answer(
+        self, known: list[tuple[str, str]], messages: list[tuple[str, str]], shown: list[Shown], wanted: list[int]
+    ) -> Iterator[str]:
         """Take the turn, and put down what is said as it is said: it may stop, or be taken back, at any piece."""
+        self.require_open()
         before = self.messages, self.images
+        if self.messages is not known:
+            raise ValueError("Another turn was taken, or taken back, since this question was asked: ask it again.")
         self.messages, self.images = messages, shown
         role, said = messages[-1][0], ""
         try:
@@ -131,7 +152,9 @@ class ChatSession:
                 piece, said = text[len(said) :], text
                 messages[-1] = (role, said.replace(DEFAULT_IMAGE_TOKEN, "image"))  # of a model that writes it
                 yield piece
-                if self.messages is not messages:  # somebody went on without hearing this out
+                if (
+                    self.messages is not messages or not self.sequences.is_open
+                ):  # somebody went on without hearing this out
                     return
         except Exception:
             self.messages, self.images = before

@@ -27,7 +27,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from llava.eval.pictures import Picture, free_workers, read_pictures
+from llava.eval.pictures import Picture, free_workers, lost_workers, read_pictures
 from llava.files import make_folder, write_json
 from llava.model.anyres import VisionFeatures, parse_pinpoints
 from llava.shard import current_shard
@@ -256,6 +256,7 @@ def build_cache(
     ready: list[tuple[Record, VisionFeatures]] = []  # the shard to be
     hidden = progress is None or shard.index > 0
     with (
+        lost_workers(),
         closing(pictures),
         tqdm(total=len(missing), desc=progress, unit="image", disable=hidden, dynamic_ncols=True) as bar,
     ):

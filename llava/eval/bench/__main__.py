@@ -25,7 +25,6 @@ GPU_PLAN = {  # what is measured on which model unless models are named
 }
 CPU_PLAN = {"tiny": ("stages", "workload"), EMBEDDED: ("workload", "growth")}
 QUICK_PLAN = {"tiny": ("stages",), EMBEDDED: ("workload", "growth")}
-SMALL_TOWER = 12  # patches a side: below, budgets of real towers do not fit
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +40,7 @@ def bench(args: argparse.Namespace) -> int:
     from llava.eval.devices import measure_device
     from llava.eval.loading import device_of
     from llava.eval.results import versions
-    from llava.model.builder import read_config
+    from llava.shapes import find_shape
     from llava.shard import ALONE
 
     if args.checkpoint and (args.shape or args.layers):
@@ -49,7 +48,7 @@ def bench(args: argparse.Namespace) -> int:
     if args.answer < 2:
         raise ValueError(f"--answer {args.answer}: a decoding step lies between two tokens; ask for 2 or more.")
     if args.checkpoint:
-        read_config(args.checkpoint)  # before anything is measured
+        find_shape(args.checkpoint)  # before anything is measured
     device = torch.device(device_of(args.device, ALONE))
     is_gpu = device.type == "cuda"
     dtype = getattr(torch, args.dtype or ("bfloat16" if is_gpu else "float32"))
@@ -96,7 +95,7 @@ def measure_model(args, name: str, parts: Sequence[str], device, dtype, ceilings
     from llava.eval.generate import Decoding
 
     setting, tokenizer = open_model(args, name, device, dtype)
-    budgets = args.budgets or default_budgets(setting.shape)
+    budgets = args.budgets or setting.shape.budgets
     is_gpu = device.type == "cuda"
     fast = args.fast or ["graphs" if is_gpu else "static"]
     batches = args.batch_sizes or ([1] if args.quick else [1, 4, 16] if is_gpu else [1, 4])
@@ -152,18 +151,11 @@ def open_model(args: argparse.Namespace, name: str, device, dtype) -> tuple:
     return Setting(label, model, processor, shape, device, dtype, args.text, args.answer, args.patience), tokenizer
 
 
-def default_budgets(shape) -> list[tuple[int, int]]:
-    """The paper's, the smallest first; of a small tower a ninth and a quarter of its patches."""
-    if shape.patches < SMALL_TOWER**2:
-        return [(6, 1), (14, 2)]
-    return [(27, 5), (54, 10), (108, 20)] if shape.crops > 1 else [(54, 10), (108, 20), (162, 30)]
-
-
 def write(out: Path, about: dict, ceilings, results: dict[str, list]) -> str:
     """Write bench.json, bench.md and charts, as far as there is something; returns the text."""
     from llava.eval.bench import report
 
-    sections = [f"{report.ceilings(ceilings)} {about['dtype']}, {about['date']}: `{about['command']}`"]
+    sections = [f"{report.ceilings(ceilings)} {about['dtype']}, {about['date']}: `{about['command']}`", report.LEGEND]
     for name in dict.fromkeys(row.shape for row in results["stages"]):
         rows = [row for row in results["stages"] if row.shape == name]
         sections += [f"## {name}: a request, ms", report.stages_table(rows)]
@@ -196,6 +188,13 @@ def budget(text: str) -> tuple[int, int]:
     if not (plus and dominant.isdecimal() and contextual.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is no budget; write 54+10 for 54 dominant and 10 contextual tokens")
     return int(dominant), int(contextual)
+
+
+def seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: must be 0 or more")
+    return value
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -232,7 +231,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add(
         "--patience",
-        type=float,
+        type=seconds,
         default=10,
         metavar="S",
         help="seconds for a stage in all ways and batches, if three rounds are done (default: 10)",

@@ -12,6 +12,9 @@ from llava.tables import figure, to_table
 
 COLUMNS = ("tower", "select + merge", "project", "prefill")  # drawn one on the other, decoding on top
 FAILED = "out of memory"
+LEGEND = """All tokens, or kept + merged tokens of a crop; "published" with the tower as in VisionZip's published code.
+Without another word in transformers' loop; static, graphs, compile: `fast=`. Memory is what a request takes beside the
+weights. "Limit": the least time there can be, of each operation its arithmetic or its weights at the speeds above."""
 
 
 def ceilings(device: Device) -> str:
@@ -49,7 +52,7 @@ def work_table(rows: Iterable[Measured]) -> str:
         if not failed(row):
             peak = figure(row.stages["answer"].peak / 1e6) if row.stages["answer"].peak is not None else ""
             ratios = [figure(row.stages["first token"].seconds / first.limit), figure(row.per_token / step.limit)]
-        prepared = figure(row.prepared) if row.prepared else "–"
+        prepared = figure(row.prepared) if row.prepared > 0.001 else "–"
         lines.append([row.way, str(row.batch), peak, *work, *ratios, prepared])
     return to_table(lines)
 

@@ -261,6 +261,7 @@ class Request:
             attention_mask=torch.ones_like(self.ids),
             max_new_tokens=new,
             do_sample=False,
+            eos_token_id=None,  # as many tokens in every way
             pad_token_id=0,
             fast=self.way.fast,
             **options,

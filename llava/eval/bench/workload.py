@@ -174,7 +174,7 @@ def together(setting: Setting, tokenizer, load: Load, batch_size: int, fast: str
             answers,
             decoding=load.decoding,
             batch_size=batch_size,
-            progress=f"{load.name}, ours",
+            progress=None,
         )
     finally:
         setting.model.fast = None

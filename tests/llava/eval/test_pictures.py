@@ -2,7 +2,10 @@
 
 import multiprocessing
 import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from llava.eval.pictures import WORTH_A_WORKER, Picture, free_workers, read_picture, read_pictures
+from llava.eval.pictures import WORTH_A_WORKER, Picture, free_workers, lost_workers, read_picture, read_pictures
 from llava.mm_utils import load_image, process_images
 
 PAD = SimpleNamespace(image_aspect_ratio="pad")
@@ -102,3 +105,44 @@ def test_workers_take_the_cores_that_are_free(monkeypatch):
 
 def test_no_images_are_no_work(tmp_path, image_processor):
     assert list(read_pictures([], tmp_path, image_processor, PAD)) == []
+
+
+def test_a_lost_worker_is_explained():
+    with pytest.raises(ValueError, match="was killed, usually for lack of memory"), lost_workers():
+        raise RuntimeError("DataLoader worker (pid 17) is killed by signal: Killed.")
+    with pytest.raises(RuntimeError, match="other"), lost_workers():
+        raise RuntimeError("other")
+
+
+def test_workers_outlive_neither_the_main_process_nor_leave_before_it(files, tmp_path):
+    """Ctrl-C reaches them too, and they wait for what the main process decides."""
+    names = files(40)
+    program = (
+        "import os, signal, sys, time, multiprocessing\n"
+        "from types import SimpleNamespace\n"
+        "from llava.eval.pictures import read_pictures\n"
+        "from transformers import CLIPImageProcessorPil\n"
+        f"pictures = read_pictures({names!r}, {str(tmp_path)!r}, CLIPImageProcessorPil(),"
+        " SimpleNamespace(image_aspect_ratio='pad'), 2)\n"
+        "next(pictures)\n"
+        "workers = multiprocessing.active_children()\n"
+        "for worker in workers: os.kill(worker.pid, signal.SIGINT)\n"
+        "time.sleep(0.3)\n"
+        "print(*(worker.pid for worker in workers if worker.is_alive()), flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) == 2, done.stderr
+    if sys.platform == "linux":
+        deadline = time.monotonic() + 10
+        while any(is_running(pid) for pid in pids) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not any(is_running(pid) for pid in pids)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False

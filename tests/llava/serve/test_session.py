@@ -299,3 +299,34 @@ def test_a_turn_that_fails_is_not_taken(chat, monkeypatch):
 
 def fail(*args):
     raise torch.OutOfMemoryError
+
+
+def test_an_answer_ends_with_its_session(chat):
+    session = chat(max_new_tokens=10)
+    stream = session.ask("What is it?")
+    next(stream)
+    session.close()
+    assert list(stream) == []
+    late = chat()
+    stream = late.ask("What is it?")
+    with late:
+        pass
+    with pytest.raises(ValueError, match="closed"):
+        next(stream)
+
+
+def test_a_question_that_was_asked_before_another_turn_is_refused(chat):
+    session = chat()
+    early, late = session.ask("What is it?"), session.ask("Why?")
+    said = "".join(early)
+    with pytest.raises(ValueError, match="Another turn was taken"):
+        next(late)
+    assert texts(session) == ["What is it?", said]
+
+
+@pytest.mark.parametrize(("text", "images"), [(b"What?", []), ("What?", "a.png"), ("What?", ["a.png"])])
+def test_what_is_no_text_or_image_is_refused(chat, text, images):
+    session = chat()
+    with pytest.raises(ValueError, match="PIL"):
+        session.ask(text, images)
+    assert session.messages == []
