@@ -9,8 +9,8 @@ from llava.eval import cost
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs/PERFORMANCE.md").read_text(encoding="utf-8")
-MEASURED = re.findall(r"<!-- (docs/\S+\.md): ?(.*?) -->\n(.*?)\n?<!-- / -->", TEXT, re.DOTALL)
-CALCULATED = re.findall(r"<!-- python -m llava\.eval\.cost (.*?) -->\n(.*?)\n?<!-- / -->", TEXT, re.DOTALL)
+MEASURED = re.findall(r"<!-- (docs/\S+\.md):([^\n]*) -->\n(.*?)\n?<!-- / -->", TEXT, re.DOTALL)
+CALCULATED = re.findall(r"<!-- python -m llava\.eval\.cost ([^\n]*) -->\n(.*?)\n?<!-- / -->", TEXT, re.DOTALL)
 
 
 def section(path: Path, title: str) -> str:
@@ -27,7 +27,7 @@ def test_something_is_compared():
 
 @pytest.mark.parametrize(("name", "title", "shown"), MEASURED, ids=[f"{name} {title}" for name, title, _ in MEASURED])
 def test_measured_figures(name, title, shown):
-    assert shown.strip() == section(ROOT / name, title)
+    assert shown.strip() == section(ROOT / name, title.strip())
 
 
 @pytest.mark.parametrize(("arguments", "shown"), CALCULATED, ids=[arguments for arguments, _ in CALCULATED])
