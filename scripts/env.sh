@@ -31,6 +31,7 @@ help_if_asked() {
   esac
 }
 
+# shellcheck disable=SC2120  # extras: scripts that need some pass their names
 setup_env() {
   export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}
   if [[ -n ${PYTHON:-} ]]; then
@@ -188,4 +189,17 @@ visible_gpus() {
   else
     { nvidia-smi -L 2>/dev/null || true; } | grep -c '^GPU ' || true
   fi
+}
+
+# What the script of a benchmark does.
+run_benchmark() {
+  local task=$1
+  shift
+  help_if_asked "$@"
+  if [[ ${1:-} == --all-options ]]; then
+    NPROC=1
+    set -- --help
+  fi
+  setup_env
+  launch llava.eval.run "$task" "$@"
 }

@@ -95,7 +95,7 @@ def meta_file(path: Path) -> Path:
 def part_of(questions: Sequence[Question], shard: Shard) -> Iterator[Question]:
     """Those that a process answers: about as many as each other does, and all about an image."""
     before = 0
-    for group in by_image(questions).values():
+    for group in by_image(questions):
         middle = before + len(group) / 2
         if int(middle * shard.count / len(questions)) == shard.index:
             yield from group

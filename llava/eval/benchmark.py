@@ -11,11 +11,12 @@ import torch
 from llava.cli import QUESTIONS_REFUSED, quiet, tell
 from llava.eval.answers import AnswerFile, describe_settings, meta_file, process_group
 from llava.eval.cli import choose_data, require_images
+from llava.eval.data import Data
 from llava.eval.generate import Decoding, answer_and_merge
 from llava.eval.loading import describe_device, device_of, load, use_one_thread
-from llava.eval.questions import Question, read_questions
+from llava.eval.questions import Question
 from llava.eval.results import budget_name, print_report, summarize
-from llava.eval.tasks import EMBEDDED_CHECKPOINT, TASKS, Data, Task, playground
+from llava.eval.tasks import EMBEDDED_CHECKPOINT, TASKS, Task, playground
 from llava.files import write_json
 from llava.mm_utils import get_model_name_from_path
 from llava.model.anyres import parse_pinpoints
@@ -82,6 +83,11 @@ def run_benchmark(args: argparse.Namespace) -> int:
 
 def choose_budgets(args: argparse.Namespace, checkpoint: str, config, tower) -> list[VisionZipConfig | None]:
     """The budgets to run, the main one last; None stands for all tokens."""
+    if args.budgets is not None:
+        budgets = listed_budgets(args)
+        for budget in filter(None, budgets):
+            VisionZip(budget, tower).tokens(most_crops(config, tower))
+        return budgets
     asked, carried = asked_budget(args), tower.reducer and tower.reducer.config
     if asked is None and carried:
         asked = replace(carried, merge=args.merge or carried.merge)
@@ -121,6 +127,30 @@ def asked_budget(args: argparse.Namespace) -> VisionZipConfig | None:
     return VisionZipConfig(*counts, merge=merge)
 
 
+def listed_budgets(args: argparse.Namespace) -> list[VisionZipConfig | None]:
+    """Those of --budgets, in its order."""
+    others = ("dominant", "contextual", "tokens_per_image", "answers_file")
+    if given := [f"--{name.replace('_', '-')}" for name in others if getattr(args, name) is not None]:
+        raise ValueError(f"--budgets names all budgets of a run; leave {', '.join(given)} out.")
+    budgets, merge = [], args.merge or "sum"
+    for text in args.budgets.split(","):
+        counts = text.strip().split("+")
+        if text.strip() == "full":
+            budgets.append(None)
+        elif not all(count.isdecimal() for count in counts) or len(counts) > 2:
+            raise ValueError(
+                f"--budgets {args.budgets}: {text.strip()!r} is no budget. Write full, a number of tokens per image "
+                f"like 192, or kept + merged tokens of a crop like 54+10, with commas between."
+            )
+        elif len(counts) == 1:
+            budgets.append(VisionZipConfig(tokens_per_image=int(text), merge=merge))
+        else:
+            budgets.append(VisionZipConfig(*map(int, counts), merge=merge))
+    if len(set(budgets)) < len(budgets):
+        raise ValueError(f"--budgets {args.budgets} names a budget twice.")
+    return budgets
+
+
 def choose_paths(args: argparse.Namespace, checkpoint: str, budgets: list[VisionZipConfig | None]) -> list[Path]:
     """Where each budget's answers go; with --answers-file the full-token ones get a name beside it."""
     if args.answers_file:
@@ -135,7 +165,7 @@ def choose_paths(args: argparse.Namespace, checkpoint: str, budgets: list[Vision
 def prepare(args: argparse.Namespace, checkpoint: str, data: Data, tower) -> Run:
     """Read and check everything that takes no model."""
     task, shard = TASKS[args.task], current_shard()
-    questions = read_questions(data.question_file, args.limit)
+    questions = task.read(data.question_file, args.limit)
     require_annotations(task, data, questions)
     decoding = Decoding(args.conv_mode, args.max_new_tokens or task.max_new_tokens)
     automatic = "float16" if device_of(args.device, ALONE).startswith("cuda") else "float32"
@@ -180,7 +210,7 @@ def require_annotations(task: Task, data: Data, questions: list[Question]) -> No
     """Score empty answers: an annotation that is broken or belongs to other questions shows before the work is done."""
     rows = [{"question_id": q.question_id, "prompt": q.text, "text": ""} for q in questions]
     with quiet():
-        task.metric(data.annotation_file, rows)
+        task.metric(data, rows)
 
 
 def open_variant(run: Run, budget: VisionZipConfig | None, path: Path) -> Variant:

@@ -5,13 +5,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from llava.cli import positive
+from llava.eval.data import Data
 from llava.eval.questions import Question, missing_images
-from llava.eval.tasks import Data, Task, playground
+from llava.eval.tasks import TASKS, Task, playground
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("data (default: LLaVA's layout under playground/data)").add_argument
-    add("--question-file", metavar="FILE", help="JSONL with question_id, image, text")
+    add("--question-file", metavar="FILE", help="JSONL with question_id, image, text; or the benchmark's own form")
     add("--image-folder", metavar="DIR", help="what `image` is relative to")
     add("--annotation-file", metavar="FILE", help="the true answers")
     add("--limit", type=positive, metavar="N", help="only the first N questions")
@@ -20,14 +21,18 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
 def choose_data(args: argparse.Namespace, task: Task) -> Data:
     """The files to use, all of which exist, for the options of `add_data_options`."""
     default = task.data if args.checkpoint else task.embedded
+    if default is None:
+        embedded = ", ".join(name for name, other in TASKS.items() if other.embedded)
+        raise ValueError(f"{task.name} has no embedded data: name a CHECKPOINT, or try one of {embedded}.")
+    default = default.below(playground())
     names = ("question_file", "image_folder", "annotation_file")
-    paths = [Path(getattr(args, name) or playground() / getattr(default, name)) for name in names]
-    if missing := [path for path in paths if not path.exists()]:
+    data = Data(*(Path(getattr(args, name) or getattr(default, name)) for name in names), fetch=default.fetch)
+    if missing := data.missing():
         raise ValueError(
-            f"{task.name} needs files that are not there: {', '.join(map(str, missing))}. {default.how_to_fetch()}\n"
+            f"{task.name} needs files that are not there: {', '.join(map(str, missing))}. {data.how_to_fetch()}\n"
             f"Or name other places with --question-file, --image-folder and --annotation-file."
         )
-    return Data(*paths, fetch=default.fetch)
+    return data
 
 
 def require_images(questions: Iterable[Question], question_file: str | Path, folder: str | Path, ways_out: str) -> None:

@@ -67,19 +67,19 @@ class Decoding:
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p}: must be above 0 and at most 1.")
 
-    def prompt(self, question: str, use_start_end: bool = False) -> str:
-        """The whole prompt for a question about one image; `use_start_end` is the model's `mm_use_im_start_end`."""
+    def prompt(self, question: str, use_start_end: bool = False, has_image: bool = True) -> str:
+        """The whole prompt for a question about one image, or none; `use_start_end` is `mm_use_im_start_end`."""
         image = DEFAULT_IMAGE_TOKEN
         if use_start_end:
             image = DEFAULT_IM_START_TOKEN + image + DEFAULT_IM_END_TOKEN
         conversation = conv_templates[self.conv_mode].copy()
-        conversation.append_message(conversation.roles[0], f"{image}\n{question}")
+        conversation.append_message(conversation.roles[0], f"{image}\n{question}" if has_image else question)
         conversation.append_message(conversation.roles[1], None)
         return conversation.get_prompt()
 
-    def ids(self, question: str, tokenizer, config) -> list[int]:
-        """The same as ids, with one IMAGE_TOKEN_INDEX."""
-        prompt = self.prompt(question, getattr(config, "mm_use_im_start_end", False))
+    def ids(self, question: str, tokenizer, config, has_image: bool = True) -> list[int]:
+        """The same as ids, with one IMAGE_TOKEN_INDEX where there is an image."""
+        prompt = self.prompt(question, getattr(config, "mm_use_im_start_end", False), has_image)
         return tokenizer_image_token(prompt, tokenizer, IMAGE_TOKEN_INDEX)
 
     @property
@@ -123,9 +123,9 @@ class Answers(NamedTuple):
 
 
 def generate_batch(
-    model, tokenizer, questions: Sequence[str], pictures: Sequence[Picture], decoding: Decoding
+    model, tokenizer, questions: Sequence[str], pictures: Sequence[Picture | None], decoding: Decoding
 ) -> Answers:
-    """Answer B questions, each about its own picture. A picture given for several of them is read once."""
+    """Answer B questions, each about its own picture or none. A picture given for several of them is read once."""
     if not questions:
         return Answers([], [])
     ((_, answers),) = generate_batches(model, tokenizer, questions, pictures, decoding, len(questions))
@@ -134,9 +134,10 @@ def generate_batch(
 
 @torch.inference_mode()
 def generate_batches(
-    model, tokenizer, questions: Sequence[str], pictures: Sequence[Picture], decoding: Decoding, batch_size: int
+    model, tokenizer, questions: Sequence[str], pictures: Sequence[Picture | None], decoding: Decoding, batch_size: int
 ) -> Iterator[tuple[list[int], Answers]]:
-    """Answer questions, each about its own picture, at most `batch_size` at a time, of similar length together.
+    """Answer questions, each about its own picture or none, at most `batch_size` at a time, those of similar length
+    together.
 
     A picture that several questions share goes once through the tower, and, with the system prompt before it, once
     through the language model. Greedy answers are those of `model.generate` one by one, in fp32.
@@ -144,10 +145,13 @@ def generate_batches(
     Yields:
         Which of the questions a batch held, and the answers to them.
     """
-    prompts = [decoding.ids(question, tokenizer, model.config) for question in questions]
-    distinct = {id(picture): picture for picture in pictures}
+    prompts = [
+        decoding.ids(question, tokenizer, model.config, has_image=picture is not None)
+        for question, picture in zip(questions, pictures, strict=True)
+    ]
+    distinct = {id(picture): picture for picture in pictures if picture is not None}
     place = {key: i for i, key in enumerate(distinct)}
-    image_of = [place[id(picture)] for picture in pictures]
+    image_of = [place.get(id(picture)) for picture in pictures]
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     options = {"pad_token_id": padding, "use_cache": True, **decoding.options()}
     config, beyond = configure(model, options)
@@ -157,7 +161,7 @@ def generate_batches(
 
     def answers(batch: list[int], output: Tensor) -> tuple[list[int], Answers]:
         texts = [decoding.cut(text) for text in tokenizer.batch_decode(output, skip_special_tokens=True)]
-        return batch, Answers(texts, [len(features[image_of[i]]) for i in batch])
+        return batch, Answers(texts, [0 if image_of[i] is None else len(features[image_of[i]]) for i in batch])
 
     batches = even_batches(sorted(range(len(prompts)), key=lambda i: len(prompts[i])), batch_size)
     if engine and len(distinct) < len(prompts) and can_share(engine, prompts, features):
@@ -175,7 +179,7 @@ def generate_batches(
         input_ids, mask = pad_left([prompts[i] for i in batch], padding)
         output = model.generate(
             input_ids.to(model.device),
-            image_features=[features[image_of[i]] for i in batch],
+            image_features=[features[image_of[i]] for i in batch if image_of[i] is not None],
             attention_mask=mask.to(model.device),
             fast=engine.mode if engine else OFF,
             **options,
@@ -184,13 +188,15 @@ def generate_batches(
 
 
 def can_share(engine: Engine, prompts: list[list[int]], features: list[Tensor]) -> bool:
-    """Whether what prompts begin with can be computed once: it has to fit beside a batch, and no prompt may be one that
-    will be cut or refused."""
+    """Whether what prompts begin with can be computed once: all have an image, what is kept fits beside a batch, and no
+    prompt will be cut or refused."""
+    if {ids.count(IMAGE_TOKEN_INDEX) for ids in prompts} != {1}:
+        return False
     limit = getattr(engine.model.config, "tokenizer_model_max_length", None)
     longest = max(map(len, features))
     fits = limit is None or max(map(len, prompts)) - 1 + longest <= limit
     heads = cache_bytes(engine.decoder, len(features), prompts[0].index(IMAGE_TOKEN_INDEX) + longest)
-    return fits and heads <= SHARED_BYTES and {ids.count(IMAGE_TOKEN_INDEX) for ids in prompts} == {1}
+    return fits and heads <= SHARED_BYTES
 
 
 def encode(encoder, pictures: Sequence[Picture]) -> list[Tensor]:
@@ -263,8 +269,8 @@ def answer_questions(
         tqdm(total=len(questions), desc=progress, unit="question", disable=progress is None, dynamic_ncols=True) as bar,
     ):
         for chunk in chunks:
-            found = {name: next(pictures) for name in chunk.images}
-            asked = [question for question in chunk.questions if isinstance(found[question.image], Picture)]
+            found = {None: None, **{name: next(pictures) for name in chunk.images}}
+            asked = [question for question in chunk.questions if not isinstance(found[question.image], str)]
             for question in chunk.questions:
                 if isinstance(reason := found[question.image], str):
                     answers.refuse(question, reason)
@@ -299,29 +305,31 @@ def answer_and_merge(answers: AnswerFile, loaded: tuple | None, image_folder: st
 
 def make_chunks(questions: Sequence[Question], batch_size: int) -> list[Chunk]:
     """Share questions out into chunks of whole images: at most `batch_size` of these, with enough questions for several
-    batches where images have many.
+    batches where images have many. Questions without an image come last.
 
     Sorted by length only within a window, so that a run goes through the questions roughly in order.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: must be at least 1.")
     chunks: list[Chunk] = []
-    for window in windows(by_image(questions), SORT_WINDOW * batch_size):
-        window.sort(key=lambda group: max(len(question.text) for question in group))
+    groups = sorted(by_image(questions), key=lambda group: group[0].image is None)  # keeps the order otherwise
+    for window in windows(groups, SORT_WINDOW * batch_size):
+        window.sort(key=lambda group: (group[0].image is None, max(len(question.text) for question in group)))
         start = len(chunks)
         for group in window:
-            last = chunks[-1] if len(chunks) > start else None
-            if last is None or len(last.images) >= batch_size or len(last.questions) >= CHUNK * batch_size:
+            image, last = group[0].image, chunks[-1] if len(chunks) > start else None
+            is_full = last and (len(last.images) >= batch_size or len(last.questions) >= CHUNK * batch_size)
+            if last is None or is_full or bool(last.images) != (image is not None):
                 chunks.append(last := Chunk([], []))
-            last.images.append(group[0].image)
+            last.images.extend([image] if image is not None else [])
             last.questions.extend(group)
     return chunks
 
 
-def windows(groups: dict[str, list[Question]], size: int) -> Iterator[list[list[Question]]]:
+def windows(groups: Sequence[list[Question]], size: int) -> Iterator[list[list[Question]]]:
     """Groups in order, as many at a time as together hold `size` questions."""
     window, held = [], 0
-    for group in groups.values():
+    for group in groups:
         window.append(group)
         held += len(group)
         if held >= size:

@@ -6,7 +6,8 @@ from importlib.metadata import version
 
 from llava.cli import quiet
 from llava.eval.answers import AnswerFile
-from llava.eval.tasks import Data, Task
+from llava.eval.data import Data
+from llava.eval.tasks import Task
 from llava.files import read_json
 from llava.tables import to_table
 from visionzip_patch import VisionZipConfig
@@ -23,15 +24,16 @@ def budget_name(budget: VisionZipConfig | None) -> str:
 
 
 def summarize(task: Task, data: Data, budget: VisionZipConfig | None, answers: AnswerFile, timing: dict | None) -> dict:
-    """The result as it is saved beside the answers. Scores are in % of the answered questions."""
+    """The result as it is saved beside the answers. Scores are of the answered questions."""
     rows = [answers.rows[row] for row in sorted(answers.rows)]
     with quiet():  # how many are answered is said below
-        scores = task.metric(data.annotation_file, rows) if rows else None
+        scores = task.metric(data, rows) if rows else None
     tokens = [row["metadata"]["image_tokens"] for row in rows]
     spread = {"mean": sum(tokens) / len(tokens), "min": min(tokens), "max": max(tokens)} if rows else None
     return {
         "budget": budget_name(budget),
         "scores": scores,
+        "unit": task.unit,
         "questions": len(answers.questions),
         "answered": len(rows),
         "skipped": [
@@ -56,7 +58,14 @@ def versions() -> dict[str, str]:
 def print_report(results: Sequence[dict]) -> None:
     """A table of all results, and below it what was left out."""
     names = list(next((result["scores"] for result in results if result["scores"]), {}))
-    head = ["budget", "tokens per image", *(f"{name} %" for name in names), "answered", "seconds", "answers"]
+    head = [
+        "budget",
+        "tokens per image",
+        *(f"{name} {results[0]['unit']}" for name in names),
+        "answered",
+        "seconds",
+        "answers",
+    ]
     lines = [head]
     for result in results:
         scores = [f"{result['scores'][name]:.2f}" if result["scores"] else "-" for name in names]

@@ -27,12 +27,12 @@ def run(args: argparse.Namespace) -> int:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m llava.eval.run",
-        usage="%(prog)s {textvqa} [CHECKPOINT] [--dominant D --contextual C] [option ...]; --help lists them",
+        usage="%(prog)s TASK [CHECKPOINT] [--dominant D --contextual C] [option ...]; --help lists them",
         description="Answer the questions of a benchmark with a LLaVA checkpoint and score them. "
         "An interrupted run goes on with the same command; one of the embedded model starts again.",
         epilog=EXIT_STATUSES,
     )
-    parser.add_argument("task", choices=sorted(TASKS), help="benchmark")
+    parser.add_argument("task", choices=sorted(TASKS), metavar="TASK", help=f"one of {', '.join(TASKS)}")
     parser.add_argument("checkpoint", nargs="?", help="folder or hub id; without it, the embedded model and data")
     parser.add_argument("--model-base", help="language model that a projector-only or LoRA checkpoint goes on")
     parser.add_argument("--skip-bad", action="store_true", help="leave out, and count, questions with unusable images")
@@ -44,6 +44,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--contextual", type=int, metavar="C", help="tokens merged from the rest of each crop; 0 drops the rest")
     add("--tokens-per-image", type=int, metavar="N", help="instead of these two: tokens over all crops of an image")
     add("--merge", choices=("sum", "mean"), help="as the published code (sum, default) or the paper's text (mean)")
+    add("--budgets", metavar="LIST", help="several, one after the other: full,192,128,64 per image, or 54+10 per crop")
     add("--compare-full", action="store_true", help="run with all tokens too, for a row of the same table")
 
     add_data_options(parser)

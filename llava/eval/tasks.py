@@ -1,36 +1,20 @@
 """The benchmarks, one row each: where the data lies, how to ask, how to score.
 
-To add one: a row in `TASKS`, and a file in `llava/eval/metrics/` if no metric there fits.
+To add one: a row in `TASKS`, a function in `scores`, and a file in `llava/eval/metrics/` if no metric there fits.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llava.eval import eval_textvqa
+from llava.eval import scores
+from llava.eval.data import Data
+from llava.eval.questions import Question, read_questions, read_scienceqa, read_vizwiz, read_vqav2
 
 SOURCE_ROOT = Path(__file__).resolve().parents[2]
 EMBEDDED_CHECKPOINT = "checkpoints/llava-signs"  # relative to playground/
-
-
-@dataclass(frozen=True)
-class Data:
-    """Where the questions, images and true answers of a benchmark lie.
-
-    Args:
-        question_file: JSONL with `question_id`, `image` and `text`.
-        image_folder: what `image` is relative to.
-        annotation_file: the true answers.
-        fetch: how to get them, one step per line; shown when a file is missing.
-    """
-
-    question_file: Path
-    image_folder: Path
-    annotation_file: Path
-    fetch: tuple[str, ...] = ()
-
-    def how_to_fetch(self) -> str:
-        return "Fetch\n" + "\n".join(f"  {step}" for step in self.fetch)
+SHORT = "\nAnswer the question using a single word or phrase."
+LETTER = "\nAnswer with the option's letter from the given choices directly."
 
 
 @dataclass(frozen=True)
@@ -40,25 +24,41 @@ class Task:
     Args:
         name: what the user types.
         data: its files, relative to playground/.
-        embedded: a small stand-in for them that comes with the project, for the embedded model.
-        metric: annotation file and answers -> scores by name, each in %; ValueError if the answers are not to the
-            annotation's questions.
+        metric: files and answers -> scores by name; ValueError if they do not belong together.
         headline: which of the scores stands for all of them where there is place for one.
+        embedded: a small stand-in for the files that comes with the project, for the embedded model, if there is one.
+        read: question file, and how many at most -> questions.
         max_new_tokens: longest answer, in tokens.
         prompt_suffix: put after every question, where the question file leaves the instruction out.
+        unit: of the scores.
     """
 
     name: str
     data: Data
-    embedded: Data
-    metric: Callable[[Path, Sequence[Mapping]], dict[str, float]]
+    metric: Callable[[Data, Sequence[Mapping]], dict[str, float]]
     headline: str
+    embedded: Data | None = None
+    read: Callable[[Path, int | None], list[Question]] = read_questions
     max_new_tokens: int = 128
     prompt_suffix: str = ""
+    unit: str = "%"
 
 
-def score_textvqa(annotation_file: Path, rows: Sequence[Mapping]) -> dict[str, float]:
-    return {"accuracy": 100 * eval_textvqa.evaluate(annotation_file, rows).accuracy}
+def files(folder: str, questions: str, images: str, annotation: str, *fetch: str) -> Data:
+    """Files below data/eval/`folder`, which LLaVA's eval.zip makes; `fetch` says how to get the others."""
+    root = Path("data/eval") / folder
+    zipped = (
+        "questions: LLaVA's eval.zip, unpacked to playground/data/eval: "
+        "https://drive.google.com/file/d/1atZSBBrAX54yYpxtVVW33zFvcnaHeFPy/view"
+    )
+    return Data(root / questions, root / images, root / annotation, fetch=(zipped, *fetch))
+
+
+def signs(questions: str, annotation: str) -> Data:
+    """The embedded pictures, and questions about them."""
+    root = Path("data/eval/signs")
+    fetch = "these files come with the project: restore playground/data/eval/signs from its repository"
+    return Data(root / questions, root / "train_images", root / annotation, fetch=(fetch,))
 
 
 TASKS = {
@@ -66,26 +66,107 @@ TASKS = {
     for task in (
         Task(
             name="textvqa",
+            data=files(
+                *("textvqa", "llava_textvqa_val_v051_ocr.jsonl", "train_images", "TextVQA_0.5.1_val.json"),
+                "answers, to playground/data/eval/textvqa: "
+                "https://dl.fbaipublicfiles.com/textvqa/data/TextVQA_0.5.1_val.json",
+                "images, unpacked to playground/data/eval/textvqa (makes train_images): "
+                "https://dl.fbaipublicfiles.com/textvqa/images/train_val_images.zip",
+            ),
+            embedded=signs("llava_textvqa_val_v051_ocr.jsonl", "TextVQA_0.5.1_val.json"),
+            metric=scores.score_textvqa,
+            headline="accuracy",
+        ),
+        Task(
+            name="pope",
+            data=files(
+                *("pope", "llava_pope_test.jsonl", "val2014", "coco"),
+                "answers, coco_pope_{random,popular,adversarial}.json to playground/data/eval/pope/coco: "
+                "https://github.com/AoiDragon/POPE/tree/main/output/coco",
+                "images, unpacked to playground/data/eval/pope (makes val2014): "
+                "http://images.cocodataset.org/zips/val2014.zip",
+            ),
+            embedded=signs("llava_pope_test.jsonl", "coco"),
+            metric=scores.score_pope,
+            headline="F1",
+        ),
+        Task(
+            name="gqa",
+            data=files(
+                *("gqa", "llava_gqa_testdev_balanced.jsonl", "data/images", "data/testdev_balanced_questions.json"),
+                "answers and images, questions and images unpacked to playground/data/eval/gqa/data: "
+                "https://cs.stanford.edu/people/dorarad/gqa/download.html",
+            ),
+            metric=scores.score_gqa,
+            headline="accuracy",
+        ),
+        Task(
+            name="mme",
+            data=files(
+                *("MME", "llava_mme.jsonl", "MME_Benchmark_release_version", "MME_Benchmark_release_version"),
+                "images with answers, unpacked to playground/data/eval/MME (makes MME_Benchmark_release_version): "
+                "https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models/tree/Evaluation",
+            ),
+            metric=scores.score_mme,
+            headline="total",
+            unit="points",
+        ),
+        Task(
+            name="scienceqa",
+            data=files(
+                *("scienceqa", "llava_test_CQM-A.json", "images/test", "problems.json"),
+                "answers, problems.json and pid_splits.json to playground/data/eval/scienceqa: "
+                "https://github.com/lupantech/ScienceQA/tree/main/data/scienceqa",
+                "images, unpacked to playground/data/eval/scienceqa/images (makes test): "
+                "https://github.com/lupantech/ScienceQA",
+            ),
+            metric=scores.score_scienceqa,
+            headline="accuracy with image",
+            read=read_scienceqa,
+            prompt_suffix=LETTER,
+        ),
+        Task(
+            name="vqav2",
             data=Data(
-                question_file=Path("data/eval/textvqa/llava_textvqa_val_v051_ocr.jsonl"),
-                image_folder=Path("data/eval/textvqa/train_images"),
-                annotation_file=Path("data/eval/textvqa/TextVQA_0.5.1_val.json"),
+                Path("data/eval/vqav2/v2_OpenEnded_mscoco_val2014_questions.json"),
+                Path("data/eval/vqav2/val2014"),
+                Path("data/eval/vqav2/v2_mscoco_val2014_annotations.json"),
                 fetch=(
-                    "questions: LLaVA's eval.zip, unpacked to playground/data/eval: "
-                    "https://drive.google.com/file/d/1atZSBBrAX54yYpxtVVW33zFvcnaHeFPy/view",
-                    "answers, to playground/data/eval/textvqa: "
-                    "https://dl.fbaipublicfiles.com/textvqa/data/TextVQA_0.5.1_val.json",
-                    "images, unpacked to playground/data/eval/textvqa (makes train_images): "
-                    "https://dl.fbaipublicfiles.com/textvqa/images/train_val_images.zip",
+                    "questions and answers of the validation set, unpacked to playground/data/eval/vqav2: "
+                    "https://visualqa.org/download.html",
+                    "images, unpacked to playground/data/eval/vqav2 (makes val2014): "
+                    "http://images.cocodataset.org/zips/val2014.zip",
                 ),
             ),
-            embedded=Data(
-                question_file=Path("data/eval/signs/llava_textvqa_val_v051_ocr.jsonl"),
-                image_folder=Path("data/eval/signs/train_images"),
-                annotation_file=Path("data/eval/signs/TextVQA_0.5.1_val.json"),
-                fetch=("these files come with the project: restore playground/data/eval/signs from its repository",),
+            metric=scores.score_vqav2,
+            headline="accuracy",
+            read=read_vqav2,
+            prompt_suffix=SHORT,
+        ),
+        Task(
+            name="vizwiz",
+            data=Data(
+                Path("data/eval/vizwiz/val.json"),
+                Path("data/eval/vizwiz/val"),
+                Path("data/eval/vizwiz/val.json"),
+                fetch=(
+                    "annotations and images of the validation set, unpacked to playground/data/eval/vizwiz (val.json, "
+                    "val): https://vizwiz.org/tasks-and-datasets/vqa",
+                ),
             ),
-            metric=score_textvqa,
+            metric=scores.score_vizwiz,
+            headline="accuracy",
+            read=read_vizwiz,
+            prompt_suffix=f"\nWhen the provided information is insufficient, respond with 'Unanswerable'.{SHORT}",
+        ),
+        Task(
+            name="seed",
+            data=files(
+                *("seed_bench", "llava-seed-bench.jsonl", ".", "SEED-Bench.json"),
+                "answers, images and video frames to playground/data/eval/seed_bench (SEED-Bench.json, "
+                "SEED-Bench-image, SEED-Bench-video-image): https://github.com/AILab-CVLab/SEED-Bench",
+            ),
+            metric=scores.score_seed,
             headline="accuracy",
         ),
     )

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from llava.cli import quiet
 from llava.eval.cli import choose_data, require_images
+from llava.eval.data import Data
 from llava.eval.generate import Decoding, generate_batches, make_chunks
 from llava.eval.loading import device_of, load, use_one_thread
 from llava.eval.pictures import Picture, read_picture
 from llava.eval.questions import Question, read_questions
-from llava.eval.tasks import Data, Task
+from llava.eval.tasks import Task
 from llava.files import read_json
 from llava.shard import ALONE
 from visionzip_patch import VisionZipConfig, unzip
@@ -77,7 +78,7 @@ class Workbench:
                     question = chunk.questions[i]
                     rows.append({"question_id": question.question_id, "prompt": question.text, "text": text})
         with quiet():  # each setting would repeat the same remark on --limit
-            scores = self.task.metric(self.data.annotation_file, rows)
+            scores = self.task.metric(self.data, rows)
         return round(fmean(tokens)), scores[self.task.headline]
 
     @torch.inference_mode()

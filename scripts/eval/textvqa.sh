@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # TextVQA: answer the questions, score the answers.
 #
-#   bash scripts/eval/textvqa.sh                                    the embedded tiny model on the embedded data
-#   bash scripts/eval/textvqa.sh CHECKPOINT                         a directory or a hub id, on playground/data/eval/textvqa
+#   bash scripts/eval/textvqa.sh                  the embedded tiny model on the embedded data
+#   bash scripts/eval/textvqa.sh CHECKPOINT       a directory or a hub id, on playground/data/eval/textvqa
 #   bash scripts/eval/textvqa.sh CHECKPOINT --dominant 54 --contextual 10
-#   bash scripts/eval/textvqa.sh --all-options                      every option
+#   bash scripts/eval/textvqa.sh CHECKPOINT --budgets full,192,128,64
+#   bash scripts/eval/textvqa.sh --all-options    every option
 #
 # With several GPUs it runs one process on each; CUDA_VISIBLE_DEVICES chooses them, NPROC sets the number.
 # Uses the python3 on PATH if it has the project's requirements, otherwise sets up .venv once.
@@ -13,10 +14,4 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 source "$here/../env.sh"
 
-help_if_asked "$@"
-if [[ ${1:-} == --all-options ]]; then
-  NPROC=1
-  set -- --help
-fi
-setup_env
-launch llava.eval.run textvqa "$@"
+run_benchmark textvqa "$@"

@@ -1,0 +1,324 @@
+"""MM-Vet and LLaVA-Bench: free answers, graded by a language model. What it is asked, and what its grades add up to.
+
+MM-Vet (Yu et al., arXiv 2308.02490) as mm-vet_evaluator.py asks and adds up; its few-shot table comes with that script.
+LLaVA-Bench in the wild as LLaVA's eval_gpt_review_bench.py asks and summarize_gpt_review.py adds up; the wording of its
+rules comes with LLaVA (rule.json). Published numbers are of judges that are gone (gpt-4-0613, gpt-4-0314): grades of
+another judge compare with each other only, so a `Judge` keeps the names that its endpoint answers with.
+"""
+
+import http.client
+import json
+import logging
+import time
+import urllib.error
+import urllib.request
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, pstdev
+from typing import NamedTuple
+
+from llava.eval.metrics.vqa import rows_by_id
+from llava.files import shorten
+
+logger = logging.getLogger(__name__)
+
+CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
+REVIEWER = "You are a helpful and precise assistant for checking the quality of the answer."  # LLaVA-Bench's system
+FAILED = (-1.0, -1.0)  # stands for the two scores of a review that cannot be read
+
+
+class MMVetResult(NamedTuple):
+    """Scores from 0 to 100, rounded to one decimal as MM-Vet's script writes them."""
+
+    total: float
+    capabilities: dict[str, float]  # of the questions that need it, in MM-Vet's order
+    std: float  # of the totals of the runs
+    runs: list[float]  # total of each time that the judge graded all
+    missing: list[str]  # questions without grades; they count as 0
+
+
+class CategoryScore(NamedTuple):
+    """Mean scores, 0 to 10, of the reference and of the model in one category of LLaVA-Bench."""
+
+    reference: float
+    model: float
+    count: int
+
+    @property
+    def ratio(self) -> float:
+        """The model's mean as a percentage of the reference's, to one decimal: the number that papers report."""
+        return round(self.model / self.reference * 100, 1) if self.reference else float("nan")
+
+
+class LLaVABenchResult(NamedTuple):
+    """Scores by category and of all reviews together."""
+
+    categories: dict[str, CategoryScore]  # "all" first, then llava_bench_complex, llava_bench_conv, llava_bench_detail
+    failed: int  # reviews whose scores could not be read; each is in the means as -1 and -1
+
+    @property
+    def ratio(self) -> float:
+        return self.categories["all"].ratio
+
+    def report(self) -> str:
+        """The lines that LLaVA's script prints."""
+        return "\n".join(f"{name} {score.ratio}" for name, score in self.categories.items())
+
+
+class Reply(NamedTuple):
+    text: str
+    model: str  # the name that the endpoint gives the model, often more exact than the one asked for
+
+
+@dataclass
+class Judge:
+    """A language model behind any endpoint that takes OpenAI's /chat/completions.
+
+    Args:
+        base_url: up to and without /chat/completions, such as "http://localhost:8000/v1".
+        model: the name that the endpoint knows it by.
+        key: sent as bearer token; none where empty.
+        timeout: seconds to wait for an answer.
+        tries: how often to ask before giving up.
+        wait: seconds before the second try; twice as many before each further one.
+
+    Raises:
+        ValueError: `base_url` is no address.
+    """
+
+    base_url: str
+    model: str
+    key: str = field(default="", repr=False)
+    timeout: float = 120.0
+    tries: int = 6
+    wait: float = 1.0
+    names: set[str] = field(default_factory=set, init=False)  # of the models that have answered
+
+    def __post_init__(self):
+        if not self.base_url.startswith(("http://", "https://")):
+            raise ValueError(f"The judge's base_url must begin with http:// or https://; got {self.base_url!r}.")
+
+    def ask(self, prompt: str, *, system: str = "", temperature: float = 0.0, max_tokens: int = 1024) -> Reply:
+        """Post one prompt. Asks again where the endpoint is busy, broken or silent (429, 5xx, no answer in time).
+
+        Raises:
+            ValueError: the endpoint refuses, answers something else than a completion, or all tries failed.
+        """
+        messages = [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": prompt}]
+        content = {"model": self.model, "messages": messages, "temperature": temperature, "max_tokens": max_tokens}
+        for attempt in range(self.tries):
+            if attempt:
+                time.sleep(self.wait * 2 ** (attempt - 1))
+            try:
+                status, body = self.post(json.dumps(content).encode())
+            except (OSError, http.client.HTTPException) as error:
+                reason = f"{type(error).__name__}: {error}"
+            else:
+                if status < 300:
+                    return self.read(body)
+                reason = f"HTTP {status}: {shorten(body, 300)}"
+                if status != 429 and status < 500:
+                    raise ValueError(f"{self.base_url} refused the judge's prompt with {reason}.")
+            logger.warning("%s, try %d of %d: %s", self.base_url, attempt + 1, self.tries, reason)
+        raise ValueError(f"{self.base_url} did not answer in {self.tries} tries, the last one with {reason}.")
+
+    def post(self, body: bytes) -> tuple[int, bytes]:
+        """Status and body of the endpoint's answer. Raises OSError or HTTPException where there is none."""
+        url = f"{self.base_url.rstrip('/')}/chat/completions"
+        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+        if self.key:  # a redirect may lead to another host, which shall not see the key
+            request.add_unredirected_header("Authorization", f"Bearer {self.key}")
+        try:
+            response = urllib.request.urlopen(request, timeout=self.timeout)
+        except urllib.error.HTTPError as error:
+            response = error  # an answer too, of another status
+        with response:
+            return response.status, response.read()
+
+    def read(self, body: bytes) -> Reply:
+        try:
+            content = json.loads(body)
+            reply = Reply(content["choices"][0]["message"]["content"] or "", content.get("model") or "unnamed")
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise ValueError(f"{self.base_url} answered no chat completion but {shorten(body, 300)}.") from None
+        self.names.add(reply.model)
+        return reply
+
+
+def mmvet_answers(predictions: Sequence[Mapping]) -> dict[str, str]:
+    """Content of the answers file that MM-Vet's script and its public judge take: {"v1_0": text}.
+
+    Args:
+        predictions: rows with `question_id`, 0 or "v1_0", and `text`. Of rows with the same id the last counts.
+    """
+    return {f"v1_{str(row['question_id']).removeprefix('v1_')}": row["text"] for row in predictions}
+
+
+def mmvet_prompt(table: str, question: str, answer: str, prediction: str) -> str:
+    """What MM-Vet asks the judge, with temperature 0 and at most 3 tokens to answer: the next grade of `table`.
+
+    Args:
+        table: its instructions and few-shot table (`prompt` in mm-vet_evaluator.py).
+        question: `question` of mm-vet.json.
+        answer: `answer` of mm-vet.json, parts of it joined by <AND> or <OR>.
+        prediction: the model's answer.
+    """
+    answer = answer.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
+    return f"{table}\n{question} | {answer} | {prediction} | "
+
+
+def parse_grade(text: str) -> float | None:
+    """The grade, 0 to 1, that the judge's answer begins with; None if it does not (MM-Vet asks five times, then 0)."""
+    try:
+        grade = float(text.split(" ")[0].strip())
+    except ValueError:
+        return None
+    return grade if 0 <= grade <= 1 else None
+
+
+def mmvet_score(questions: Mapping[str, Mapping], grades: Mapping[str, Mapping]) -> MMVetResult:
+    """Add up grades as MM-Vet's script does.
+
+    Args:
+        questions: question id -> `capability`, a list (mm-vet.json).
+        grades: question id -> `score`, one grade from 0 to 1 per run (the grade file that MM-Vet's script writes).
+
+    Raises:
+        ValueError: grades are to questions that are not in `questions`, or not all of as many runs.
+    """
+    graded = rows_by_id(({"question_id": name, **grade} for name, grade in grades.items()), questions)
+    scores = {name: grade["score"] for name, grade in graded.items()}
+    counts = sorted({len(runs) for runs in scores.values()})
+    if len(counts) != 1 or counts == [0]:
+        raise ValueError(f"Each question must be graded once per run; found {counts or 'no'} grades per question.")
+    (run_count,) = counts
+    nothing = [0.0] * run_count
+
+    def totals(names: Sequence[str]) -> list[float]:  # of each run, 0 to 100
+        return [100 * fmean(run) for run in zip(*(scores.get(name, nothing) for name in names), strict=True)]
+
+    with_capability = {
+        capability: [name for name, question in questions.items() if capability in question["capability"]]
+        for capability in CAPABILITIES
+    }
+    runs = totals(list(questions))
+    return MMVetResult(
+        total=round(fmean(runs), 1),
+        capabilities={name: round(fmean(totals(names)), 1) for name, names in with_capability.items() if names},
+        std=round(pstdev(runs), 1),
+        runs=[round(run, 1) for run in runs],
+        missing=[name for name in questions if name not in scores],
+    )
+
+
+class Review(NamedTuple):
+    """One question to LLaVA-Bench's judge."""
+
+    row: dict  # id, question_id, answer1_id (the reference), answer2_id (the model) and category
+    prompt: str
+
+    def reviewed(self, text: str) -> dict:
+        """The row of the review file that LLaVA's scripts write, with the judge's answer and the scores in it."""
+        return {**self.row, "content": text, "tuple": parse_scores(text)}
+
+
+def llava_bench_reviews(
+    questions: Sequence[Mapping],
+    contexts: Sequence[Mapping],
+    references: Sequence[Mapping],
+    predictions: Sequence[Mapping],
+    rules: Mapping[str, Mapping],
+) -> list[Review]:
+    """What LLaVA-Bench asks the judge, with temperature 0.2, at most 1024 tokens to answer, and `REVIEWER` as system.
+
+    Args:
+        questions: rows with `question_id`, `image`, `text` and `category` (questions.jsonl).
+        contexts: rows with `image` and `caption`, a text or a list of lines (context.jsonl).
+        references: rows with `question_id` and `text`, the answers to compare with (answers_gpt4.jsonl).
+        predictions: rows with `question_id` and `text`, the model's answers. Of rows with the same id the last counts.
+        rules: "llava_bench_" and category -> `role` and `prompt` (rule.json).
+
+    Raises:
+        ValueError: a question lacks its context, rule, reference or prediction, or an answer its question.
+    """
+    ids = [question["question_id"] for question in questions]
+    reference_of, prediction_of = rows_by_id(references, ids), rows_by_id(predictions, ids)
+    context_of = {row["image"]: row for row in contexts}
+    reviews = []
+    for number, question in enumerate(questions, start=1):
+        name, category = str(question["question_id"]), f"llava_bench_{question['category']}"
+        parts = {
+            "context": context_of.get(question["image"]),
+            "rule": rules.get(category),
+            "reference": reference_of.get(name),
+            "prediction": prediction_of.get(name),
+        }
+        if missing := [part for part, value in parts.items() if value is None]:
+            raise ValueError(
+                f"LLaVA-Bench's question {name} ({number} of {len(ids)}) has no {' and no '.join(missing)}."
+            )
+        context, rule, *answers = parts.values()
+        answer_ids = [answer.get("answer_id", answer["question_id"]) for answer in answers]
+        row = {
+            "id": number,
+            "question_id": question["question_id"],
+            "answer1_id": answer_ids[0],
+            "answer2_id": answer_ids[1],
+            "category": category,
+        }
+        texts = [answer["text"] for answer in answers]
+        reviews.append(Review(row, llava_bench_prompt(question["text"], context["caption"], texts, rule)))
+    return reviews
+
+
+def llava_bench_prompt(question: str, caption: str | Sequence[str], answers: Sequence[str], rule: Mapping) -> str:
+    """Caption, question, the `answers` of reference and model, and what the judge is to do by this category's rule."""
+    lines = caption if isinstance(caption, str) else "\n".join(caption)
+    sections = [f"[Context]\n{lines}", f"[Question]\n{question}"]
+    for number, answer in enumerate(answers, start=1):
+        sections += [f"[{rule['role']} {number}]\n{answer}", f"[End of {rule['role']} {number}]"]
+    return "\n\n".join([*sections, f"[System]\n{rule['prompt']}", ""])
+
+
+def parse_scores(review: str) -> list[float]:
+    """The scores of reference and model in a review's first line, "8 7.5" or "8,7.5"; [-1, -1] if there are none.
+
+    Published numbers need exactly one space or comma between them and nothing else in the line: "8, 7.5" is none.
+    """
+    parts = review.split("\n")[0].replace(",", " ").split(" ")
+    try:
+        return [float(part) for part in parts] if len(parts) == 2 else list(FAILED)
+    except ValueError:
+        return list(FAILED)
+
+
+def llava_bench_score(reviews: Sequence[Mapping]) -> LLaVABenchResult:
+    """Add up reviews as LLaVA's script does.
+
+    Args:
+        reviews: rows with `question_id`, `category` and `tuple`, the scores of reference and model. Of rows with the
+            same id the last counts.
+
+    Raises:
+        ValueError: there are no reviews.
+    """
+    last = {str(review["question_id"]): review for review in reviews}
+    if not last:
+        raise ValueError(
+            "There are no reviews to add up: let the judge answer the prompts of llava_bench_reviews first."
+        )
+    pairs = defaultdict(list)
+    for review in last.values():
+        for category in ("all", review["category"]):
+            pairs[category].append(review["tuple"])
+    return LLaVABenchResult(
+        # Means are rounded before they are divided, and a review that failed counts -1 and -1: as published.
+        {
+            name: CategoryScore(
+                *(round(fmean(scores), 3) for scores in zip(*pairs[name], strict=True)), len(pairs[name])
+            )
+            for name in sorted(pairs)
+        },
+        failed=sum(tuple(review["tuple"]) == FAILED for review in last.values()),
+    )

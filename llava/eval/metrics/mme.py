@@ -1,0 +1,183 @@
+"""MME: two yes/no questions about each image; ten subtasks of perception, four of cognition.
+
+Scores as Fu et al. (arXiv 2306.13394) define them and calculation.py of their eval_tool computes them: a subtask's
+score is its accuracy plus its accuracy+, the share of images with both questions right, each in percent. So a subtask
+gives 200 points, perception 2000 and cognition 800. Which question an answer belongs to is found as LLaVA's
+convert_answer_to_mme.py finds it.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+PERCEPTION = (
+    *("existence", "count", "position", "color", "posters"),
+    *("celebrity", "scene", "landmark", "artwork", "OCR"),
+)
+COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+SUBTASKS = PERCEPTION + COGNITION
+
+INSTRUCTIONS = ("Answer the question using a single word or phrase.", "Please answer yes or no.")
+PARSED = 4  # letters of an answer that are looked at
+
+
+class Truth(NamedTuple):
+    """A question and its answer, "yes" or "no" in any case."""
+
+    subtask: str
+    image: str  # file name
+    question: str
+    answer: str
+
+
+class SubtaskScore(NamedTuple):
+    """Counts of a subtask and the points made of them."""
+
+    images: int
+    right: int  # questions, two per image
+    both_right: int  # images
+    other: int  # answers that are neither yes nor no; they are wrong
+
+    @property
+    def accuracy(self) -> float:
+        """Percent of questions answered right."""
+        return self.right / (2 * self.images) * 100
+
+    @property
+    def accuracy_plus(self) -> float:
+        """Percent of images with both questions answered right."""
+        return self.both_right / self.images * 100
+
+    @property
+    def score(self) -> float:
+        """0 to 200."""
+        return self.accuracy + self.accuracy_plus
+
+
+class MMEResult(NamedTuple):
+    """Scores of all subtasks, in the order of the official script."""
+
+    subtasks: dict[str, SubtaskScore]
+
+    @property
+    def perception(self) -> float:
+        """0 to 2000."""
+        return sum(self.subtasks[name].score for name in PERCEPTION)
+
+    @property
+    def cognition(self) -> float:
+        """0 to 800."""
+        return sum(self.subtasks[name].score for name in COGNITION)
+
+    @property
+    def total(self) -> float:
+        """0 to 2800. Some papers print it as "MME", others the score of perception alone."""
+        return self.perception + self.cognition
+
+    def report(self) -> str:
+        """The lines that calculation.py prints, without the blank ones."""
+        lines = []
+        parts = (("Perception", PERCEPTION, self.perception), ("Cognition", COGNITION, self.cognition))
+        for title, names, points in parts:
+            lines += [f"=========== {title} ===========", f"total score: {points}"]
+            lines += [f"\t {name}  score: {self.subtasks[name].score}" for name in names]
+        return "\n".join(lines)
+
+
+def parse_answer(text: str) -> str:
+    """ "yes" or "no" if the first four letters contain it, in any case, else "other", as published numbers count it.
+
+    So "Not", "None" and "Know" are "no", and "The answer is yes" is "other".
+    """
+    start = text.lower()[:PARSED]
+    return next((word for word in ("yes", "no") if word in start), "other")
+
+
+def read_truths(subtask: str, lines: Iterable[str]) -> list[Truth]:
+    """Questions out of the lines of SUBTASK.txt in the eval_tool's Your_Results: image, question, answer between tabs.
+
+    A fourth column, where results go, is passed over, and so are blank lines.
+
+    Raises:
+        ValueError: a line has less than three columns.
+    """
+    truths = []
+    for number, line in enumerate(lines, start=1):
+        columns = [column.strip() for column in line.split("\t")]
+        if len(columns) >= 3:
+            truths.append(Truth(subtask, *columns[:3]))
+        elif line.strip():
+            raise ValueError(
+                f"Line {number} of MME's {subtask} has {len(columns)} columns, not 3 (image, question, answer, between "
+                f"tabs): {line.strip()!r}."
+            )
+    return truths
+
+
+def score(truths: Sequence[Truth], predictions: Sequence[Mapping]) -> MMEResult:
+    """Score predictions on all questions, each of which must be answered.
+
+    The official script pairs lines as they come; here the two questions of an image find each other by its name, which
+    is the same for files in their native order.
+
+    Args:
+        truths: the questions of all fourteen subtasks, two per image.
+        predictions: rows with `question_id` ("SUBTASK/IMAGE", folders between are passed over), `prompt` and `text`. Of
+            rows with the same image and question the last counts.
+
+    Raises:
+        ValueError: `truths` are not of all subtasks or of others, an image has not two questions, a true answer is
+            neither yes nor no, a question has no prediction, or a prediction answers none of the questions.
+    """
+    check(truths)
+    texts = {key_of(row["question_id"], row["prompt"]): row["text"] for row in predictions}
+    asked = [key_of(f"{truth.subtask}/{truth.image}", truth.question) for truth in truths]
+    if unknown := list(texts.keys() - set(asked)):
+        raise ValueError(
+            f"{len(unknown)} of {len(texts)} predictions answer none of MME's {len(asked)} questions, for instance "
+            f"(subtask, image, question) {min(unknown)}."
+        )
+    if missing := [key for key in asked if key not in texts]:
+        raise ValueError(
+            f"{len(missing)} of MME's {len(asked)} questions have no prediction, for instance (subtask, image, "
+            f"question) {missing[0]}. Its score is defined on all of them: finish the run."
+        )
+    parsed = {name: {} for name in SUBTASKS}  # subtask -> image -> [(answer, truth), ...]
+    for truth, key in zip(truths, asked, strict=True):
+        parsed[truth.subtask].setdefault(truth.image, []).append((parse_answer(texts[key]), truth.answer.lower()))
+    return MMEResult({name: score_subtask(list(images.values())) for name, images in parsed.items()})
+
+
+def score_subtask(images: Sequence[Sequence[tuple[str, str]]]) -> SubtaskScore:
+    """Score of the (parsed, true) answers of each image."""
+    right = [sum(answer == truth for answer, truth in pairs) for pairs in images]
+    other = sum(answer == "other" for pairs in images for answer, _ in pairs)
+    return SubtaskScore(len(images), sum(right), right.count(2), other)
+
+
+def key_of(question_id: str, prompt: str) -> tuple[str, str, str]:
+    """What a question is known by: subtask, image without ending, and text without the instructions LLaVA adds."""
+    subtask, *_, image = question_id.split("/")
+    for instruction in INSTRUCTIONS:
+        prompt = prompt.replace(instruction, "")
+    # Some questions of the release have two blanks before the instruction, others one.
+    return subtask, image.split(".")[0], " ".join(prompt.split())
+
+
+def check(truths: Sequence[Truth]) -> None:
+    """Raises ValueError unless `truths` are two questions per image of all subtasks."""
+    found = {truth.subtask for truth in truths}
+    if found != set(SUBTASKS):
+        missing, unknown = sorted(set(SUBTASKS) - found), sorted(found - set(SUBTASKS))
+        raise ValueError(
+            f"MME's score is the sum of {len(SUBTASKS)} subtasks; {len(missing)} are missing "
+            f"({', '.join(missing) or 'none'}) and {len(unknown)} are unknown ({', '.join(unknown) or 'none'})."
+        )
+    if wrong := [truth for truth in truths if truth.answer.lower() not in ("yes", "no")]:
+        raise ValueError(f"MME's answers are yes and no; {len(wrong)} of {len(truths)} are not, first {wrong[0]}.")
+    images = Counter((truth.subtask, truth.image) for truth in truths)
+    if uneven := [image for image, count in images.items() if count != 2]:
+        raise ValueError(
+            f"MME asks two questions per image, but {len(uneven)} of {len(images)} images have another number: "
+            f"{'/'.join(uneven[0])} has {images[uneven[0]]}."
+        )

@@ -1,0 +1,190 @@
+"""MMMU: college questions of 30 subjects, most of them multiple choice, the others answered by a number or a few words.
+
+Answers are read out of the text and compared as the eval_utils.py of MMMU-Benchmark/MMMU does it (Yue et al.,
+arXiv 2311.16502), with the wider search for a letter of lmms-eval's task `mmmu_val`: MMMU's own script wants spaces on
+both sides of it and does not know "B.", lmms-eval's wants one behind. A letter alone is the same to both.
+"""
+
+import ast
+import random
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from llava.eval.metrics.tally import Tally, tally, tally_by
+from llava.eval.metrics.vqa import rows_by_id
+
+DISCIPLINES = {
+    "Art and Design": ("Art", "Art_Theory", "Design", "Music"),
+    "Business": ("Accounting", "Economics", "Finance", "Manage", "Marketing"),
+    "Science": ("Biology", "Chemistry", "Geography", "Math", "Physics"),
+    "Health and Medicine": (
+        *("Basic_Medical_Science", "Clinical_Medicine", "Diagnostics_and_Laboratory_Medicine"),
+        *("Pharmacy", "Public_Health"),
+    ),
+    "Humanities and Social Science": ("History", "Literature", "Psychology", "Sociology"),
+    "Tech and Engineering": (
+        *("Agriculture", "Architecture_and_Engineering", "Computer_Science", "Electronics", "Energy_and_Power"),
+        *("Materials", "Mechanical_Engineering"),
+    ),
+}
+DISCIPLINE_OF = {subject: name for name, subjects in DISCIPLINES.items() for subject in subjects}
+
+SEED = 42  # MMMU's own, for the letters that are drawn
+LETTER_FORMS = ("({})", "{} ", "{}.")  # the first form that any letter is found in counts
+LONG = 5  # words: only answers that are longer are searched for the text of an option
+
+KEYS = (
+    "could be ",
+    "so ",
+    "is ",
+    "thus ",
+    "therefore ",
+    "final ",
+    "answer ",
+    "result ",
+)  # what follows may be the answer
+TRIVIAL = set(":,.!?;'")
+NUMBERS = (  # the last one finds parts of the others too, 0 in 12,000 and 1 in 1.2e4; published numbers contain that
+    re.compile(r"-?\b\d{1,3}(?:,\d{3})+\b"),  # 12,000
+    re.compile(r"-?\d+(?:\.\d+)?[eE][+-]?\d+"),  # 1.2e4
+    re.compile(r"-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])"),  # 12000, 1.5, .5
+)
+
+
+class MMMUResult(NamedTuple):
+    """Right answers overall (of all questions alike, not the mean of the subjects), by subject and by discipline."""
+
+    overall: Tally
+    disciplines: dict[str, Tally]
+    subjects: dict[str, Tally]
+    drawn: list[str]  # ids of the questions whose letter was drawn, as none was found
+    missing: list[str]  # ids of the questions without a prediction; they count as wrong
+
+    @property
+    def accuracy(self) -> float:
+        return self.overall.accuracy
+
+
+def find_choice(text: str, options: Sequence[str]) -> str | None:
+    """The letter that `text` chooses, or None: "(B)", "B " or "B.", or else the text of an option in a long answer.
+
+    Of several letters the one whose last occurrence comes last counts.
+    """
+    for mark in ",.!?;:'":
+        text = text.strip(mark)  # one kind of mark after the other, and no spaces, so "B. " keeps its period
+    text = f" {text} "
+    letters = [chr(ord("A") + i) for i in range(len(options))]
+    for form in LETTER_FORMS:
+        if found := [letter for letter in letters if form.format(letter) in text]:
+            # Published numbers look for the last " B " here, where "B." was found too; none there: the first letter.
+            place = form if form == "({})" else " {} "
+            return max(found, key=lambda letter: text.rfind(place.format(letter)))
+    if len(text.split()) <= LONG:
+        return None
+    places = {letter: text.lower().rfind(option.lower()) for letter, option in zip(letters, options, strict=True)}
+    return max((letter for letter in letters if places[letter] >= 0), key=places.get, default=None)
+
+
+def draw_choice(question: str, options: Sequence[str]) -> str:
+    """A letter at random, always the same for this question, wherever and in whichever order questions are scored.
+
+    MMMU's script draws too, but from one stream for all questions, so its letters change with any answer before.
+    """
+    return chr(ord("A") + random.Random(f"{SEED} {question}").randrange(len(options)))
+
+
+def parse_open(text: str) -> set[str | float]:
+    """What `text` may be answering: on each line what follows the last "is ", "so " and the like, and its numbers."""
+    # MMMU's script means to part sentences too, before a capital letter, but in text it has made lower case.
+    text = text.strip().strip(".").lower()
+    *lines, last = text.split("\n")
+    tails = [*(shortest_tail(line, KEYS) for line in lines), shortest_tail(last, (*KEYS, "="))]
+    answers = [tail for tail in tails if tail and tail not in TRIVIAL] or [text]
+    answers += [number for answer in answers for pattern in NUMBERS for number in pattern.findall(answer)]
+    return {form for answer in answers for form in normalize(answer)}
+
+
+def shortest_tail(line: str, keys: Sequence[str]) -> str:
+    """The shortest text after the last occurrence of any of `keys`; "" if there are none."""
+    best = ""
+    for key in keys:
+        if key in line:
+            tail = line.rsplit(key, 1)[1].strip()
+            best = tail if not best or len(tail) < len(best) else best  # after an empty tail any other one is taken
+    return best
+
+
+def normalize(text: str) -> list[str | float]:
+    """A number rounded to two digits, or else the text in lower case; one letter only where a space is beside it."""
+    text = text.strip()
+    try:
+        return [round(float(text.replace(",", "")), 2)]
+    except ValueError:
+        return [f" {text.lower()}", f"{text.lower()} "] if len(text) == 1 else [text.lower()]
+
+
+def is_right(text: str, answers: Sequence[str]) -> bool:
+    """Whether an open answer holds one of the right `answers`: numbers must be equal, words be in what was said."""
+    said = parse_open(text)
+    phrases = [part for part in said if isinstance(part, str)]
+    right = [form for answer in answers for form in normalize(answer)]
+    return any(form in said if isinstance(form, float) else any(form in phrase for phrase in phrases) for form in right)
+
+
+def score(questions: Sequence[Mapping], predictions: Sequence[Mapping]) -> MMMUResult:
+    """Score predictions on all `questions`.
+
+    Args:
+        questions: rows with `id` ("validation_Art_Theory_12"), `question_type` ("multiple-choice" or another),
+            `options` and `answer`, the letter or the open answer; lists may be written as text, as in the data set.
+        predictions: rows with `question_id` and `text`. Of rows with the same id the last counts.
+
+    Raises:
+        ValueError: predictions are to questions that are not in `questions`, or an id names no subject of MMMU.
+    """
+    said = rows_by_id(predictions, (question["id"] for question in questions))
+    outcomes, drawn = {}, []
+    for question in questions:
+        name, answers = question["id"], read_list(question["answer"])
+        if name not in said:
+            outcomes[name] = False
+        elif question["question_type"] == "multiple-choice":
+            options = read_list(question["options"])
+            choice = find_choice(said[name]["text"], options)
+            if choice is None:
+                drawn.append(name)
+                choice = draw_choice(name, options)
+            outcomes[name] = choice in answers
+        else:
+            outcomes[name] = is_right(said[name]["text"], answers)
+    subjects = {name: subject_of(name) for name in outcomes}
+    return MMMUResult(
+        overall=tally(outcomes.values()),
+        disciplines=tally_by((DISCIPLINE_OF[subjects[name]], right) for name, right in outcomes.items()),
+        subjects=tally_by((subjects[name], right) for name, right in outcomes.items()),
+        drawn=drawn,
+        missing=[name for name in outcomes if name not in said],
+    )
+
+
+def subject_of(question: str) -> str:
+    """ "Art_Theory" of "validation_Art_Theory_12". Raises ValueError."""
+    subject = "_".join(question.split("_")[1:-1])
+    if subject not in DISCIPLINE_OF:
+        raise ValueError(
+            f"{question!r} names none of MMMU's {len(DISCIPLINE_OF)} subjects; its ids read 'validation_Art_Theory_12'."
+        )
+    return subject
+
+
+def read_list(value: str | Sequence[str]) -> list[str]:
+    """A list, a list written as text ("['Tampa', 'Florida']"), or one text alone as a list of it."""
+    if not isinstance(value, str):
+        return list(value)
+    try:
+        entries = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return [value]
+    is_list = isinstance(entries, list) and all(isinstance(entry, str) for entry in entries)
+    return entries if is_list else [value]  # "[0, 1]" and "8" are open answers

@@ -1,0 +1,127 @@
+"""From a benchmark's files and a model's answers to its scores by name: what joins `tasks` and `metrics`.
+
+Each function takes the benchmark's files and rows with `question_id`, `prompt` and `text`, and raises ValueError where
+they do not belong together. Only answered questions count, unless a benchmark's own script counts the others as wrong.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from llava.eval import eval_textvqa
+from llava.eval.data import Data
+from llava.eval.metrics import gqa, mme, pope, scienceqa, seed, vqa
+from llava.eval.questions import read_scienceqa
+from llava.files import read_bytes, read_json, read_jsonl
+
+Rows = Sequence[Mapping]
+POPE_LISTS = ("random", "popular", "adversarial")
+
+
+def score_textvqa(data: Data, rows: Rows) -> dict[str, float]:
+    return {"accuracy": 100 * eval_textvqa.evaluate(data.annotation_file, rows).accuracy}
+
+
+def score_pope(data: Data, rows: Rows) -> dict[str, float]:
+    """F1 of each list of objects, and the mean of them, which papers report; accuracy likewise."""
+    places: dict[str, list] = {}  # list -> its question ids, in order: true answers are known by place alone
+    for line, question in read_jsonl(data.question_file):
+        if question.get("category") not in POPE_LISTS:
+            raise ValueError(f"{data.question_file}, line {line}: category is none of {', '.join(POPE_LISTS)}.")
+        places.setdefault(question["category"], []).append(question["question_id"])
+    texts = {row["question_id"]: row["text"] for row in rows}
+    results = {}
+    for name, ids in places.items():
+        path = data.annotation_file / f"coco_pope_{name}.json"
+        labels = [row["label"] for _, row in read_jsonl(path)]
+        if len(labels) != len(ids):
+            raise ValueError(
+                f"{path} answers {len(labels)} questions, and {data.question_file} has {len(ids)} of them."
+            )
+        answered = [(texts[key], label) for key, label in zip(ids, labels, strict=True) if key in texts]
+        if answered:
+            results[name] = pope.score(*zip(*answered, strict=True))
+    if not results:
+        raise ValueError(f"No answer is to a question of {data.question_file}.")
+    mean = {
+        "F1": sum(result.f1 for result in results.values()) / len(results),
+        "accuracy": sum(result.accuracy for result in results.values()) / len(results),
+        "yes": sum(result.yes_ratio for result in results.values()) / len(results),
+    }
+    scores = mean | {f"F1 {name}": result.f1 for name, result in results.items()}
+    return {name: 100 * value for name, value in scores.items()}
+
+
+def score_gqa(data: Data, rows: Rows) -> dict[str, float]:
+    questions = read_json(data.annotation_file)
+    answered = {str(row["question_id"]) for row in rows}
+    result = gqa.score({key: value for key, value in questions.items() if key in answered}, rows)
+    parts = {"accuracy": result.overall, "binary": result.binary, "open": result.open}
+    return {name: 100 * part.accuracy for name, part in parts.items()}
+
+
+def score_mme(data: Data, rows: Rows) -> dict[str, float]:
+    """Points: perception of 2000, cognition of 800."""
+    truths = [truth for name in mme.SUBTASKS for truth in read_mme_truths(data.annotation_file / name)]
+    result = mme.score(truths, rows)
+    return {"total": result.total, "perception": result.perception, "cognition": result.cognition}
+
+
+def read_mme_truths(folder: Path) -> list[mme.Truth]:
+    """The true answers of a subtask. They are in text files beside the images or in questions_answers_YN."""
+    texts = sorted((folder / "questions_answers_YN").glob("*.txt")) or sorted(folder.glob("*.txt"))
+    if not texts:
+        raise ValueError(f"{folder}: no text files with true answers; MME's release has one for each image.")
+    truths = []
+    for path in texts:
+        for number, line in enumerate(filter(str.strip, read_bytes(path).decode().splitlines()), start=1):
+            question, tab, answer = line.partition("\t")
+            if not tab:
+                raise ValueError(f"{path}, line {number}: no tab between question and answer.")
+            truths.append(mme.Truth(folder.name, path.stem, question.strip(), answer.strip()))
+    return truths
+
+
+def score_vqav2(data: Data, rows: Rows) -> dict[str, float]:
+    """Of the validation set; as its server does, after the normalization of EvalAI."""
+    annotations = read_json(data.annotation_file)["annotations"]
+    answered = {str(row["question_id"]) for row in rows}
+    annotations = [annotation for annotation in annotations if str(annotation["question_id"]) in answered]
+    result = vqa.score(annotations, vqa.submission(annotations, rows))
+    return {"accuracy": 100 * result.accuracy} | {kind: 100 * value for kind, value in result.answer_types.items()}
+
+
+def score_vizwiz(data: Data, rows: Rows) -> dict[str, float]:
+    """Of the validation set: the test server is closed."""
+    answered = {row["question_id"] for row in rows}
+    annotations = [row for row in read_json(data.annotation_file) if row["image"] in answered]
+    questions = [{"question_id": annotation["image"], "image": annotation["image"]} for annotation in annotations]
+    result = vqa.score_vizwiz(annotations, vqa.vizwiz_submission(questions, rows))
+    return {"accuracy": 100 * result.accuracy}
+
+
+def score_scienceqa(data: Data, rows: Rows) -> dict[str, float]:
+    """Of questions with an image, which papers report as SQA or SQA-IMG, and of all."""
+    problems = read_json(data.annotation_file)
+    split = read_json(data.annotation_file.with_name("pid_splits.json"))["test"]
+    answered = {str(row["question_id"]) for row in rows}
+    if unknown := sorted(answered - set(split)):
+        raise ValueError(
+            f"{len(unknown)} of {len(answered)} answers are to none of the test split's {len(split)} questions, for "
+            f"instance {unknown[0]}."
+        )
+    with_image = {str(q.question_id) for q in read_scienceqa(data.question_file) if q.image is not None}
+    marked = [
+        {**row, "prompt": f"<image>\n{row['prompt']}" if str(row["question_id"]) in with_image else row["prompt"]}
+        for row in rows
+    ]
+    result = scienceqa.score(problems, [key for key in split if key in answered], marked)
+    return {"accuracy with image": 100 * result.image_accuracy, "accuracy": 100 * result.accuracy}
+
+
+def score_seed(data: Data, rows: Rows) -> dict[str, float]:
+    """With video frames, as papers report it, and for images and videos apart; nan where there are none."""
+    questions = read_json(data.annotation_file)["questions"]
+    answered = {str(row["question_id"]) for row in rows}
+    result = seed.score([question for question in questions if str(question["question_id"]) in answered], rows)
+    parts = {"accuracy": result.overall, "image": result.image, "video": result.video}
+    return {name: 100 * part.accuracy for name, part in parts.items()}

@@ -1,0 +1,143 @@
+"""Makes tiny sets of the benchmarks in their native files, in LLaVA's layout, for any model to answer."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SHORT = "Answer the question using a single word or phrase."
+LETTER = "Answer with the option's letter from the given choices directly."
+
+
+def picture(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+
+
+def write(path: Path, content) -> None:
+    """A list as JSONL where the file is one, anything else as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = isinstance(content, list) and (path.suffix == ".jsonl" or path.name.startswith("coco_pope"))
+    path.write_text("".join(json.dumps(row) + "\n" for row in content) if lines else json.dumps(content))
+
+
+def make_pope(root: Path) -> None:
+    """Two images, a yes and a no about each, in three lists."""
+    folder, questions = root / "pope", []
+    for name in ("random", "popular", "adversarial"):
+        labels = []
+        for image, thing, label in ((0, "dog", "yes"), (0, "cat", "no"), (1, "car", "yes"), (1, "bus", "no")):
+            file, text = f"COCO_val2014_{image:012d}.jpg", f"Is there a {thing} in the image?"
+            picture(folder / "val2014" / file, image)
+            labels.append({"question_id": len(labels) + 1, "image": file, "text": text, "label": label})
+            question = {"question_id": len(questions), "image": file, "text": f"{text}\n{SHORT}", "category": name}
+            questions.append(question)
+        write(folder / "coco" / f"coco_pope_{name}.json", labels)
+    write(folder / "llava_pope_test.jsonl", questions)
+
+
+def make_gqa(root: Path) -> None:
+    folder, questions, truths = root / "gqa", [], {}
+    kinds = (("verify", "yes"), ("query", "table"), ("choose", "left"), ("query", "dog"))
+    for number, (structural, answer) in enumerate(kinds):
+        picture(folder / "data/images" / f"n{number // 2}.jpg", number // 2)
+        text = f"What about number {number}?\n{SHORT}"
+        key = f"20{number}"
+        questions.append({"question_id": key, "image": f"n{number // 2}.jpg", "text": text, "category": "default"})
+        types = {"structural": structural, "semantic": "attr", "detailed": "any"}
+        truths[key] = {"answer": answer, "isBalanced": True, "types": types, "imageId": f"n{number // 2}"}
+    truths["999"] = {**truths["200"], "isBalanced": False}  # not asked
+    write(folder / "llava_gqa_testdev_balanced.jsonl", questions)
+    write(folder / "data/testdev_balanced_questions.json", truths)
+
+
+def make_mme(root: Path) -> None:
+    """One image in each of the fourteen subtasks; five of them keep images and texts in folders of their own."""
+    from llava.eval.metrics.mme import SUBTASKS
+
+    folder, questions = root / "MME", []
+    for number, subtask in enumerate(SUBTASKS):
+        base, apart = folder / "MME_Benchmark_release_version" / subtask, number % 3 == 0
+        image = Path(subtask) / ("images" if apart else "") / f"{number:04d}.png"
+        picture(folder / "MME_Benchmark_release_version" / image, number)
+        texts = [f"Is this {number}? Please answer yes or no.", f"Is this {number + 1}?  Please answer yes or no."]
+        truths = base / ("questions_answers_YN" if apart else "") / f"{number:04d}.txt"
+        truths.parent.mkdir(parents=True, exist_ok=True)
+        truths.write_text("".join(f"{text}\t{answer}\n" for text, answer in zip(texts, ("Yes", "No"), strict=True)))
+        for text in texts:
+            asked = text.replace("  ", " ").replace(" Please answer yes or no.", f"\n{SHORT}")
+            key = f"{subtask}/{number:04d}.png"
+            questions.append({"question_id": key, "image": str(image), "text": asked, "category": subtask})
+    write(folder / "llava_mme.jsonl", questions)
+
+
+def make_scienceqa(root: Path) -> None:
+    """Three questions, the second without an image; one of another split."""
+    folder, entries, problems = root / "scienceqa", [], {}
+    for number, answer in enumerate((1, 0, 1)):
+        key, options = str(10 + number), "Context: N/A\nOptions: (A) up (B) down"
+        entry = {"id": key, "conversations": [{"from": "human", "value": f"Which way is {number}?\n{options}"}]}
+        if number != 1:
+            picture(folder / "images/test" / key / "image.png", number)
+            entry["image"] = f"{key}/image.png"
+            entry["conversations"][0]["value"] = "<image>\n" + entry["conversations"][0]["value"]
+        entry["conversations"].append({"from": "gpt", "value": "The answer is A."})
+        entries.append(entry)
+        problems[key] = {"choices": ["up", "down"], "answer": answer, "split": "test"}
+    problems["99"] = {"choices": ["up", "down"], "answer": 0, "split": "train"}
+    write(folder / "llava_test_CQM-A.json", entries)
+    write(folder / "problems.json", problems)
+    write(folder / "pid_splits.json", {"train": ["99"], "test": ["10", "11", "12"]})
+
+
+def make_vqav2(root: Path) -> None:
+    folder, questions, truths = root / "vqav2", [], []
+    for number, (answer, kind) in enumerate((("yes", "yes/no"), ("2", "number"), ("red", "other"), ("blue", "other"))):
+        picture(folder / "val2014" / f"COCO_val2014_{number // 2:012d}.jpg", number // 2)
+        key = {"image_id": number // 2, "question_id": 1000 + number}
+        questions.append({**key, "question": f"What about {number}?"})
+        answers = [{"answer": answer, "answer_confidence": "yes", "answer_id": n + 1} for n in range(10)]
+        truths.append({**key, "question_type": "what", "answer_type": kind, "answers": answers})
+    names = ("v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json")
+    write(folder / names[0], {"data_subtype": "val2014", "questions": questions})
+    write(folder / names[1], {"data_subtype": "val2014", "annotations": truths})
+
+
+def make_vizwiz(root: Path) -> None:
+    folder, entries = root / "vizwiz", []
+    for number, answer in enumerate(("can", "unanswerable", "soup")):
+        file = f"VizWiz_val_{number:08d}.jpg"
+        picture(folder / "val" / file, number)
+        answers = [{"answer": answer, "answer_confidence": "yes"}] * 10
+        kind = {"answer_type": "unanswerable" if number == 1 else "other", "answerable": int(number != 1)}
+        entries.append({"image": file, "question": f"What is {number}?", "answers": answers, **kind})
+    write(folder / "val.json", entries)
+
+
+def make_seed(root: Path) -> None:
+    """Two questions about an image, one about a frame of a video."""
+    folder, questions, truths = root / "seed_bench", [], []
+    for number, (kind, answer) in enumerate((("image", "A"), ("image", "B"), ("video", "C"))):
+        file = f"SEED-Bench-{'image' if kind == 'image' else 'video-image'}/{kind}_{number}.png"
+        picture(folder / file, number)
+        key = f"v{number}" if kind == "video" else str(number)
+        text = f"What is {number}?\nA. a\nB. b\nC. c\nD. d\n{LETTER}"
+        questions.append({"question_id": key, "image": file, "text": text, "category": kind})
+        kind_id = 10 if kind == "video" else 1
+        truths.append({"question_id": key, "question_type_id": kind_id, "data_type": kind, "answer": answer})
+    names = {"Scene Understanding": 1, "Action Recognition": 10}
+    write(folder / "llava-seed-bench.jsonl", questions)
+    write(folder / "SEED-Bench.json", {"questions": truths, "question_type": names})
+
+
+MAKERS = {
+    "pope": make_pope,
+    "gqa": make_gqa,
+    "mme": make_mme,
+    "scienceqa": make_scienceqa,
+    "vqav2": make_vqav2,
+    "vizwiz": make_vizwiz,
+    "seed": make_seed,
+}
