@@ -1,4 +1,4 @@
-"""Figures in docs/PERFORMANCE.md are those that the benchmark wrote, and those that the calculator prints."""
+"""Figures in the README and docs/PERFORMANCE.md are those that commands wrote, and those that the calculator prints."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from llava.eval import cost
 
 ROOT = Path(__file__).parent.parent
-TEXT = (ROOT / "docs/PERFORMANCE.md").read_text(encoding="utf-8")
+TEXT = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/PERFORMANCE.md"))
 MEASURED = re.findall(r"<!-- (docs/\S+\.md):([^\n]*) -->\n(.*?)\n?<!-- / -->", TEXT, re.DOTALL)
 CALCULATED = re.findall(r"<!-- python -m llava\.eval\.cost ([^\n]*) -->\n(.*?)\n?<!-- / -->", TEXT, re.DOTALL)
 
