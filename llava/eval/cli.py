@@ -27,6 +27,8 @@ def choose_data(args: argparse.Namespace, task: Task) -> Data:
     default = default.below(playground())
     names = ("question_file", "image_folder", "annotation_file")
     data = Data(*(Path(getattr(args, name) or getattr(default, name)) for name in names), fetch=default.fetch)
+    if task.unpack:
+        task.unpack(data)
     if missing := data.missing():
         raise ValueError(
             f"{task.name} needs files that are not there: {', '.join(map(str, missing))}. {data.how_to_fetch()}\n"

@@ -33,8 +33,11 @@ class Data:
         """The same with paths relative to `root` made whole."""
         return Data(root / self.question_file, root / self.image_folder, root / self.annotation_file, self.fetch)
 
+    def parts(self) -> dict[str, Path]:
+        return {"questions": self.question_file, "images": self.image_folder, "answers": self.annotation_file}
+
     def missing(self) -> list[Path]:
-        return [path for path in (self.question_file, self.image_folder, self.annotation_file) if not path.exists()]
+        return [path for path in self.parts().values() if not path.exists()]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,24 +48,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def show(args: argparse.Namespace) -> int:
     from llava.eval.tasks import TASKS, playground
 
-    root, tasks = playground(), [TASKS[name] for name in args.task or TASKS]
-    found = {task.name: (task.embedded if args.embedded else task.data) for task in tasks}
-    found = {name: data.below(root) for name, data in found.items() if data}
+    lines, lacking, ready = [["task", "what", "where", "there"]], [], []
+    for task in [TASKS[name] for name in args.task or TASKS]:
+        if not (data := task.embedded if args.embedded else task.data):
+            continue
+        data = data.below(playground())
+        parts = {what: path for what, path in data.parts().items() if not (task.unpack and what == "images")}
+        there = {what: path.exists() for what, path in parts.items()}
+        lines += [[task.name, what, str(path), "yes" if there[what] else "no"] for what, path in parts.items()]
+        if all(there.values()):
+            ready.append(task.name)
+        else:
+            lacking.append(f"\n{task.name}: {data.how_to_fetch()}")
     if args.ready:
-        print("\n".join(name for name, data in found.items() if not data.missing()))
+        print("\n".join(ready))
         return 0
-    lines = [["task", "what", "where", "there"]]
-    for name, data in found.items():
-        for what, path in (
-            ("questions", data.question_file),
-            ("images", data.image_folder),
-            ("answers", data.annotation_file),
-        ):
-            lines.append([name, what, str(path), "yes" if path.exists() else "no"])
-    print(to_table(lines, left=4))
-    lacking = {name: data for name, data in found.items() if data.missing()}
-    for name, data in lacking.items():
-        print(f"\n{name}: {data.how_to_fetch()}")
+    print("\n".join([to_table(lines, left=4), *lacking]))
     return 1 if lacking else 0
 
 

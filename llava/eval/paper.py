@@ -42,6 +42,7 @@ NOTES = {  # what has to be known to compare a score with the paper's
     "scienceqa": "ScienceQA: questions with an image, as in the paper.",
     "seed": "SEED-Bench: with video frames, as in the paper.",
     "pope": "POPE: F1, the mean of its three lists.",
+    "mmbench": "MMBench: letters found in the answers here, the official server in the paper; rarely far apart.",
     "mme": "MME: perception + cognition, of 2800.",
     "vqav2": "VQAv2: the validation set here, the server's test-dev in the paper; do not compare them.",
 }

@@ -159,7 +159,9 @@ def draw(tables: dict[str, list[Row]], path: Path) -> bool:
             shared = [task for task in TASKS if task in PAPER[0].scores]
             means = [100 * fmean(p.scores[task] / PAPER[0].scores[task] for task in shared) for p in lines]
             axis.plot([paper.tokens for paper in lines], means, marker="s", linestyle="--", label=label)
+    ticks = sorted({round(row.tokens) for rows in curves.values() for row in rows})
     axis.set_xscale("log", base=2)
+    axis.set_xticks(ticks, [str(tick) for tick in ticks])
     axis.set(xlabel="tokens per image", ylabel="average of scores relative to all tokens (%)")
     axis.grid(alpha=0.3)
     axis.legend()

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from llava.eval import eval_textvqa
 from llava.eval.data import Data
-from llava.eval.metrics import gqa, mme, pope, scienceqa, seed, vqa
+from llava.eval.metrics import gqa, mmbench, mme, pope, scienceqa, seed, vqa
+from llava.eval.mmbench_file import read_rows
 from llava.eval.questions import read_scienceqa
 from llava.files import read_bytes, read_json, read_jsonl
 
@@ -116,6 +117,13 @@ def score_scienceqa(data: Data, rows: Rows) -> dict[str, float]:
     ]
     result = scienceqa.score(problems, [key for key in split if key in answered], marked)
     return {"accuracy with image": 100 * result.image_accuracy, "accuracy": 100 * result.accuracy}
+
+
+def score_mmbench(data: Data, rows: Rows) -> dict[str, float]:
+    """By letters found in the answers. A question counts if all its rotations are right; "single": if the first is."""
+    answered = {str(row["question_id"]) for row in rows}
+    result = mmbench.score([row for row in read_rows(data.annotation_file) if row["index"] in answered], rows)
+    return {"accuracy": 100 * result.accuracy, "single": 100 * result.vanilla.accuracy}
 
 
 def score_seed(data: Data, rows: Rows) -> dict[str, float]:

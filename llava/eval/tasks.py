@@ -9,6 +9,7 @@ from pathlib import Path
 
 from llava.eval import scores
 from llava.eval.data import Data
+from llava.eval.mmbench_file import read_mmbench, unpack
 from llava.eval.questions import Question, read_questions, read_scienceqa, read_vizwiz, read_vqav2
 
 SOURCE_ROOT = Path(__file__).resolve().parents[2]
@@ -28,6 +29,7 @@ class Task:
         headline: which of the scores stands for all of them where there is place for one.
         embedded: a small stand-in for the files that comes with the project, for the embedded model, if there is one.
         read: question file, and how many at most -> questions.
+        unpack: brings the files into the form that `read` expects, where they come in another.
         max_new_tokens: longest answer, in tokens.
         prompt_suffix: put after every question, where the question file leaves the instruction out.
         unit: of the scores.
@@ -39,6 +41,7 @@ class Task:
     headline: str
     embedded: Data | None = None
     read: Callable[[Path, int | None], list[Question]] = read_questions
+    unpack: Callable[[Data], None] | None = None
     max_new_tokens: int = 128
     prompt_suffix: str = ""
     unit: str = "%"
@@ -52,6 +55,15 @@ def files(folder: str, questions: str, images: str, annotation: str, *fetch: str
         "https://drive.google.com/file/d/1atZSBBrAX54yYpxtVVW33zFvcnaHeFPy/view"
     )
     return Data(root / questions, root / images, root / annotation, fetch=(zipped, *fetch))
+
+
+def mmbench(name: str) -> Data:
+    """A TSV file that holds everything; its images are unpacked beside it."""
+    root = Path("data/eval/mmbench")
+    fetch = (
+        f"{name}.tsv to playground/data/eval/mmbench: https://download.openmmlab.com/mmclassification/datasets/mmbench/"
+    )
+    return Data(root / f"{name}.tsv", root / f"{name}-images", root / f"{name}.tsv", fetch=(fetch,))
 
 
 def signs(questions: str, annotation: str) -> Data:
@@ -158,6 +170,24 @@ TASKS = {
             headline="accuracy",
             read=read_vizwiz,
             prompt_suffix=f"\nWhen the provided information is insufficient, respond with 'Unanswerable'.{SHORT}",
+        ),
+        Task(
+            name="mmbench",
+            data=mmbench("mmbench_dev_20230712"),
+            metric=scores.score_mmbench,
+            headline="accuracy",
+            read=read_mmbench,
+            unpack=unpack,
+            prompt_suffix=LETTER,
+        ),
+        Task(
+            name="mmbench_cn",
+            data=mmbench("mmbench_dev_cn_20231003"),
+            metric=scores.score_mmbench,
+            headline="accuracy",
+            read=read_mmbench,
+            unpack=unpack,
+            prompt_suffix="\n请直接回答选项字母。",
         ),
         Task(
             name="seed",

@@ -1,5 +1,8 @@
 """Makes tiny sets of the benchmarks in their native files, in LLaVA's layout, for any model to answer."""
 
+import base64
+import csv
+import io
 import json
 from pathlib import Path
 
@@ -116,6 +119,32 @@ def make_vizwiz(root: Path) -> None:
     write(folder / "val.json", entries)
 
 
+def make_mmbench(root: Path, name: str = "mmbench_dev_20230712") -> None:
+    """Two questions in two rotations each, the second with a hint; rotations name the row that holds the image."""
+    rows = []
+    for number, (options, answer) in enumerate(((("red", "blue"), "A"), (("up", "down"), "B"))):
+        for turn in range(2):
+            turned = options[::-1] if turn else options
+            right = {"A": "B", "B": "A"}[answer] if turn else answer
+            row = {"index": number + turn * 1_000_000, "question": f"What is {number}?", "answer": right}
+            row |= {"hint": "Look up." if number else "", "A": turned[0], "B": turned[1], "C": "", "D": ""}
+            content = io.BytesIO()
+            noise = np.random.default_rng(number).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(content, "JPEG")
+            encoded = base64.b64encode(content.getvalue()).decode()
+            rows.append(row | {"category": "colour", "l2-category": "look", "image": number if turn else encoded})
+    path = root / "mmbench" / f"{name}.tsv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0], delimiter="\t")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def make_mmbench_cn(root: Path) -> None:
+    make_mmbench(root, "mmbench_dev_cn_20231003")
+
+
 def make_seed(root: Path) -> None:
     """Two questions about an image, one about a frame of a video."""
     folder, questions, truths = root / "seed_bench", [], []
@@ -139,5 +168,7 @@ MAKERS = {
     "scienceqa": make_scienceqa,
     "vqav2": make_vqav2,
     "vizwiz": make_vizwiz,
+    "mmbench": make_mmbench,
+    "mmbench_cn": make_mmbench_cn,
     "seed": make_seed,
 }

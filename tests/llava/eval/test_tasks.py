@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from native import MAKERS
 
 from llava.eval import data, run
 from llava.eval.data import Data
+from llava.eval.mmbench_file import read_mmbench
 from llava.eval.questions import read_scienceqa
 from llava.eval.tasks import TASKS, playground
 
@@ -39,6 +41,8 @@ def right_answers(name: str, questions) -> list[dict]:
     for number, question in enumerate(questions):
         if name == "mme":
             text = ("Yes", "No")[number % 2]
+        elif name.startswith("mmbench"):
+            text = re.search("([AB]). (red|down)", question.text)[1]
         else:
             (text,) = (said for part, said in TRUE[name].items() if part in question.text)
         rows.append({"question_id": question.question_id, "prompt": question.text, "text": text})
@@ -58,7 +62,7 @@ def test_right_answers_have_the_full_score(here, name):
     if name != "mme":  # whose score is defined on all questions
         assert task.metric(files, rows[:1])[task.headline] == 100
     with pytest.raises(ValueError, match=r"none of|No answer|not in|unknown|no question"):
-        task.metric(files, [{"question_id": "nobody/0", "prompt": "What?", "text": "yes"}])
+        task.metric(files, [{"question_id": "a/b" if name == "mme" else "77", "prompt": "What?", "text": "yes"}])
 
 
 def test_half_right(here):
@@ -77,6 +81,7 @@ def test_half_right(here):
     assert scores["scienceqa"]["accuracy"] == pytest.approx(100 / 3)
     assert scores["vqav2"] == {"accuracy": 50, "yes/no": 0, "number": 100, "other": 50}
     assert scores["vizwiz"]["accuracy"] == pytest.approx(100 / 3)
+    assert scores["mmbench"] == scores["mmbench_cn"] == {"accuracy": 0, "single": 0}  # of each, the first is wrong
     assert scores["seed"] == {"accuracy": pytest.approx(100 / 3), "image": 50, "video": 0}
 
 
@@ -138,7 +143,8 @@ def test_budgets_and_a_budget_are_not_mixed(here, checkpoint, capsys):
 def test_what_is_there_and_what_is_missing(here, capsys):
     (here / "playground/data/eval/gqa/data/testdev_balanced_questions.json").unlink()
     assert data.main(["--ready"]) == 0
-    assert capsys.readouterr().out.split() == ["pope", "mme", "scienceqa", "vqav2", "vizwiz", "seed"]
+    ready = ["pope", "mme", "scienceqa", "vqav2", "vizwiz", "mmbench", "mmbench_cn", "seed"]
+    assert capsys.readouterr().out.split() == ready
     assert data.main(["--task", "pope", "seed"]) == 0
     assert "Fetch" not in capsys.readouterr().out
     assert data.main([]) == 1
@@ -146,6 +152,24 @@ def test_what_is_there_and_what_is_missing(here, capsys):
     assert out.count(" no ") == 4  # all of textvqa, and one of gqa
     assert "gqa: Fetch" in out
     assert "textvqa: Fetch" in out
+
+
+def test_images_of_mmbench_are_unpacked_once(here, checkpoint, capsys):
+    options = ["--max-new-tokens", "2", "--device", "cpu", "--num-workers", "0", "--limit", "2"]
+    assert run.main(["mmbench", checkpoint, *options]) == 0
+    folder = Path("playground/data/eval/mmbench/mmbench_dev_20230712-images")
+    assert sorted(path.name for path in folder.iterdir()) == ["0.jpg", "1.jpg"]
+    before = [path.stat().st_mtime_ns for path in sorted(folder.iterdir())]
+    assert run.main(["mmbench", checkpoint, *options]) == 0
+    assert [path.stat().st_mtime_ns for path in sorted(folder.iterdir())] == before
+    questions = read_mmbench(Path("playground/data/eval/mmbench/mmbench_dev_20230712.tsv"))
+    assert [question.image for question in questions] == ["0.jpg", "0.jpg", "1.jpg", "1.jpg"]
+    assert questions[2].text == "Look up.\nWhat is 1?\nA. up\nB. down"
+    table = Path("playground/data/eval/mmbench/mmbench_dev_20230712.tsv")
+    table.write_text(table.read_text().replace("\t/9j/", "\t*9j/"))
+    (folder / "0.jpg").unlink()
+    assert run.main(["mmbench", checkpoint, *options]) == 2
+    assert "index 0: image is not base64" in capsys.readouterr().err
 
 
 def test_tasks_without_embedded_data_ask_for_a_checkpoint(capsys):

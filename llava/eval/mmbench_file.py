@@ -1,0 +1,72 @@
+"""MMBench's TSV files: questions, options and images, all in one."""
+
+import base64
+import binascii
+import csv
+import os
+from pathlib import Path
+
+from llava.eval.data import Data
+from llava.eval.metrics.mmbench import is_empty, options_of
+from llava.eval.questions import Question, read_entries
+from llava.files import make_folder
+
+LONGEST_CELL = 2**30  # characters; an image has millions
+LONGEST_INDEX = 64  # characters; a longer cell is an image, a shorter one names the row that has it
+
+
+def read_rows(path: str | Path) -> list[dict[str, str]]:
+    """The rows of the file as they are.
+
+    Raises:
+        ValueError: it cannot be read, or has no columns `index` and `question`.
+    """
+    before = csv.field_size_limit(LONGEST_CELL)
+    try:
+        with Path(path).open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: cannot be read as a TSV file ({error}).") from None
+    finally:
+        csv.field_size_limit(before)
+    if not rows or not {"index", "question"} <= rows[0].keys():
+        raise ValueError(f"{path}: no rows with index and question, as MMBench's files have them.")
+    return rows
+
+
+def read_mmbench(path: str | Path, limit: int | None = None) -> list[Question]:
+    """Questions as LLaVA asks them: hint, question, options. Images are named as `unpack` writes them."""
+
+    def fields(row: dict) -> tuple[str, str, str]:
+        hint = [] if is_empty(row.get("hint")) else [row["hint"]]
+        options = [f"{letter}. {text}" for letter, text in options_of(row).items()]
+        return row["index"], f"{image_index(row)}.jpg", "\n".join([*hint, row["question"], *options])
+
+    return read_entries(path, read_rows(path), fields, limit)
+
+
+def image_index(row: dict) -> str:
+    """The index of the row that holds this row's image: its own, unless it names another."""
+    return row["index"] if len(row["image"]) > LONGEST_INDEX else row["image"]
+
+
+def unpack(data: Data) -> None:
+    """Write the images of the question file into the image folder, where they are not there yet.
+
+    Raises:
+        ValueError: a cell holds no image.
+    """
+    if not data.question_file.is_file():
+        return
+    rows, folder = read_rows(data.question_file), make_folder(data.image_folder)
+    for row in rows:
+        path = folder / f"{row['index']}.jpg"
+        if len(row.get("image") or "") <= LONGEST_INDEX or path.exists():
+            continue
+        try:
+            content = base64.b64decode(row["image"], validate=True)
+        except binascii.Error as error:
+            raise ValueError(f"{data.question_file}, index {row['index']}: image is not base64 ({error}).") from None
+        draft = path.with_name(f".{path.name}.{os.getpid()}")  # whole or not at all, whichever process is first
+        draft.write_bytes(content)
+        draft.replace(path)
