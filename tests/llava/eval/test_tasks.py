@@ -2,8 +2,12 @@
 
 import json
 import math
+import os
 import re
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -184,3 +188,54 @@ def test_every_row_of_the_table_is_whole(name):
     assert task.data.fetch
     script = Path(__file__).parents[3] / "scripts/eval" / f"{name}.sh"
     assert f"run_benchmark {name} " in script.read_text()
+
+
+@pytest.mark.slow
+def test_processes_and_batches_change_no_score(tmp_path):
+    """The embedded yes/no questions: one, two and three processes; and one that is killed on the way and goes on."""
+    root = Path(__file__).parents[3]
+
+    def start(out: Path, processes: int, batch: int, *more: str) -> subprocess.Popen:
+        launch = (
+            ["-m", "llava.launch", "--standalone", "--nproc_per_node", str(processes), "-m"]
+            if processes > 1
+            else ["-m"]
+        )
+        checkpoint = str(root / "playground/checkpoints/llava-signs")
+        data = root / "playground/data/eval/signs"
+        places = ["--question-file", data / "llava_pope_test.jsonl", "--image-folder", data / "train_images"]
+        options = [*places, "--annotation-file", data / "coco", "--out", out, "--batch-size", str(batch), *more]
+        command = [
+            sys.executable,
+            *launch,
+            "-m",
+            "llava.eval.run",
+            "pope",
+            checkpoint,
+            "--device",
+            "cpu",
+            *map(str, options),
+        ]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+        return subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+
+    texts = {}
+    for processes, batch in ((1, 7), (2, 32), (3, 1)):
+        out = tmp_path / f"{processes}"
+        assert start(out, processes, batch, "--dominant", "6", "--contextual", "1").wait(timeout=200) == 0
+        rows = (out / "6+1.jsonl").read_text().splitlines()
+        texts[processes] = [json.loads(row)["text"] for row in rows]
+        assert len(rows) == 768
+    assert texts[1] == texts[2] == texts[3]
+
+    out = tmp_path / "killed"
+    running = start(out, 2, 1, "--dominant", "6", "--contextual", "1")
+    while sum(len(path.read_bytes().splitlines()) for path in out.glob("6+1.jsonl*part*")) < 20:
+        assert running.poll() is None
+        time.sleep(0.02)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    assert start(out, 1, 32, "--dominant", "6", "--contextual", "1").wait(timeout=200) == 0
+    assert [json.loads(row)["text"] for row in (out / "6+1.jsonl").read_text().splitlines()] == texts[1]
