@@ -27,6 +27,7 @@ LAYERS = (
     ("visionzip_patch",),
 )
 NEVER = (("llava.data", "llava.model"), ("llava.model", "llava.data"))  # (importer, imported), whatever their layers
+PLUGINS = {"llava.eval.lmms_model"}  # imported by the program that they extend
 FACADES = {"llava", "llava.model"}  # hand out names of upper layers when asked for them
 
 OPTIONAL = ("peft", "bitsandbytes", "flash_attn", "matplotlib", "deepspeed", "datasets", "gradio", "tensorboard")
@@ -157,7 +158,7 @@ def test_a_package_alone_is_light(package, heavy):
 
 
 def test_every_module_imports_without_optional_packages():
-    modules = [name for name in find_modules(ROOT) if not name.endswith("__main__")]
+    modules = [name for name in find_modules(ROOT) if not name.endswith("__main__") and name not in PLUGINS]
     source = (
         "from importlib import import_module\n"
         f"for name in {modules}: import_module(name)\n"
