@@ -196,30 +196,14 @@ def test_processes_and_batches_change_no_score(tmp_path):
     root = Path(__file__).parents[3]
 
     def start(out: Path, processes: int, batch: int, *more: str) -> subprocess.Popen:
-        launch = (
-            ["-m", "llava.launch", "--standalone", "--nproc_per_node", str(processes), "-m"]
-            if processes > 1
-            else ["-m"]
-        )
-        checkpoint = str(root / "playground/checkpoints/llava-signs")
-        data = root / "playground/data/eval/signs"
+        launch = ["-m", "llava.launch", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+        checkpoint, data = root / "playground/checkpoints/llava-signs", root / "playground/data/eval/signs"
         places = ["--question-file", data / "llava_pope_test.jsonl", "--image-folder", data / "train_images"]
-        options = [*places, "--annotation-file", data / "coco", "--out", out, "--batch-size", str(batch), *more]
-        command = [
-            sys.executable,
-            *launch,
-            "-m",
-            "llava.eval.run",
-            "pope",
-            checkpoint,
-            "--device",
-            "cpu",
-            *map(str, options),
-        ]
+        options = [*places, "--annotation-file", data / "coco", "--out", out, "--batch-size", batch, *more]
+        command = [*launch, "-m", "llava.eval.run", "pope", checkpoint, "--device", "cpu", *options]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-        return subprocess.Popen(
-            command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
-        )
+        own = {"cwd": tmp_path, "env": environment, "start_new_session": True}
+        return subprocess.Popen([sys.executable, *map(str, command)], stderr=subprocess.DEVNULL, **own)
 
     texts = {}
     for processes, batch in ((1, 7), (2, 32), (3, 1)):
