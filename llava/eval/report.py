@@ -86,12 +86,13 @@ def to_rows(results: Sequence[dict]) -> list[Row]:
         of = {task: result for (other, task), result in best.items() if other == budget}
         scores = {task: result["scores"][TASKS[task].headline] for task, result in of.items()}
         partial = frozenset(task for task, result in of.items() if result["answered"] < result["questions"])
-        rows.append(Row(budget, fmean(result["tokens_per_image"]["mean"] for result in of.values()), scores, partial))
+        tokens = [result["tokens_per_image"]["mean"] for result in of.values() if result["tokens_per_image"]]
+        rows.append(Row(budget, fmean(tokens) if tokens else 0.0, scores, partial))
     return sorted(rows, key=lambda row: (row.budget != WHOLE, -row.tokens))
 
 
 def is_like_the_papers(rows: Sequence[Row]) -> bool:
-    return rows[0].budget == WHOLE and abs(rows[0].tokens - FULL) < 1  # ScienceQA has questions without an image
+    return rows[0].budget == WHOLE and abs(rows[0].tokens - FULL) < 1
 
 
 def to_markdown(rows: Sequence[Row], tasks: Sequence[str]) -> str:

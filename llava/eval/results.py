@@ -28,8 +28,8 @@ def summarize(task: Task, data: Data, budget: VisionZipConfig | None, answers: A
     rows = [answers.rows[row] for row in sorted(answers.rows)]
     with quiet():  # how many are answered is said below
         scores = task.metric(data, rows) if rows else None
-    tokens = [row["metadata"]["image_tokens"] for row in rows]
-    spread = {"mean": sum(tokens) / len(tokens), "min": min(tokens), "max": max(tokens)} if rows else None
+    tokens = [count for row in rows if (count := row["metadata"]["image_tokens"])]  # of questions with an image
+    spread = {"mean": sum(tokens) / len(tokens), "min": min(tokens), "max": max(tokens)} if tokens else None
     return {
         "budget": budget_name(budget),
         "scores": scores,

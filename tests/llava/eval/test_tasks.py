@@ -122,6 +122,8 @@ def test_questions_without_an_image_are_asked_without(here, checkpoint):
     (path,) = Path("playground/results/scienceqa").glob("*/full.jsonl")
     tokens = [json.loads(line)["metadata"]["image_tokens"] for line in path.read_text().splitlines()]
     assert tokens == [576, 0, 576]
+    result = json.loads(path.with_name("full.jsonl.result.json").read_text())
+    assert result["tokens_per_image"] == {"mean": 576, "min": 576, "max": 576}
 
 
 @pytest.mark.parametrize(
