@@ -67,12 +67,17 @@ def write_json(path: str | Path, content) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write all of `text` or, on a crash at any moment, leave what was there before."""
+    """`write_bytes` of UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write all of `content` or, on a crash at any moment, leave what was there before."""
     path = Path(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with draft.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with draft.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)

@@ -3,13 +3,12 @@
 import base64
 import binascii
 import csv
-import os
 from pathlib import Path
 
 from llava.eval.data import Data
 from llava.eval.metrics.mmbench import is_empty, options_of
 from llava.eval.questions import Question, read_entries
-from llava.files import make_folder
+from llava.files import make_folder, write_bytes
 
 LONGEST_CELL = 2**30  # characters; an image has millions
 LONGEST_INDEX = 64  # characters; a longer cell is an image, a shorter one names the row that has it
@@ -67,6 +66,4 @@ def unpack(data: Data) -> None:
             content = base64.b64decode(row["image"], validate=True)
         except binascii.Error as error:
             raise ValueError(f"{data.question_file}, index {row['index']}: image is not base64 ({error}).") from None
-        draft = path.with_name(f".{path.name}.{os.getpid()}")  # whole or not at all, whichever process is first
-        draft.write_bytes(content)
-        draft.replace(path)
+        write_bytes(path, content)

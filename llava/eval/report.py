@@ -17,6 +17,7 @@ from llava.cli import add_verbose, status_of, tell
 from llava.eval.paper import FULL, NOTES, PAPER, PaperRow
 from llava.eval.tasks import TASKS, playground
 from llava.files import make_folder, read_json, write_text
+from llava.plots import pyplot
 from llava.tables import to_table
 
 WHOLE = "full"  # the budget that is all tokens
@@ -141,16 +142,10 @@ def to_csv(tables: dict[str, list[Row]], tasks: Sequence[str]) -> str:
 def draw(tables: dict[str, list[Row]], path: Path) -> bool:
     """Average relative score against tokens. Returns False if there is nothing to draw, or no matplotlib."""
     curves = {name: rows for name, rows in tables.items() if len(rows) > 1 and rows[0].budget == WHOLE}
-    try:
-        import matplotlib
-    except ImportError:
+    plt = pyplot()
+    if plt is None or not curves:
         return False
-    if not curves:
-        return False
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(6, 4.2), layout="constrained")
+    figure, axis = plt.subplots(figsize=(6, 4.2), layout="constrained")
     for name, rows in curves.items():
         points = sorted((row.tokens, row.relative_to(rows[0])) for row in rows if row.relative_to(rows[0]) is not None)
         axis.plot(*zip(*points, strict=True), marker="o", label=name)
@@ -167,7 +162,7 @@ def draw(tables: dict[str, list[Row]], path: Path) -> bool:
     axis.grid(alpha=0.3)
     axis.legend()
     figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+    plt.close(figure)
     return True
 
 

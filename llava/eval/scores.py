@@ -6,6 +6,7 @@ they do not belong together. Only answered questions count, unless a benchmark's
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from llava.eval import eval_textvqa
 from llava.eval.data import Data
@@ -16,6 +17,11 @@ from llava.files import read_bytes, read_json, read_jsonl
 
 Rows = Sequence[Mapping]
 POPE_LISTS = ("random", "popular", "adversarial")
+
+
+def answered_in(rows: Rows) -> set[str]:
+    """The ids of the questions that are answered."""
+    return {str(row["question_id"]) for row in rows}
 
 
 def score_textvqa(data: Data, rows: Rows) -> dict[str, float]:
@@ -43,18 +49,15 @@ def score_pope(data: Data, rows: Rows) -> dict[str, float]:
             results[name] = pope.score(*zip(*answered, strict=True))
     if not results:
         raise ValueError(f"No answer is to a question of {data.question_file}.")
-    mean = {
-        "F1": sum(result.f1 for result in results.values()) / len(results),
-        "accuracy": sum(result.accuracy for result in results.values()) / len(results),
-        "yes": sum(result.yes_ratio for result in results.values()) / len(results),
-    }
-    scores = mean | {f"F1 {name}": result.f1 for name, result in results.items()}
+    parts = (("F1", "f1"), ("accuracy", "accuracy"), ("yes", "yes_ratio"))
+    scores = {name: fmean(getattr(result, field) for result in results.values()) for name, field in parts}
+    scores |= {f"F1 {name}": result.f1 for name, result in results.items()}
     return {name: 100 * value for name, value in scores.items()}
 
 
 def score_gqa(data: Data, rows: Rows) -> dict[str, float]:
     questions = read_json(data.annotation_file)
-    answered = {str(row["question_id"]) for row in rows}
+    answered = answered_in(rows)
     result = gqa.score({key: value for key, value in questions.items() if key in answered}, rows)
     parts = {"accuracy": result.overall, "binary": result.binary, "open": result.open}
     return {name: 100 * part.accuracy for name, part in parts.items()}
@@ -85,7 +88,7 @@ def read_mme_truths(folder: Path) -> list[mme.Truth]:
 def score_vqav2(data: Data, rows: Rows) -> dict[str, float]:
     """Of the validation set; as its server does, after the normalization of EvalAI."""
     annotations = read_json(data.annotation_file)["annotations"]
-    answered = {str(row["question_id"]) for row in rows}
+    answered = answered_in(rows)
     annotations = [annotation for annotation in annotations if str(annotation["question_id"]) in answered]
     result = vqa.score(annotations, vqa.submission(annotations, rows))
     return {"accuracy": 100 * result.accuracy} | {kind: 100 * value for kind, value in result.answer_types.items()}
@@ -93,7 +96,7 @@ def score_vqav2(data: Data, rows: Rows) -> dict[str, float]:
 
 def score_vizwiz(data: Data, rows: Rows) -> dict[str, float]:
     """Of the validation set: the test server is closed."""
-    answered = {row["question_id"] for row in rows}
+    answered = answered_in(rows)
     annotations = [row for row in read_json(data.annotation_file) if row["image"] in answered]
     questions = [{"question_id": annotation["image"], "image": annotation["image"]} for annotation in annotations]
     result = vqa.score_vizwiz(annotations, vqa.vizwiz_submission(questions, rows))
@@ -104,7 +107,7 @@ def score_scienceqa(data: Data, rows: Rows) -> dict[str, float]:
     """Of questions with an image, which papers report as SQA or SQA-IMG, and of all."""
     problems = read_json(data.annotation_file)
     split = read_json(data.annotation_file.with_name("pid_splits.json"))["test"]
-    answered = {str(row["question_id"]) for row in rows}
+    answered = answered_in(rows)
     if unknown := sorted(answered - set(split)):
         raise ValueError(
             f"{len(unknown)} of {len(answered)} answers are to none of the test split's {len(split)} questions, for "
@@ -121,7 +124,7 @@ def score_scienceqa(data: Data, rows: Rows) -> dict[str, float]:
 
 def score_mmbench(data: Data, rows: Rows) -> dict[str, float]:
     """By letters found in the answers. A question counts if all its rotations are right; "single": if the first is."""
-    answered = {str(row["question_id"]) for row in rows}
+    answered = answered_in(rows)
     result = mmbench.score([row for row in read_rows(data.annotation_file) if row["index"] in answered], rows)
     return {"accuracy": 100 * result.accuracy, "single": 100 * result.vanilla.accuracy}
 
@@ -129,7 +132,7 @@ def score_mmbench(data: Data, rows: Rows) -> dict[str, float]:
 def score_seed(data: Data, rows: Rows) -> dict[str, float]:
     """With video frames, as papers report it, and for images and videos apart; nan where there are none."""
     questions = read_json(data.annotation_file)["questions"]
-    answered = {str(row["question_id"]) for row in rows}
+    answered = answered_in(rows)
     result = seed.score([question for question in questions if str(question["question_id"]) in answered], rows)
     parts = {"accuracy": result.overall, "image": result.image, "video": result.video}
     return {name: 100 * part.accuracy for name, part in parts.items()}

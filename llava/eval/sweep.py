@@ -20,6 +20,7 @@ from llava.cli import add_verbose, positive, status_of
 from llava.eval.cli import add_data_options
 from llava.eval.tasks import EMBEDDED_CHECKPOINT, TASKS, playground
 from llava.files import make_folder, write_json, write_text
+from llava.plots import pyplot
 
 if TYPE_CHECKING:
     from llava.eval.workbench import Workbench
@@ -51,7 +52,9 @@ def sweep(args: argparse.Namespace) -> int:
     from llava.eval.workbench import prepare  # torch and all: not before the flags are known to be right
     from llava.mm_utils import get_model_name_from_path
 
-    plt = import_pyplot()  # before the work, as it may not be installed
+    plt = pyplot()
+    if plt is None:  # before the work
+        raise ValueError("The plot needs matplotlib: pip install matplotlib.")
     checkpoint = args.checkpoint or str(playground() / EMBEDDED_CHECKPOINT)
     name = get_model_name_from_path(checkpoint)
     out = make_folder(args.out or playground() / "results/sweep" / name)
@@ -125,17 +128,6 @@ def to_markdown(rows: list[Row], patches: int) -> str:
         split = f"{group[0].dominant} + {group[0].contextual}"
         lines.append(f"| {group[0].tokens} | {split} | " + " | ".join(map(cell, group)) + " |")
     return "\n".join(lines)
-
-
-def import_pyplot():
-    try:
-        import matplotlib
-    except ImportError:
-        raise ValueError("The plot needs matplotlib: pip install matplotlib.") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
 
 
 def draw(plt, rows: list[Row], bench: "Workbench", path: Path) -> None:

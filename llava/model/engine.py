@@ -224,6 +224,7 @@ class Sequences:
 
     def __init__(self, engine: Engine, cache: KVCache, graphs: Graphs):
         self.engine, self.cache, self.graphs, self.is_open = engine, cache, graphs, True
+        self.sliding = min_sliding_window(engine.decoder)  # of the layer that looks back least; None: all see all
 
     def __enter__(self):
         return self
@@ -258,8 +259,7 @@ class Sequences:
             embeds, new = nn.functional.pad(embeds, (0, 0, 0, padding)), new + padding
         self.reserve(cache.longest + new)
         window = cache.longest + new if cache.longest else None
-        sliding = min_sliding_window(engine.decoder)
-        if window is None and sliding is not None and new > sliding:
+        if window is None and self.sliding is not None and new > self.sliding:
             window = new
         if window is not None and is_graphed:
             window = min(bucket(window), cache.slots)
@@ -275,8 +275,8 @@ class Sequences:
         """Append one token to each row, (B,). Returns logits (B, V), which the next step overwrites."""
         cache, engine = self.cache, self.engine
         self.reserve(cache.longest + 1)
-        window, sliding = cache.longest + 1, min_sliding_window(engine.decoder)
-        masked = not engine.is_static or not cache.is_even or (sliding is not None and window > sliding)
+        window = cache.longest + 1
+        masked = not engine.is_static or not cache.is_even or (self.sliding is not None and window > self.sliding)
         if not engine.is_static:
             window = min(bucket(window), cache.slots)
         logits = self.graphs.run(("step", window), partial(engine.forward_ids, cache, window, masked), ids)

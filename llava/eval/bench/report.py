@@ -8,6 +8,7 @@ from llava.eval.bench.stages import STAGES, Measured
 from llava.eval.bench.timing import Timing
 from llava.eval.bench.workload import Run
 from llava.eval.devices import Device
+from llava.plots import pyplot
 from llava.tables import figure, to_table
 
 COLUMNS = ("tower", "select + merge", "project", "prefill")  # drawn one on the other, decoding on top
@@ -170,15 +171,11 @@ def span(timing: Timing) -> str:
 
 def draw(rows: Sequence[Measured], title: str, path: Path) -> bool:
     """Stages of a request as bars, one way under the other, batch 1. Returns False if there is no matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
+    plt = pyplot()
+    if plt is None:
         return False
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     rows = [row for row in rows if row.batch == 1 and all(row.stages[name] for name in STAGES)]
-    figure, axis = pyplot.subplots(figsize=(9, 1.2 + 0.45 * len(rows)), layout="constrained")
+    figure, axis = plt.subplots(figsize=(9, 1.2 + 0.45 * len(rows)), layout="constrained")
     labels = [f"{row.way} ({row.tokens} tokens)" for row in rows]
     left = [0.0] * len(rows)
     for name in (*COLUMNS, "decoding"):
@@ -192,5 +189,5 @@ def draw(rows: Sequence[Measured], title: str, path: Path) -> bool:
     axis.set(xlabel="ms of one request, stages timed one by one", title=title)
     axis.legend()
     figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+    plt.close(figure)
     return True
