@@ -3,10 +3,12 @@
     NAME.jsonl               one row per question, in upstream's fields; grows during the run, sorted at its end
     NAME.jsonl.meta.json     the settings these answers were made with; other settings may not add to them
     NAME.jsonl.result.json   the score, written by who scores; thrown away with the answers
+    NAME.jsonl.submission.*  the answers as the benchmark's server takes them, likewise
     NAME.jsonl.part-R-of-N   what process R of N has answered; process 0 merges the parts into NAME.jsonl
 
-`metadata` of an answer holds its `row` in the question file and `image_tokens`, the visual tokens that the model saw. A
-question is known by its row together with its id and prompt: in TextVQA the id is that of the image, so ids repeat.
+`metadata` of an answer holds its `row` in the question file and `image_tokens`, the visual tokens that the model saw,
+those of all images together. A question is known by its row together with its id and prompt: in TextVQA the id is that
+of the image, so ids repeat.
 """
 
 import hashlib
@@ -54,7 +56,8 @@ def describe_settings(
     checkpoint: str, model_base: str | None, tower: str, questions: list[Question], image_folder: str | Path, **others
 ) -> dict:
     """What must be equal for answers of two runs to be mixed, as an `AnswerFile` takes it; `others` are added."""
-    content = json.dumps([(q.question_id, q.image, q.text) for q in questions])
+    # null for no image: so the hash of questions about one image or none is what it was before there were several.
+    content = json.dumps([(q.question_id, *(q.images or [None]), q.text) for q in questions])
     return {
         "checkpoint": str(Path(checkpoint).resolve()) if Path(checkpoint).exists() else checkpoint,
         "weights": [fingerprint(folder) for folder in (checkpoint, model_base, tower)],
@@ -93,7 +96,7 @@ def meta_file(path: Path) -> Path:
 
 
 def part_of(questions: Sequence[Question], shard: Shard) -> Iterator[Question]:
-    """Those that a process answers: about as many as each other does, and all about an image."""
+    """Those that a process answers: about as many as each other does, and all about the same images."""
     before = 0
     for group in by_image(questions):
         middle = before + len(group) / 2
@@ -109,8 +112,8 @@ class AnswerFile:
         path: NAME.jsonl; its folder is made if need be.
         questions: all questions this file is to answer, whichever process answers them.
         settings: whatever must be equal for two runs to share answers; goes to the meta file, so JSON.
-        shard: this process among those that write to the same `path`. Each takes a part of `questions`, those about an
-            image together, and all open, and finish, the same files in the same order inside a `process_group`.
+        shard: this process among those that write to the same `path`. Each takes a part of `questions`, those about the
+            same images together, and all open, and finish, the same files in the same order inside a `process_group`.
         model_id: written into every row.
         overwrite: throw earlier answers away.
 
@@ -146,7 +149,8 @@ class AnswerFile:
                 if shard.index == 0:  # for all processes of the run, before anything is touched
                     self.lock = take_lock(self.beside(".lock"))
                 if overwrite and shard.index == 0:
-                    for old in (self.result, *self.parts(), self.path, self.meta):  # in this order, should it be killed
+                    made_of_them = (self.result, *self.all_beside(".submission."))
+                    for old in (*made_of_them, *self.parts(), self.path, self.meta):  # so ordered, should it be killed
                         old.unlink(missing_ok=True)
                 self.claim(settings)
             self.file = self.open_own()
@@ -219,7 +223,10 @@ class AnswerFile:
         return self.path.with_name(self.path.name + suffix)
 
     def parts(self) -> list[Path]:
-        prefix = f"{self.path.name}.part-"
+        return self.all_beside(".part-")
+
+    def all_beside(self, suffix: str) -> list[Path]:
+        prefix = self.path.name + suffix
         return [path for path in self.path.parent.iterdir() if path.name.startswith(prefix)]
 
     def claim(self, settings: dict) -> None:

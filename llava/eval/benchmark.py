@@ -17,7 +17,7 @@ from llava.eval.loading import describe_device, device_of, load, use_one_thread
 from llava.eval.questions import Question
 from llava.eval.results import budget_name, print_report, summarize
 from llava.eval.tasks import EMBEDDED_CHECKPOINT, TASKS, Task, playground
-from llava.files import write_json
+from llava.files import read_json, write_bytes, write_json
 from llava.mm_utils import get_model_name_from_path
 from llava.model.anyres import parse_pinpoints
 from llava.model.builder import read_config
@@ -41,9 +41,11 @@ class Run:
     checkpoint: str
     loading: dict  # options of `load`, device included
     settings: dict  # of the answers, but for the budget
+    model: dict  # by which the report finds it in the paper
     shard: Shard
     batch_size: int
     num_workers: int | None
+    limit: int | None  # only so many questions of the benchmark
     overwrite: bool
     restart: bool  # begin again with what an earlier run has left, but overwrite nothing else
 
@@ -63,7 +65,7 @@ def run_benchmark(args: argparse.Namespace) -> int:
     data = choose_data(args, TASKS[args.task])  # before the checkpoint, which may have to be fetched
     config, tower = read_config(checkpoint)
     budgets = choose_budgets(args, checkpoint, config, tower)
-    run = prepare(args, checkpoint, data, tower)
+    run = prepare(args, checkpoint, data, config, tower)
     paths = choose_paths(args, checkpoint, budgets)
     with process_group(run.shard):
         variants = [open_variant(run, budget, path) for budget, path in zip(budgets, paths, strict=True)]
@@ -76,8 +78,11 @@ def run_benchmark(args: argparse.Namespace) -> int:
     if run.shard.index > 0:
         return 0  # the first process speaks for all; a failure here would make torchrun stop it before it has scored
     print_report(results)
+    if run.task.elsewhere and not run.limit:
+        tell(f"\n{run.task.elsewhere}")
     if None not in budgets:
-        tell("\nTo compare with all tokens in the same table, add --compare-full.")
+        add = f"--budgets full,{args.budgets}" if args.budgets else "--compare-full"
+        tell(f"\nTo compare with all tokens in the same table: {add}.")
     return QUESTIONS_REFUSED if any(result["skipped"] for result in results) and not args.skip_bad else 0
 
 
@@ -129,8 +134,8 @@ def asked_budget(args: argparse.Namespace) -> VisionZipConfig | None:
 
 def listed_budgets(args: argparse.Namespace) -> list[VisionZipConfig | None]:
     """Those of --budgets, in its order."""
-    others = ("dominant", "contextual", "tokens_per_image", "answers_file")
-    if given := [f"--{name.replace('_', '-')}" for name in others if getattr(args, name) is not None]:
+    others = ("dominant", "contextual", "tokens_per_image", "answers_file", "compare_full")
+    if given := [f"--{name.replace('_', '-')}" for name in others if getattr(args, name)]:
         raise ValueError(f"--budgets names all budgets of a run; leave {', '.join(given)} out.")
     budgets, merge = [], args.merge or "sum"
     for text in args.budgets.split(","):
@@ -162,26 +167,49 @@ def choose_paths(args: argparse.Namespace, checkpoint: str, budgets: list[Vision
     return [folder / f"{budget_name(budget)}{bits}{first}.jsonl" for budget in budgets]
 
 
-def prepare(args: argparse.Namespace, checkpoint: str, data: Data, tower) -> Run:
+def prepare(args: argparse.Namespace, checkpoint: str, data: Data, config, tower) -> Run:
     """Read and check everything that takes no model."""
     task, shard = TASKS[args.task], current_shard()
     questions = task.read(data.question_file, args.limit)
-    require_annotations(task, data, questions)
+    if task.metric:
+        require_annotations(task, data, questions)
     decoding = Decoding(args.conv_mode, args.max_new_tokens or task.max_new_tokens)
-    automatic = "float16" if device_of(args.device, ALONE).startswith("cuda") else "float32"
-    settings = describe_settings(
-        checkpoint,
-        args.model_base,
-        tower.vision_tower_name,
-        questions,
-        data.image_folder,
-        task=task.name,
-        dtype=args.dtype or automatic,
-        quantization="8bit" if args.load_8bit else "4bit" if args.load_4bit else None,
-        prompt=decoding.prompt("{question}" + task.prompt_suffix),
-        max_new_tokens=decoding.max_new_tokens,
+    return Run(
+        task=task,
+        data=data,
+        questions=questions,
+        decoding=decoding,
+        checkpoint=checkpoint,
+        loading=loading_of(args, shard),
+        settings=describe_settings(
+            checkpoint,
+            args.model_base,
+            tower.vision_tower_name,
+            questions,
+            data.image_folder,
+            task=task.name,
+            dtype=args.dtype or ("float16" if device_of(args.device, ALONE).startswith("cuda") else "float32"),
+            quantization="8bit" if args.load_8bit else "4bit" if args.load_4bit else None,
+            prompt=decoding.prompt("{question}" + task.prompt_suffix),
+            max_new_tokens=decoding.max_new_tokens,
+        ),
+        model={
+            "model_type": config.model_type,
+            "hidden_size": config.hidden_size,
+            "visual_tokens": most_crops(config, tower) * tower.num_patches,
+        },
+        shard=shard,
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+        limit=args.limit,
+        overwrite=args.overwrite,
+        restart=args.checkpoint is None,  # the embedded model answers in seconds: who runs it again wants to see that
     )
-    loading = {
+
+
+def loading_of(args: argparse.Namespace, shard: Shard) -> dict:
+    """Options of `load`."""
+    return {
         "model_base": args.model_base,
         "load_8bit": args.load_8bit,
         "load_4bit": args.load_4bit,
@@ -190,20 +218,6 @@ def prepare(args: argparse.Namespace, checkpoint: str, data: Data, tower) -> Run
         "fast": args.fast or (OFF if args.flash_attn else "static"),
         "dtype": getattr(torch, args.dtype) if args.dtype else None,
     }
-    return Run(
-        task=task,
-        data=data,
-        questions=questions,
-        decoding=decoding,
-        checkpoint=checkpoint,
-        loading=loading,
-        settings=settings,
-        shard=shard,
-        batch_size=args.batch_size,
-        num_workers=args.num_workers,
-        overwrite=args.overwrite,
-        restart=args.checkpoint is None,  # the embedded model answers in seconds: who runs it again wants to see that
-    )
 
 
 def require_annotations(task: Task, data: Data, questions: list[Question]) -> None:
@@ -258,12 +272,40 @@ def evaluate(run: Run, variant: Variant, loaded: tuple | None) -> dict | None:
     asked = len(run.questions) - answers.resumed
     timing = {
         "seconds": round(time.perf_counter() - start, 2),
-        "questions": asked,
+        "questions": asked,  # now; those of an interrupted run took their time then
         "batch_size": run.batch_size,
         "device": describe_device(run.loading["device"]),
         "processes": run.shard.count,
         "flash_attn": run.loading["use_flash_attn"],
     }
     result = summarize(run.task, run.data, variant.budget, answers, timing if asked else None)
+    result |= {"limit": run.limit, "model": run.model, "submission": write_submission(run, answers)}
+    result |= known_before(answers.result, result)
     write_json(answers.result, result)
     return result
+
+
+def write_submission(run: Run, answers: AnswerFile) -> str | None:
+    """Where the file for the benchmark's server or judge is; None if it takes none or wants more answers than these."""
+    submission = run.task.submission
+    if not submission:
+        return None
+    if run.limit or len(answers.rows) < len(run.questions):
+        tell(f"{answers.path}: no submission, which needs the answers to all questions.")
+        return None
+    path = answers.beside(f".submission{submission.suffix}")
+    try:
+        write_bytes(path, submission.make(run.data, [answers.rows[row] for row in sorted(answers.rows)]))
+    except (ValueError, ImportError) as error:  # the answers are all there, and so are their scores
+        tell(f"{path.name} could not be written: {error}")
+        return None
+    return str(path)
+
+
+def known_before(path: Path, result: dict) -> dict:
+    """What an earlier run has noted that stays true: how these answers were made, and a judge's scores of them."""
+    before = read_json(path) if path.exists() else {}
+    if before.get("answered") != result["answered"]:
+        return {}
+    names = ["scores", "judge"] * bool(before.get("judge")) + ["timing", "versions"] * (result["timing"] is None)
+    return {name: before.get(name) for name in names}

@@ -2,10 +2,12 @@
 
 import argparse
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from llava.cli import positive
 from llava.eval.data import Data
+from llava.eval.mmbench_file import folder_of
 from llava.eval.questions import Question, missing_images
 from llava.eval.tasks import TASKS, Task, playground
 
@@ -26,7 +28,13 @@ def choose_data(args: argparse.Namespace, task: Task) -> Data:
         raise ValueError(f"{task.name} has no embedded data: name a CHECKPOINT, or try one of {embedded}.")
     default = default.below(playground())
     names = ("question_file", "image_folder", "annotation_file")
-    data = Data(*(Path(getattr(args, name) or getattr(default, name)) for name in names), fetch=default.fetch)
+    given = {name: Path(path) for name in names if (path := getattr(args, name))}
+    moved = {getattr(default, name): path for name, path in given.items()}
+    # What is one place by default stays one: else questions of one release would meet the answers of another.
+    given = {name: moved[usual] for name in names if (usual := getattr(default, name)) in moved} | given
+    if task.unpack and "question_file" in given:
+        given.setdefault("image_folder", folder_of(given["question_file"]))
+    data = replace(default, **given)
     if task.unpack:
         task.unpack(data)
     if missing := data.missing():
@@ -40,7 +48,8 @@ def choose_data(args: argparse.Namespace, task: Task) -> Data:
 def require_images(questions: Iterable[Question], question_file: str | Path, folder: str | Path, ways_out: str) -> None:
     """Raises ValueError, which ends in `ways_out`, if an image is not in `folder`."""
     if missing := missing_images(questions, folder):
+        name, question = next(iter(missing.items()))
         raise ValueError(
-            f"Not all images are in {folder}: {len(missing)} missing, the first of them {missing[0].image} "
-            f"({question_file}, line {missing[0].line}). {ways_out}"
+            f"Not all images are in {folder}: {len(missing)} missing, the first of them {name} "
+            f"({question_file}, line {question.line}). {ways_out}"
         )

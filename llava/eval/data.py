@@ -1,9 +1,12 @@
-"""Where the files of the benchmarks lie: `python -m llava.eval.data [--task gqa]` says which are there."""
+"""Where the files of the benchmarks lie: `python -m llava.eval.data [--task gqa]` says which are there.
+
+With `--fetch` it makes those that are missing from Hugging Face data sets first.
+"""
 
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llava.cli import add_verbose, status_of
@@ -17,24 +20,47 @@ class Data:
     Args:
         question_file: in the form that the task reads.
         image_folder: what a question's image is relative to.
-        annotation_file: the true answers: a file, or a folder of several.
+        annotation_file: the true answers, a file or a folder of several, or what else is needed when all is answered;
+            None where nothing is.
         fetch: how to get them, one step per line; shown when a file is missing.
+        spellings: the names that one folder of these goes by, the usual one first.
+        hub: the task's name, if --fetch can make them.
     """
 
     question_file: Path
     image_folder: Path
-    annotation_file: Path
+    annotation_file: Path | None
     fetch: tuple[str, ...] = ()
+    spellings: tuple[str, ...] = ()
+    hub: str = ""
 
     def how_to_fetch(self) -> str:
-        return "Fetch\n" + "\n".join(f"  {step}" for step in self.fetch)
+        steps = list(self.fetch)
+        if self.hub:
+            steps.append(f"or from Hugging Face: python -m llava.eval.data --task {self.hub} --fetch")
+        return "\n  ".join(["Fetch", *steps])
 
     def below(self, root: Path) -> "Data":
-        """The same with paths relative to `root` made whole."""
-        return Data(root / self.question_file, root / self.image_folder, root / self.annotation_file, self.fetch)
+        """The same with paths relative to `root` made whole, each in the first spelling that is there.
+
+        That of the question file comes first for the others, and where none is there.
+        """
+
+        def spelled(path: Path, spelling: str) -> Path:
+            usual, *_ = self.spellings
+            return root / (spelling / path.relative_to(usual) if path.is_relative_to(usual) else path)
+
+        spellings = sorted(self.spellings, key=lambda name: not spelled(self.question_file, name).exists())
+        whole = {}
+        for name in ("question_file", "image_folder", "annotation_file"):
+            if path := getattr(self, name):
+                places = [spelled(path, spelling) for spelling in spellings] or [root / path]
+                whole[name] = next((place for place in places if place.exists()), places[0])
+        return replace(self, **whole, spellings=())
 
     def parts(self) -> dict[str, Path]:
-        return {"questions": self.question_file, "images": self.image_folder, "answers": self.annotation_file}
+        parts = {"questions": self.question_file, "images": self.image_folder, "answers": self.annotation_file}
+        return {what: path for what, path in parts.items() if path}
 
     def missing(self) -> list[Path]:
         return [path for path in self.parts().values() if not path.exists()]
@@ -48,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def show(args: argparse.Namespace) -> int:
     from llava.eval.tasks import TASKS, playground
 
+    if args.fetch is not None:
+        fetch_tasks(args.task, args.fetch)
     lines, lacking, ready = [["task", "what", "where", "there"]], [], []
     for task in [TASKS[name] for name in args.task or TASKS]:
         if not (data := task.embedded if args.embedded else task.data):
@@ -67,6 +95,15 @@ def show(args: argparse.Namespace) -> int:
     return 1 if lacking else 0
 
 
+def fetch_tasks(names: Sequence[str], source: str) -> None:
+    from llava.eval.hub.fetch import fetch
+    from llava.eval.tasks import TASKS, playground
+
+    for name in names:
+        written = fetch(TASKS[name], TASKS[name].data.below(playground()), source or None)
+        print(f"{name}: {f'{len(written)} files and their images written' if written else 'all of it was there'}.")
+
+
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     from llava.eval.tasks import TASKS
 
@@ -79,8 +116,21 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--task", nargs="+", choices=TASKS, metavar="TASK", help=f"of {', '.join(TASKS)} (default: all)")
     add("--embedded", action="store_true", help="the small sets for the embedded model, which come with the project")
     add("--ready", action="store_true", help="print just the names of those that are complete, one in a line")
+    add(
+        "--fetch",
+        nargs="?",
+        const="",
+        metavar="SOURCE",
+        help="write the missing files and images of --task from a Hugging Face data set: a hub id, a folder of parquet "
+        "files or one made by save_to_disk (default: the data set of lmms-eval, by its new id and then its old)",
+    )
     add_verbose(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.fetch is not None and (not args.task or args.embedded or args.ready):
+        parser.error("--fetch needs --task, and goes with neither --embedded nor --ready")
+    if args.fetch and len(args.task) > 1:
+        parser.error(f"--fetch {args.fetch} is a source for one task, not for {len(args.task)}: name one --task")
+    return args
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@ Shapes: B questions, T ids of the longest prompt, S pixels a side.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,19 +67,23 @@ class Decoding:
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p}: must be above 0 and at most 1.")
 
-    def prompt(self, question: str, use_start_end: bool = False, has_image: bool = True) -> str:
-        """The whole prompt for a question about one image, or none; `use_start_end` is `mm_use_im_start_end`."""
+    def prompt(self, question: str, use_start_end: bool = False, images: int = 1) -> str:
+        """The whole prompt for a question about so many images; `use_start_end` is `mm_use_im_start_end`.
+
+        Several stand side by side with blanks between, as lmms-eval shows them to LLaVA (generate_until of its model).
+        """
         image = DEFAULT_IMAGE_TOKEN
         if use_start_end:
             image = DEFAULT_IM_START_TOKEN + image + DEFAULT_IM_END_TOKEN
+        shown = " ".join([image] * images)
         conversation = conv_templates[self.conv_mode].copy()
-        conversation.append_message(conversation.roles[0], f"{image}\n{question}" if has_image else question)
+        conversation.append_message(conversation.roles[0], f"{shown}\n{question}" if images else question)
         conversation.append_message(conversation.roles[1], None)
         return conversation.get_prompt()
 
-    def ids(self, question: str, tokenizer, config, has_image: bool = True) -> list[int]:
-        """The same as ids, with one IMAGE_TOKEN_INDEX where there is an image."""
-        prompt = self.prompt(question, getattr(config, "mm_use_im_start_end", False), has_image)
+    def ids(self, question: str, tokenizer, config, images: int = 1) -> list[int]:
+        """The same as ids, with one IMAGE_TOKEN_INDEX for each image."""
+        prompt = self.prompt(question, getattr(config, "mm_use_im_start_end", False), images)
         return tokenizer_image_token(prompt, tokenizer, IMAGE_TOKEN_INDEX)
 
     @property
@@ -119,39 +123,47 @@ class Answers(NamedTuple):
     """What the model said to a batch."""
 
     texts: list[str]
-    image_tokens: list[int]  # visual tokens the language model saw for each image
+    image_tokens: list[int]  # visual tokens the language model saw for each question, of all its images
 
 
 def generate_batch(
-    model, tokenizer, questions: Sequence[str], pictures: Sequence[Picture | None], decoding: Decoding
+    model, tokenizer, questions: Sequence[str], pictures: Sequence[Sequence[Picture]], decoding: Decoding
 ) -> Answers:
-    """Answer B questions, each about its own picture or none. A picture given for several of them is read once."""
+    """Answer B questions, each about its own pictures, of which there may be none. One that several of them are about
+    is read once."""
     if not questions:
         return Answers([], [])
-    ((_, answers),) = generate_batches(model, tokenizer, questions, pictures, decoding, len(questions))
-    return answers
+    ((batch, answers),) = generate_batches(model, tokenizer, questions, pictures, decoding, len(questions))
+    _, texts, tokens = zip(*sorted(zip(batch, *answers, strict=True)), strict=True)  # in the order of the questions
+    return Answers(list(texts), list(tokens))
 
 
 @torch.inference_mode()
 def generate_batches(
-    model, tokenizer, questions: Sequence[str], pictures: Sequence[Picture | None], decoding: Decoding, batch_size: int
+    model,
+    tokenizer,
+    questions: Sequence[str],
+    pictures: Sequence[Sequence[Picture]],
+    decoding: Decoding,
+    batch_size: int,
 ) -> Iterator[tuple[list[int], Answers]]:
-    """Answer questions, each about its own picture or none, at most `batch_size` at a time, those of similar length
-    together.
+    """Answer questions, each about its own pictures, of which there may be none; at most `batch_size` at a time, those
+    of similar length together.
 
-    A picture that several questions share goes once through the tower, and, with the system prompt before it, once
-    through the language model. Greedy answers are those of `model.generate` one by one, in fp32.
+    A picture that several questions share goes once through the tower, and, where each question is about one, once
+    through the language model too, with the system prompt before it. Greedy answers are those of `model.generate` one
+    by one, in fp32.
 
     Yields:
         Which of the questions a batch held, and the answers to them.
     """
     prompts = [
-        decoding.ids(question, tokenizer, model.config, has_image=picture is not None)
-        for question, picture in zip(questions, pictures, strict=True)
+        decoding.ids(question, tokenizer, model.config, images=len(own))
+        for question, own in zip(questions, pictures, strict=True)
     ]
-    distinct = {id(picture): picture for picture in pictures if picture is not None}
+    distinct = {id(picture): picture for own in pictures for picture in own}
     place = {key: i for i, key in enumerate(distinct)}
-    image_of = [place.get(id(picture)) for picture in pictures]
+    images_of = [[place[id(picture)] for picture in own] for own in pictures]
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     options = {"pad_token_id": padding, "use_cache": True, **decoding.options()}
     config, beyond = configure(model, options)
@@ -161,7 +173,7 @@ def generate_batches(
 
     def answers(batch: list[int], output: Tensor) -> tuple[list[int], Answers]:
         texts = [decoding.cut(text) for text in tokenizer.batch_decode(output, skip_special_tokens=True)]
-        return batch, Answers(texts, [0 if image_of[i] is None else len(features[image_of[i]]) for i in batch])
+        return batch, Answers(texts, [sum(len(features[image]) for image in images_of[i]) for i in batch])
 
     batches = even_batches(sorted(range(len(prompts)), key=lambda i: len(prompts[i])), batch_size)
     if engine and len(distinct) < len(prompts) and can_share(engine, prompts, features):
@@ -172,14 +184,14 @@ def generate_batches(
             images.extend(*pad_right(heads))
             for batch in batches:
                 tails = [engine.embed(prompts[i][split + 1 :]) for i in batch]
-                begin = (images, [image_of[i] for i in batch])
+                begin = (images, [images_of[i][0] for i in batch])
                 yield answers(batch, engine.generate(*pad_right(tails), config, begin_with=begin))
         return
     for batch in batches:
         input_ids, mask = pad_left([prompts[i] for i in batch], padding)
         output = model.generate(
             input_ids.to(model.device),
-            image_features=[features[image_of[i]] for i in batch if image_of[i] is not None],
+            image_features=[features[image] for i in batch for image in images_of[i]],
             attention_mask=mask.to(model.device),
             fast=engine.mode if engine else OFF,
             **options,
@@ -188,8 +200,8 @@ def generate_batches(
 
 
 def can_share(engine: Engine, prompts: list[list[int]], features: list[Tensor]) -> bool:
-    """Whether what prompts begin with can be computed once: all have an image, what is kept fits beside a batch, and no
-    prompt will be cut or refused."""
+    """Whether what prompts begin with can be computed once: all have one image, what is kept fits beside a batch, and
+    no prompt will be cut or refused."""
     if {ids.count(IMAGE_TOKEN_INDEX) for ids in prompts} != {1}:
         return False
     limit = getattr(engine.model.config, "tokenizer_model_max_length", None)
@@ -243,14 +255,15 @@ def answer_questions(
 ) -> None:
     """Answer `questions`, appending to `answers` batch by batch.
 
-    Questions about the same image are asked together: it is decoded, encoded and read by the language model once.
-    Greedy answers depend neither on that nor on `batch_size` in fp32. Memory does not grow with their number. A
-    question whose image cannot be used is refused in `answers`, with the reason; the others go on.
+    Questions about the same images are asked together: these are decoded and encoded once, and where each question is
+    about one image, the language model reads it once too. Greedy answers depend neither on that nor on `batch_size` in
+    fp32. Memory does not grow with their number. A question with an image that cannot be used is refused in `answers`,
+    with the reason; the others go on.
 
     Args:
         model, tokenizer, image_processor: from `load_pretrained_model`.
         questions: those still to be answered, usually `answers.todo`.
-        image_folder: what the questions' `image` is relative to.
+        image_folder: what the questions' `images` are relative to.
         answers: where answers go.
         decoding: how they are drawn; greedy by default.
         prompt_suffix: put after every question.
@@ -269,16 +282,18 @@ def answer_questions(
         tqdm(total=len(questions), desc=progress, unit="question", disable=progress is None, dynamic_ncols=True) as bar,
     ):
         for chunk in chunks:
-            found = {None: None, **{name: next(pictures) for name in chunk.images}}
-            asked = [question for question in chunk.questions if not isinstance(found[question.image], str)]
+            found = {name: next(pictures) for name in chunk.images}
+            asked = []
             for question in chunk.questions:
-                if isinstance(reason := found[question.image], str):
-                    answers.refuse(question, reason)
+                if reasons := [found[name] for name in question.images if isinstance(found[name], str)]:
+                    answers.refuse(question, reasons[0])
+                else:
+                    asked.append(question)
             bar.update(len(chunk.questions) - len(asked))
             if not asked:
                 continue
             texts = [question.text + prompt_suffix for question in asked]
-            images = [found[question.image] for question in asked]
+            images = [[found[name] for name in question.images] for question in asked]
             for batch, said in generate_batches(model, tokenizer, texts, images, decoding, batch_size):
                 answers.append([asked[i] for i in batch], *said)
                 bar.update(len(batch))
@@ -304,29 +319,40 @@ def answer_and_merge(answers: AnswerFile, loaded: tuple | None, image_folder: st
 
 
 def make_chunks(questions: Sequence[Question], batch_size: int) -> list[Chunk]:
-    """Share questions out into chunks of whole images: at most `batch_size` of these, with enough questions for several
-    batches where images have many. Questions without an image come last.
+    """Share questions out into chunks with all that are about the same images: at most `batch_size` images, unless one
+    question has more, and enough questions for several batches where images have many. Questions about several images
+    come first, as they take the most memory, those about none last; neither shares a chunk with those about one.
 
-    Sorted by length only within a window, so that a run goes through the questions roughly in order.
+    Sorted by length only within a window, so that a run goes through the questions of a kind roughly in order.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: must be at least 1.")
     chunks: list[Chunk] = []
-    groups = sorted(by_image(questions), key=lambda group: group[0].image is None)  # keeps the order otherwise
-    for window in windows(groups, SORT_WINDOW * batch_size):
-        window.sort(key=lambda group: (group[0].image is None, max(len(question.text) for question in group)))
-        start = len(chunks)
-        for group in window:
-            image, last = group[0].image, chunks[-1] if len(chunks) > start else None
-            is_full = last and (len(last.images) >= batch_size or len(last.questions) >= CHUNK * batch_size)
-            if last is None or is_full or bool(last.images) != (image is not None):
-                chunks.append(last := Chunk([], []))
-            last.images.extend([image] if image is not None else [])
-            last.questions.extend(group)
+    for _, groups in groupby(sorted(by_image(questions), key=kind, reverse=True), kind):
+        for window in windows(groups, SORT_WINDOW * batch_size):
+            window.sort(key=lambda group: max(len(question.text) for question in group))
+            chunks.extend(fill_chunks(window, batch_size))
     return chunks
 
 
-def windows(groups: Sequence[list[Question]], size: int) -> Iterator[list[list[Question]]]:
+def kind(group: Sequence[Question]) -> int:
+    """Whether questions about the same images are about none, one or several: 0, 1 or 2."""
+    return min(len(group[0].images), 2)
+
+
+def fill_chunks(groups: Iterable[Sequence[Question]], batch_size: int) -> Iterator[Chunk]:
+    images, questions = {}, []  # a dict holds each name once, in order
+    for group in groups:
+        names = dict.fromkeys(group[0].images)
+        if questions and (len(images | names) > batch_size or len(questions) >= CHUNK * batch_size):
+            yield Chunk(list(images), questions)
+            images, questions = {}, []
+        images |= names
+        questions += group
+    yield Chunk(list(images), questions)
+
+
+def windows(groups: Iterable[list[Question]], size: int) -> Iterator[list[list[Question]]]:
     """Groups in order, as many at a time as together hold `size` questions."""
     window, held = [], 0
     for group in groups:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llava.eval.data import Data
 from llava.eval.metrics.mmbench import is_empty, options_of
-from llava.eval.questions import Question, read_entries
+from llava.eval.questions import Fields, Question, read_entries
 from llava.files import make_folder, write_bytes
 
 LONGEST_CELL = 2**30  # characters; an image has millions
@@ -36,10 +36,10 @@ def read_rows(path: str | Path) -> list[dict[str, str]]:
 def read_mmbench(path: str | Path, limit: int | None = None) -> list[Question]:
     """Questions as LLaVA asks them: hint, question, options. Images are named as `unpack` writes them."""
 
-    def fields(row: dict) -> tuple[str, str, str]:
+    def fields(row: dict) -> Fields:
         hint = [] if is_empty(row.get("hint")) else [row["hint"]]
         options = [f"{letter}. {text}" for letter, text in options_of(row).items()]
-        return row["index"], f"{image_index(row)}.jpg", "\n".join([*hint, row["question"], *options])
+        return row["index"], (f"{image_index(row)}.jpg",), "\n".join([*hint, row["question"], *options])
 
     return read_entries(path, read_rows(path), fields, limit)
 
@@ -50,20 +50,28 @@ def image_index(row: dict) -> str:
 
 
 def unpack(data: Data) -> None:
-    """Write the images of the question file into the image folder, where they are not there yet.
+    """Write the images of the question file into the image folder, but for those that are there with this content.
+
+    Releases number their questions alike, so an image that is there may be another release's.
 
     Raises:
-        ValueError: a cell holds no image.
+        ValueError: a cell holds no image, or one is to be written and the folder cannot be.
     """
     if not data.question_file.is_file():
         return
-    rows, folder = read_rows(data.question_file), make_folder(data.image_folder)
-    for row in rows:
-        path = folder / f"{row['index']}.jpg"
-        if len(row.get("image") or "") <= LONGEST_INDEX or path.exists():
+    for row in read_rows(data.question_file):
+        if len(row.get("image") or "") <= LONGEST_INDEX:
             continue
         try:
             content = base64.b64decode(row["image"], validate=True)
         except binascii.Error as error:
             raise ValueError(f"{data.question_file}, index {row['index']}: image is not base64 ({error}).") from None
-        write_bytes(path, content)
+        path = data.image_folder / f"{row['index']}.jpg"
+        if not path.is_file() or path.read_bytes() != content:
+            make_folder(path.parent)
+            write_bytes(path, content)
+
+
+def folder_of(question_file: Path) -> Path:
+    """Where the images of a question file are unpacked to: beside it, under its name."""
+    return question_file.with_name(f"{question_file.stem}-images")

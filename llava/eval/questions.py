@@ -1,10 +1,17 @@
 """Question files: LLaVA's JSONL with `question_id`, `image` and `text` in each line, and some benchmarks' own."""
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from llava.eval.metrics.mmmu import read_list
 from llava.files import is_file, read_json, read_jsonl
+
+SHORT = "\nAnswer the question using a single word or phrase."
+LETTER = "\nAnswer with the option's letter from the given choices directly."
+
+Fields = tuple[str | int, tuple[str, ...], str]  # id, images and text of a question
 
 
 class Question(NamedTuple):
@@ -12,13 +19,24 @@ class Question(NamedTuple):
 
     row: int  # place in the file, from 0
     question_id: str | int
-    image: str | None  # relative to the image folder; None: it is about none
+    images: tuple[str, ...]  # relative to the image folder, in the order in which they are shown; empty: about none
     text: str
     line: int  # line in the file, or number in its list, from 1, for messages
 
 
+FIELDS = (  # of a line: name, type, and how that is called
+    ("question_id", (str, int), "text or a whole number"),
+    ("image", str, "text or a list of texts"),
+    ("text", str, "text"),
+)
+
+
+def as_list(value) -> list:
+    return value if isinstance(value, list) else [value]
+
+
 def read_questions(path: str | Path, limit: int | None = None) -> list[Question]:
-    """The questions of a JSONL file, the first `limit` of them if given.
+    """The questions of a JSONL file, the first `limit` of them if given. `image` is a file name, or a list of such.
 
     Raises:
         ValueError: an unreadable file, no question in it, or a line without `question_id`, `image` and `text` of the
@@ -27,15 +45,15 @@ def read_questions(path: str | Path, limit: int | None = None) -> list[Question]
     questions = []
     for row, (line, fields) in enumerate(read_jsonl(path)[:limit]):
         where = f"{path}, line {line}"
-        for name, kinds in (("question_id", (str, int)), ("image", str), ("text", str)):
+        for name, kinds, expected in FIELDS:
             if name not in fields:
                 raise ValueError(f"{where}: no {name!r}; a question needs question_id, image and text.")
-            if not isinstance(fields[name], kinds) or isinstance(fields[name], bool):
-                expected = "text" if kinds is str else "text or a whole number"
+            values = as_list(fields[name]) if name == "image" else [fields[name]]
+            if not values or not all(isinstance(value, kinds) and not isinstance(value, bool) for value in values):
                 raise ValueError(f"{where}: {name} is {fields[name]!r}; expected {expected}.")
         if "<image>" in fields["text"]:
             raise ValueError(f"{where}: the text holds '<image>', which is added by itself. Take it out.")
-        questions.append(Question(row, fields["question_id"], fields["image"], fields["text"], line))
+        questions.append(Question(row, fields["question_id"], tuple(as_list(fields["image"])), fields["text"], line))
     if not questions:
         raise ValueError(f"{path}: no questions in it.")
     return questions
@@ -44,9 +62,9 @@ def read_questions(path: str | Path, limit: int | None = None) -> list[Question]
 def read_scienceqa(path: str | Path, limit: int | None = None) -> list[Question]:
     """The questions of llava_test_CQM-A.json: a list of `id`, `conversations`, and `image` where there is one."""
 
-    def fields(entry: dict) -> tuple[str, str | None, str]:
+    def fields(entry: dict) -> Fields:
         text = entry["conversations"][0]["value"].replace("<image>", "").strip()
-        return entry["id"], entry.get("image"), text
+        return entry["id"], (entry["image"],) if entry.get("image") else (), text
 
     return read_entries(path, read_json(path), fields, limit)
 
@@ -58,20 +76,47 @@ def read_vqav2(path: str | Path, limit: int | None = None) -> list[Question]:
         entries, subset = content["questions"], content["data_subtype"]
     except (KeyError, TypeError):
         raise ValueError(f"{path}: no questions and data_subtype, as VQAv2's own files have them.") from None
-    return read_entries(
-        path, entries, lambda e: (e["question_id"], f"COCO_{subset}_{e['image_id']:012d}.jpg", e["question"]), limit
-    )
+
+    def fields(entry: dict) -> Fields:
+        return entry["question_id"], (f"COCO_{subset}_{entry['image_id']:012d}.jpg",), entry["question"]
+
+    return read_entries(path, entries, fields, limit)
 
 
 def read_vizwiz(path: str | Path, limit: int | None = None) -> list[Question]:
     """The questions of VizWiz's val.json, each known by its image."""
-    return read_entries(path, read_json(path), lambda entry: (entry["image"], entry["image"], entry["question"]), limit)
+    return read_entries(path, read_json(path), lambda e: (e["image"], (e["image"],), e["question"]), limit)
+
+
+def read_mmmu(path: str | Path, limit: int | None = None) -> list[Question]:
+    """The questions of validation.jsonl: the rows of the Hugging Face data set MMMU/MMMU, its images in files.
+
+        id                  "validation_Art_Theory_12"
+        question            text with "<image 1>" to "<image 7>" in it
+        options             list of texts, which may hold these too; as in the data set it may be written as text
+        answer              the letter of an option, or the open answer
+        question_type       "multiple-choice" or "open"
+        image_1 … image_7   names of files in images/; those that a row does not have are left out
+
+    They are asked as lmms-eval's task `mmmu_val` asks LLaVA (its mmmu_doc_to_text and mmmu_doc_to_visual, and
+    generate_until of its model), as published numbers are made so: "<image 1>" stays in the text as it is, and the
+    pictures named there stand before the text, in the order of their numbers, each once.
+    """
+
+    def fields(entry: dict) -> Fields:
+        lines = [entry["question"]]
+        if is_choice := entry["question_type"] == "multiple-choice":
+            lines += [f"{chr(ord('A') + i)}. {option}" for i, option in enumerate(read_list(entry["options"]))]
+        text = "\n".join([*lines, LETTER if is_choice else SHORT])  # these begin with a line break: one line is empty
+        return entry["id"], tuple(entry[f"image_{n}"] for n in sorted(set(re.findall(r"<image (\d+)>", text)))), text
+
+    return read_entries(path, [row for _, row in read_jsonl(path)], fields, limit)
 
 
 def read_entries(
-    path: str | Path, entries: list, fields: Callable[[dict], tuple[str | int, str | None, str]], limit: int | None
+    path: str | Path, entries: list, fields: Callable[[dict], Fields], limit: int | None
 ) -> list[Question]:
-    """Questions out of a list; `fields` finds id, image and text in an entry.
+    """Questions out of a list; `fields` finds id, images and text in an entry.
 
     Raises:
         ValueError: there are none, or an entry lacks one of these; it is named.
@@ -88,14 +133,17 @@ def read_entries(
 
 
 def by_image(questions: Iterable[Question]) -> list[list[Question]]:
-    """Questions about the same image together, in the order in which images come up first; without one, each alone."""
-    groups: dict[str | int, list[Question]] = {}
+    """Questions about the same images together, in the order in which these come up first; without any, each alone."""
+    groups: dict[tuple[str, ...] | int, list[Question]] = {}
     for question in questions:
-        groups.setdefault(question.row if question.image is None else question.image, []).append(question)
+        groups.setdefault(question.images or question.row, []).append(question)
     return list(groups.values())
 
 
-def missing_images(questions: Iterable[Question], folder: str | Path) -> list[Question]:
-    """The first question about each image that is no file in `folder`, in the order of the questions."""
-    first = [group[0] for group in by_image(questions) if group[0].image is not None]
-    return [question for question in first if not is_file(Path(folder) / question.image)]
+def missing_images(questions: Iterable[Question], folder: str | Path) -> dict[str, Question]:
+    """Images that are no file in `folder`, each with the first question about it, in the order of the questions."""
+    first: dict[str, Question] = {}
+    for question in questions:
+        for name in question.images:
+            first.setdefault(name, question)
+    return {name: question for name, question in first.items() if not is_file(Path(folder) / name)}

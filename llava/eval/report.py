@@ -1,26 +1,28 @@
 """All results of a folder in one table, the paper's under them: `python -m llava.eval.report [DIR]`.
 
 Prints it, and writes report.md, report.csv and report.png into the folder, or into --out. A row's average is the mean
-of its scores relative to those with all tokens, over the benchmarks that both have.
+of its scores relative to those with all tokens, over the benchmarks of which both have answered the same questions.
 """
 
 import argparse
 import csv
 import io
 import sys
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
 from llava.cli import add_verbose, status_of, tell
-from llava.eval.paper import FULL, NOTES, PAPER, PaperRow
+from llava.eval.paper import NOTES, PAPER, PaperModel, PaperRow
 from llava.eval.tasks import TASKS, playground
 from llava.files import make_folder, read_json, write_text
 from llava.plots import pyplot
 from llava.tables import to_table
 
 WHOLE = "full"  # the budget that is all tokens
+ALL_ITS_OWN = " †"
 
 
 class Row(NamedTuple):
@@ -28,12 +30,17 @@ class Row(NamedTuple):
 
     budget: str
     tokens: float  # of an image, mean over its benchmarks
+    most_tokens: float  # of any image
     scores: dict[str, float]  # by task
+    questions: dict[str, str]  # by task: a digest of what was asked
     partial: frozenset[str]  # tasks of which questions were left out
 
-    def relative_to(self, whole: "Row") -> float | None:
+    def relative_to(self, whole: "Row | None") -> float | None:
         """The average relative score in %; None if no benchmark is in both."""
-        shared = [task for task in self.scores if whole.scores.get(task)]
+        if whole is None:
+            return None
+        same = [task for task in self.scores if self.questions[task] == whole.questions.get(task)]
+        shared = [task for task in same if whole.scores[task]]
         return 100 * fmean(self.scores[task] / whole.scores[task] for task in shared) if shared else None
 
 
@@ -44,37 +51,78 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def report(args: argparse.Namespace) -> int:
     folder = Path(args.folder or playground() / "results")
-    tables = {name: to_rows(results) for name, results in read_results(folder).items()}
+    found = read_results(folder)
+    tables = {name: to_rows(results) for name, results in found.items()}
+    papers = {name: paper_of(results) for name, results in found.items()}
+    wholes = choose_wholes(tables, args.relative_to)
     tasks = [name for name in TASKS if any(name in row.scores for rows in tables.values() for row in rows)]
-    sections = [f"## {name}\n\n{to_markdown(rows, tasks)}" for name, rows in tables.items()]
-    if any(is_like_the_papers(rows) for rows in tables.values()):
+    sections = [f"## {name}\n\n{to_markdown(rows, tasks, wholes[name], papers[name])}" for name, rows in tables.items()]
+    if args.relative_to:
+        sections.append(f"Averages are relative to {args.relative_to} with all tokens.")
+    if any(papers.values()):
         sections.append("\n".join(NOTES[task] for task in tasks if task in NOTES))
+    sections += dict.fromkeys(paper.note for paper in papers.values() if paper and paper.note)
+    sections += judge_notes([result for results in found.values() for result in results])
     text = "\n\n".join(sections)
     print(text)
     out = make_folder(args.out or folder)
     write_text(out / "report.md", f"{text}\n")
-    write_text(out / "report.csv", to_csv(tables, tasks))
+    write_text(out / "report.csv", to_csv(tables, tasks, wholes))
     written = ["report.md", "report.csv"]
-    if draw(tables, out / "report.png"):
+    if draw(tables, wholes, papers, out / "report.png"):
         written.append("report.png")
+    elif pyplot() is None:
+        tell("No plot: it needs matplotlib.")
     tell(f"\nWritten: {', '.join(str(out / name) for name in written)}")
     return 0
 
 
 def read_results(folder: Path) -> dict[str, list[dict]]:
-    """The results below a folder that have scores, by checkpoint.
+    """The results below a folder that have scores, by checkpoint; those of other precisions apart.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or a file is none.
     """
-    found: dict[str, list[dict]] = {}
+    found: dict[tuple[str, str], list[dict]] = {}
     for path in sorted(folder.rglob("*.result.json")):
         result = read_json(path)
-        if result.get("scores") and result["settings"].get("task") in TASKS:
-            found.setdefault(Path(result["settings"]["checkpoint"]).name, []).append(result)
+        try:
+            settings = result["settings"]
+            if result["scores"] and settings["task"] in TASKS:
+                precision = settings.get("quantization") or settings.get("dtype") or ""
+                found.setdefault((settings["checkpoint"], precision), []).append(result)
+        except (KeyError, TypeError):
+            raise ValueError(f"{path} is no result of llava.eval.run. Move it away, or run that again.") from None
     if not found:
         raise ValueError(f"{folder}: no results in it. `bash scripts/eval/all.sh` makes some.")
-    return found
+    return dict(zip(short_names(found), found.values(), strict=True))
+
+
+def short_names(keys: Iterable[tuple[str, str]]) -> list[str]:
+    """The last part of each checkpoint's path, with more of it, and the precision, where these tell some apart."""
+    keys = list(keys)
+    names = []
+    for checkpoint, precision in keys:
+        others = {other for other, _ in keys if Path(other).name == Path(checkpoint).name}
+        name = checkpoint if len(others) > 1 else Path(checkpoint).name
+        precisions = {other for same, other in keys if same == checkpoint}
+        names.append(f"{name}, {precision}" if len(precisions) > 1 else name)
+    return names
+
+
+def choose_wholes(tables: dict[str, list[Row]], name: str | None) -> dict[str, Row | None]:
+    """For each table the row that its averages are relative to: its own with all tokens, or that of the table `name`.
+
+    Raises:
+        ValueError: there is no such table, or no such row in it.
+    """
+    wholes = {other: rows[0] if rows[0].budget == WHOLE else None for other, rows in tables.items()}
+    if name is None:
+        return wholes
+    if not wholes.get(name):
+        known = ", ".join(other for other, row in wholes.items() if row) or "none"
+        raise ValueError(f"--relative-to {name}: no results of it with all tokens. There are those of: {known}.")
+    return dict.fromkeys(tables, wholes[name])
 
 
 def to_rows(results: Sequence[dict]) -> list[Row]:
@@ -85,77 +133,122 @@ def to_rows(results: Sequence[dict]) -> list[Row]:
     rows = []
     for budget in dict.fromkeys(budget for budget, _ in best):
         of = {task: result for (other, task), result in best.items() if other == budget}
-        scores = {task: result["scores"][TASKS[task].headline] for task, result in of.items()}
-        partial = frozenset(task for task, result in of.items() if result["answered"] < result["questions"])
-        tokens = [result["tokens_per_image"]["mean"] for result in of.values() if result["tokens_per_image"]]
-        rows.append(Row(budget, fmean(tokens) if tokens else 0.0, scores, partial))
+        scores = {task: result["scores"].get(TASKS[task].headline) for task, result in of.items()}
+        scores = {task: score for task, score in scores.items() if score is not None}
+        asked = {task: result["settings"].get("questions", "") for task, result in of.items()}
+        partial = frozenset(
+            task for task, result in of.items() if result["answered"] < result["questions"] or result.get("limit")
+        )
+        tokens = [result["tokens_per_image"] for result in of.values() if result["tokens_per_image"]]
+        mean = fmean(spread["mean"] for spread in tokens) if tokens else 0.0
+        most = max((spread["max"] for spread in tokens), default=0.0)
+        rows.append(Row(budget, mean, most, scores, asked, partial))
     return sorted(rows, key=lambda row: (row.budget != WHOLE, -row.tokens))
 
 
-def is_like_the_papers(rows: Sequence[Row]) -> bool:
-    return rows[0].budget == WHOLE and abs(rows[0].tokens - FULL) < 1
+def judge_notes(results: Sequence[dict]) -> list[str]:
+    """Which language models have graded, a line for each benchmark that needs one."""
+    judges = defaultdict(set)
+    for result in results:
+        if judge := result.get("judge"):
+            judges[result["settings"]["task"]].update(judge["answered"])
+    return [
+        f"{task}: graded by {', '.join(sorted(names))}; grades of another judge, as the paper's, do not compare."
+        for task, names in judges.items()
+    ]
 
 
-def to_markdown(rows: Sequence[Row], tasks: Sequence[str]) -> str:
+def paper_of(results: Sequence[dict]) -> PaperModel | None:
+    """The paper's model that a checkpoint is like, by what is noted of it in its results."""
+    noted = [result["model"] for result in results if result.get("model")]
+    for paper in PAPER:
+        like = {"model_type": "llava", "hidden_size": paper.hidden_size, "visual_tokens": paper.visual_tokens}
+        if noted and noted[-1] == like:
+            return paper
+    return None
+
+
+def paper_rows(paper: PaperModel | None, row: Row) -> list[PaperRow]:
+    """Those of as many tokens."""
+    if paper is None:
+        return []
+    tokens = paper.visual_tokens if row.budget == WHOLE else row.most_tokens
+    return [line for line in paper.rows if line.tokens == tokens]
+
+
+def to_markdown(rows: Sequence[Row], tasks: Sequence[str], whole: Row | None, paper: PaperModel | None) -> str:
     """A line per budget, and under it the paper's of as many tokens, with how far ours is above it in brackets."""
-    whole = rows[0] if rows[0].budget == WHOLE else None
-    compare = is_like_the_papers(rows)
     lines = [["", "tokens", *tasks, "average %"]]
     for row in rows:
         cells = [score_text(row.scores.get(task)) + "*" * (task in row.partial) for task in tasks]
-        lines.append([row.budget, f"{row.tokens:.0f}", *cells, score_text(whole and row.relative_to(whole))])
-        for paper in [paper for paper in PAPER if compare and abs(paper.tokens - row.tokens) < 1]:
-            lines.append(paper_line(paper, row, tasks))
+        lines.append([row.budget, f"{row.tokens:.0f}", *cells, score_text(row.relative_to(whole))])
+        lines += [paper_line(paper, line, row, tasks) for line in paper_rows(paper, row)]
     text = to_table(lines)
     if any(row.partial for row in rows):
         text += "\n\n\\* some questions were left out"
+    if paper and not paper.rows[0].scores:
+        text += f"\n\n{ALL_ITS_OWN.strip()} over all benchmarks of the paper"
     return text if whole else f"{text}\n\nNo averages: there is no run with all tokens (--budgets full)."
 
 
-def paper_line(paper: PaperRow, row: Row, tasks: Sequence[str]) -> list[str]:
+def paper_line(paper: PaperModel, line: PaperRow, row: Row, tasks: Sequence[str]) -> list[str]:
     cells = []
     for task in tasks:
-        value, own = paper.scores.get(task), row.scores.get(task)
+        value, own = line.scores.get(task), row.scores.get(task)
         cells.append("" if value is None else score_text(value) + (f" ({own - value:+.1f})" if own is not None else ""))
-    shared = [task for task in tasks if task in paper.scores]
-    average = 100 * fmean(paper.scores[task] / PAPER[0].scores[task] for task in shared) if shared else None
-    return ["the paper, tuned ‡" if paper.is_tuned else "the paper", str(paper.tokens), *cells, score_text(average)]
+    average = score_text(paper_average(paper, line, [task for task in tasks if task in row.scores]))
+    name = f"the paper, {paper.name}{', tuned ‡' * line.is_tuned}"
+    return [name, str(line.tokens), *cells, average + ALL_ITS_OWN * (not line.scores)]
+
+
+def paper_average(paper: PaperModel, line: PaperRow, tasks: Sequence[str]) -> float | None:
+    """Over `tasks` where the paper's scores are known, else the one that it gives, over all its benchmarks."""
+    if not line.scores:
+        return line.average
+    shared = [task for task in tasks if task in line.scores]
+    return 100 * fmean(line.scores[task] / paper.rows[0].scores[task] for task in shared) if shared else None
 
 
 def score_text(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
 
 
-def to_csv(tables: dict[str, list[Row]], tasks: Sequence[str]) -> str:
+def to_csv(tables: dict[str, list[Row]], tasks: Sequence[str], wholes: dict[str, Row | None]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["checkpoint", "budget", "tokens", *tasks, "average"])
     for name, rows in tables.items():
         for row in rows:
-            average = row.relative_to(rows[0]) if rows[0].budget == WHOLE else None
-            values = [*(row.scores.get(task) for task in tasks), average]
+            values = [*(row.scores.get(task) for task in tasks), row.relative_to(wholes[name])]
             cells = ["" if value is None else f"{value:.3f}" for value in values]
             writer.writerow([name, row.budget, f"{row.tokens:.1f}", *cells])
     return text.getvalue()
 
 
-def draw(tables: dict[str, list[Row]], path: Path) -> bool:
+def draw(
+    tables: dict[str, list[Row]], wholes: dict[str, Row | None], papers: dict[str, PaperModel | None], path: Path
+) -> bool:
     """Average relative score against tokens. Returns False if there is nothing to draw, or no matplotlib."""
-    curves = {name: rows for name, rows in tables.items() if len(rows) > 1 and rows[0].budget == WHOLE}
+    curves = {}
+    for name, rows in tables.items():
+        averages = [(row.tokens, row.relative_to(wholes[name])) for row in rows]
+        curves[name] = sorted((tokens, average) for tokens, average in averages if average is not None)
+    curves = {name: points for name, points in curves.items() if len(points) > 1}
     plt = pyplot()
     if plt is None or not curves:
         return False
     figure, axis = plt.subplots(figsize=(6, 4.2), layout="constrained")
-    for name, rows in curves.items():
-        points = sorted((row.tokens, row.relative_to(rows[0])) for row in rows if row.relative_to(rows[0]) is not None)
+    for name, points in curves.items():
         axis.plot(*zip(*points, strict=True), marker="o", label=name)
-    if any(map(is_like_the_papers, curves.values())):
-        for is_tuned, label in ((False, "the paper"), (True, "the paper, tuned ‡")):
-            lines = [paper for paper in PAPER if paper.is_tuned == is_tuned]
-            shared = [task for task in TASKS if task in PAPER[0].scores]
-            means = [100 * fmean(p.scores[task] / PAPER[0].scores[task] for task in shared) for p in lines]
-            axis.plot([paper.tokens for paper in lines], means, marker="s", linestyle="--", label=label)
-    ticks = sorted({round(row.tokens) for rows in curves.values() for row in rows})
+    for paper in PAPER:
+        of = [row for name in curves if papers[name] is paper for row in tables[name]]
+        tasks = [task for task in TASKS if any(task in row.scores for row in of)]
+        for is_tuned, label in ((False, f"the paper, {paper.name}"), (True, f"the paper, {paper.name}, tuned ‡")):
+            lines = [line for line in paper.rows if line.is_tuned == is_tuned]
+            points = [(line.tokens, paper_average(paper, line, tasks)) for line in lines]
+            if of and points:
+                axis.plot(*zip(*points, strict=True), marker="s", linestyle="--", label=label)
+    ticks = sorted({round(tokens) for points in curves.values() for tokens, _ in points})
     axis.set_xscale("log", base=2)
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
     axis.set(xlabel="tokens per image", ylabel="average of scores relative to all tokens (%)")
@@ -176,6 +269,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--out", metavar="DIR", help="where report.md, report.csv and report.png go (default: the same)"
+    )
+    parser.add_argument(
+        "--relative-to",
+        metavar="NAME",
+        help="the checkpoint, as the report calls it, whose run with all tokens is 100 %% (default: each its own)",
     )
     add_verbose(parser)
     return parser.parse_args(argv)

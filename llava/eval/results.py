@@ -27,9 +27,7 @@ def summarize(task: Task, data: Data, budget: VisionZipConfig | None, answers: A
     """The result as it is saved beside the answers. Scores are of the answered questions."""
     rows = [answers.rows[row] for row in sorted(answers.rows)]
     with quiet():  # how many are answered is said below
-        scores = task.metric(data, rows) if rows else None
-    tokens = [count for row in rows if (count := row["metadata"]["image_tokens"])]  # of questions with an image
-    spread = {"mean": sum(tokens) / len(tokens), "min": min(tokens), "max": max(tokens)} if tokens else None
+        scores = task.metric(data, rows) if task.metric and rows else None
     return {
         "budget": budget_name(budget),
         "scores": scores,
@@ -40,14 +38,24 @@ def summarize(task: Task, data: Data, budget: VisionZipConfig | None, answers: A
             {"line": refusal.question.line, "question_id": refusal.question.question_id, "reason": refusal.reason}
             for refusal in answers.refused
         ],
-        "tokens_per_image": spread,
+        "tokens_per_image": tokens_per_image(answers),
         "timing": timing,
         "answers_file": str(answers.path),
         "question_file": str(data.question_file),
-        "annotation_file": str(data.annotation_file),
+        "annotation_file": data.annotation_file and str(data.annotation_file),
         "settings": read_json(answers.meta),
         "versions": versions(),
     }
+
+
+def tokens_per_image(answers: AnswerFile) -> dict[str, float] | None:
+    """Mean, and least and most that a question's images have on average; None if no answered question has any."""
+    images = {row: count for row in answers.rows if (count := len(answers.by_row[row].images))}
+    if not images:
+        return None
+    tokens = {row: answers.rows[row]["metadata"]["image_tokens"] for row in images}
+    each = [round(tokens[row] / count) for row, count in images.items()]
+    return {"mean": sum(tokens.values()) / sum(images.values()), "min": min(each), "max": max(each)}
 
 
 def versions() -> dict[str, str]:
@@ -57,7 +65,7 @@ def versions() -> dict[str, str]:
 
 def print_report(results: Sequence[dict]) -> None:
     """A table of all results, and below it what was left out."""
-    names = list(next((result["scores"] for result in results if result["scores"]), {}))
+    names = list(dict.fromkeys(name for result in results for name in result["scores"] or ()))
     head = [
         "budget",
         "tokens per image",
@@ -68,12 +76,15 @@ def print_report(results: Sequence[dict]) -> None:
     ]
     lines = [head]
     for result in results:
-        scores = [f"{result['scores'][name]:.2f}" if result["scores"] else "-" for name in names]
+        known = result["scores"] or {}
+        scores = [f"{known[name]:.2f}" if name in known else "-" for name in names]
         answered = f"{result['answered']} of {result['questions']}"
         seconds = f"{result['timing']['seconds']:.1f}" if result["timing"] else "-"
         lines.append([result["budget"], tokens_text(result), *scores, answered, seconds, result["answers_file"]])
     print(f"\n{to_table(lines, left=len(head))}")
     for result in results:
+        if result["submission"]:
+            print(f"\n{result['budget']}: submission in {result['submission']}")
         print_skipped(result)
 
 

@@ -2,6 +2,7 @@
 
 Each function takes the benchmark's files and rows with `question_id`, `prompt` and `text`, and raises ValueError where
 they do not belong together. Only answered questions count, unless a benchmark's own script counts the others as wrong.
+A part of a benchmark of which no question is answered has no score.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,8 @@ from statistics import fmean
 
 from llava.eval import eval_textvqa
 from llava.eval.data import Data
-from llava.eval.metrics import gqa, mmbench, mme, pope, scienceqa, seed, vqa
+from llava.eval.metrics import gqa, mmbench, mme, mmmu, pope, scienceqa, seed, vqa
+from llava.eval.metrics.tally import Tally
 from llava.eval.mmbench_file import read_rows
 from llava.eval.questions import read_scienceqa
 from llava.files import read_bytes, read_json, read_jsonl
@@ -22,6 +24,11 @@ POPE_LISTS = ("random", "popular", "adversarial")
 def answered_in(rows: Rows) -> set[str]:
     """The ids of the questions that are answered."""
     return {str(row["question_id"]) for row in rows}
+
+
+def percent(parts: Mapping[str, Tally]) -> dict[str, float]:
+    """Right answers in percent, of the parts that have questions."""
+    return {name: 100 * part.accuracy for name, part in parts.items() if part.count}
 
 
 def score_textvqa(data: Data, rows: Rows) -> dict[str, float]:
@@ -59,15 +66,15 @@ def score_gqa(data: Data, rows: Rows) -> dict[str, float]:
     questions = read_json(data.annotation_file)
     answered = answered_in(rows)
     result = gqa.score({key: value for key, value in questions.items() if key in answered}, rows)
-    parts = {"accuracy": result.overall, "binary": result.binary, "open": result.open}
-    return {name: 100 * part.accuracy for name, part in parts.items()}
+    return percent({"accuracy": result.overall, "binary": result.binary, "open": result.open})
 
 
 def score_mme(data: Data, rows: Rows) -> dict[str, float]:
-    """Points: perception of 2000, cognition of 800."""
+    """Points: perception of 2000, cognition of 800. "possible": of how many, where only some subtasks are answered."""
     truths = [truth for name in mme.SUBTASKS for truth in read_mme_truths(data.annotation_file / name)]
     result = mme.score(truths, rows)
-    return {"total": result.total, "perception": result.perception, "cognition": result.cognition}
+    scores = {"total": result.total, "perception": result.perception, "cognition": result.cognition}
+    return scores if len(result.subtasks) == len(mme.SUBTASKS) else scores | {"possible": result.possible}
 
 
 def read_mme_truths(folder: Path) -> list[mme.Truth]:
@@ -95,7 +102,7 @@ def score_vqav2(data: Data, rows: Rows) -> dict[str, float]:
 
 
 def score_vizwiz(data: Data, rows: Rows) -> dict[str, float]:
-    """Of the validation set: the test server is closed."""
+    """Of the validation set: the test set has no public answers."""
     answered = answered_in(rows)
     annotations = [row for row in read_json(data.annotation_file) if row["image"] in answered]
     questions = [{"question_id": annotation["image"], "image": annotation["image"]} for annotation in annotations]
@@ -113,26 +120,33 @@ def score_scienceqa(data: Data, rows: Rows) -> dict[str, float]:
             f"{len(unknown)} of {len(answered)} answers are to none of the test split's {len(split)} questions, for "
             f"instance {unknown[0]}."
         )
-    with_image = {str(q.question_id) for q in read_scienceqa(data.question_file) if q.image is not None}
+    with_image = {str(q.question_id) for q in read_scienceqa(data.question_file) if q.images}
     marked = [
         {**row, "prompt": f"<image>\n{row['prompt']}" if str(row["question_id"]) in with_image else row["prompt"]}
         for row in rows
     ]
     result = scienceqa.score(problems, [key for key in split if key in answered], marked)
-    return {"accuracy with image": 100 * result.image_accuracy, "accuracy": 100 * result.accuracy}
+    return percent({"accuracy with image": result.with_image, "accuracy": result.overall})
 
 
 def score_mmbench(data: Data, rows: Rows) -> dict[str, float]:
     """By letters found in the answers. A question counts if all its rotations are right; "single": if the first is."""
     answered = answered_in(rows)
     result = mmbench.score([row for row in read_rows(data.annotation_file) if row["index"] in answered], rows)
-    return {"accuracy": 100 * result.accuracy, "single": 100 * result.vanilla.accuracy}
+    return percent({"accuracy": result.circular, "single": result.vanilla})
 
 
 def score_seed(data: Data, rows: Rows) -> dict[str, float]:
-    """With video frames, as papers report it, and for images and videos apart; nan where there are none."""
+    """With video frames, as papers report it, and for images and videos apart."""
     questions = read_json(data.annotation_file)["questions"]
     answered = answered_in(rows)
     result = seed.score([question for question in questions if str(question["question_id"]) in answered], rows)
-    parts = {"accuracy": result.overall, "image": result.image, "video": result.video}
-    return {name: 100 * part.accuracy for name, part in parts.items()}
+    return percent({"accuracy": result.overall, "image": result.image, "video": result.video})
+
+
+def score_mmmu(data: Data, rows: Rows) -> dict[str, float]:
+    """Of all questions alike, and of each discipline."""
+    answered = answered_in(rows)
+    questions = [question for _, question in read_jsonl(data.annotation_file) if question["id"] in answered]
+    result = mmmu.score(questions, rows)
+    return percent({"accuracy": result.overall, **result.disciplines})

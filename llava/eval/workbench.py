@@ -4,7 +4,6 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import NamedTuple
 
 import torch
@@ -67,19 +66,20 @@ class Workbench:
 
     def answer(self) -> tuple[int, float]:
         """Tokens per image, and the accuracy in %."""
-        rows, tokens = [], []
+        rows, tokens, images = [], 0, 0
         for chunk in make_chunks(self.questions, self.batch_size):
-            pictures = [self.pictures[question.image] for question in chunk.questions]
+            pictures = [[self.pictures[name] for name in question.images] for question in chunk.questions]
             texts = [question.text + self.task.prompt_suffix for question in chunk.questions]
             batches = generate_batches(self.model, self.tokenizer, texts, pictures, self.decoding, self.batch_size)
             for batch, answers in batches:
-                tokens += answers.image_tokens
+                tokens += sum(answers.image_tokens)
                 for i, text in zip(batch, answers.texts, strict=True):
                     question = chunk.questions[i]
+                    images += len(question.images)
                     rows.append({"question_id": question.question_id, "prompt": question.text, "text": text})
         with quiet():  # each setting would repeat the same remark on --limit
             scores = self.task.metric(self.data, rows)
-        return round(fmean(tokens)), scores[self.task.headline]
+        return round(tokens / images), scores[self.task.headline]
 
     @torch.inference_mode()
     def share_on_signs(self) -> float:
@@ -107,7 +107,7 @@ def prepare(args: argparse.Namespace, checkpoint: str, task: Task) -> Workbench:
     require_images(questions, data.question_file, data.image_folder, data.how_to_fetch())
     tokenizer, model, image_processor = load(checkpoint, device=device_of(args.device, ALONE))
     unzip(model)  # a setting that the checkpoint carries
-    names = dict.fromkeys(question.image for question in questions)
+    names = dict.fromkeys(name for question in questions for name in question.images)
     pictures = {name: read_picture(data.image_folder / name, image_processor, model.config) for name in names}
     signs = data.question_file.parent / "signs.json"
     on_sign = sign_patches(read_json(signs), pictures, model.get_vision_tower()) if signs.exists() else None

@@ -5,10 +5,6 @@
 #   bash scripts/eval/vqav2.sh CHECKPOINT --dominant 54 --contextual 10
 #   bash scripts/eval/vqav2.sh CHECKPOINT --budgets full,192,128,64
 #   bash scripts/eval/vqav2.sh --all-options    every option
-#
-# With several GPUs it runs one process on each; CUDA_VISIBLE_DEVICES chooses them, NPROC sets the number.
-# Uses the python3 on PATH if it has the project's requirements, otherwise sets up .venv once.
-# PYTHON=/path/to/python uses that one. TORCH_SPEC="torch==2.12.0 --index-url …" sets up .venv with another torch.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 source "$here/../env.sh"

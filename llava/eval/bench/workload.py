@@ -27,7 +27,7 @@ SUFFIX = "\nAnswer the question using a single word or phrase."
 
 
 class Load(NamedTuple):
-    """Questions about images in a folder."""
+    """Questions, each about one image in a folder."""
 
     name: str
     folder: Path
@@ -36,7 +36,7 @@ class Load(NamedTuple):
 
     @property
     def images(self) -> int:
-        return len({question.image for question in self.questions})
+        return len({name for question in self.questions for name in question.images})
 
 
 class Run(NamedTuple):
@@ -88,7 +88,7 @@ def things(count: int) -> list[str]:
 
 
 def to_questions(asked: Sequence[tuple[str, str]]) -> list[Question]:
-    return [Question(row, row, image, text, row + 1) for row, (image, text) in enumerate(asked)]
+    return [Question(row, row, (image,), text, row + 1) for row, (image, text) in enumerate(asked)]
 
 
 def draw_images(folder: Path, count: int) -> list[str]:
@@ -141,7 +141,7 @@ def one_by_one(setting: Setting, tokenizer, load: Load, questions: Sequence[Ques
     """Answers by row."""
     model, texts = setting.model, {}
     workers = min(4, free_workers(setting.device, len(load.questions)))
-    names = [question.image for question in questions]
+    names = [name for question in questions for name in question.images]
     pictures = read_pictures(names, load.folder, setting.image_processor, model.config, workers, batch_size=8)
     shown = tqdm(questions, desc=f"{load.name}, upstream's way", unit="question", leave=False)
     for question, picture in zip(shown, pictures, strict=True):

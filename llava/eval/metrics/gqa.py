@@ -1,6 +1,6 @@
 """GQA: a question about an image, answered by a word or two that must equal the annotated answer.
 
-Accuracy as Hudson & Manning (CVPR 2019) define it and their eval.py prints it, on answers in the form that LLaVA's
+Accuracy as Hudson & Manning (CVPR 2019) define it and their eval.py computes it, on answers in the form that LLaVA's
 convert_gqa_for_eval.py gives them. Validity and plausibility need the choices file, which does not exist for test-dev;
 consistency, grounding and distribution are not accuracies of the answers; all of them are left out.
 """
@@ -8,30 +8,15 @@ consistency, grounding and distribution are not accuracies of the answers; all o
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from llava.eval.metrics.tally import Tally, tally, tally_by
+from llava.eval.metrics.tally import Tally, tally
 
 
 class GQAResult(NamedTuple):
-    """Right answers overall, and by the kinds of question that GQA annotates."""
+    """Right answers overall and to both kinds of questions."""
 
     overall: Tally
     binary: Tally  # all that are not open: verify, logical, choose and compare
     open: Tally  # structural type "query"
-    structural: dict[str, Tally]
-    semantic: dict[str, Tally]
-
-    @property
-    def accuracy(self) -> float:
-        return self.overall.accuracy
-
-    def report(self) -> str:
-        """The lines of these scores that GQA's eval.py prints."""
-        totals = {"Binary": self.binary, "Open": self.open, "Accuracy": self.overall}
-        lines = [f"{name}: {100 * total.accuracy:.2f}%" for name, total in totals.items()]
-        for kind, tallies in (("structural", self.structural), ("semantic", self.semantic)):
-            lines += ["", f"Accuracy / {kind} type:"]
-            lines += [f"  {name}: {100 * t.accuracy:.2f}% ({t.count} questions)" for name, t in tallies.items()]
-        return "\n".join(lines)
 
 
 def parse_answer(text: str) -> str:
@@ -46,7 +31,7 @@ def score(questions: Mapping[str, Mapping], predictions: Sequence[Mapping]) -> G
     """Score predictions on the balanced ones of `questions`, each of which must be answered.
 
     Args:
-        questions: question id -> `answer`, `isBalanced` and `types` with `structural` and `semantic`
+        questions: question id -> `answer`, `isBalanced` and `types` with `structural`
             (testdev_balanced_questions.json). The others are passed over, as the official script does.
         predictions: rows with `question_id` and `text`. Of rows with the same id the last counts.
 
@@ -67,12 +52,11 @@ def score(questions: Mapping[str, Mapping], predictions: Sequence[Mapping]) -> G
             f"{', '.join(missing[:3])}. Its accuracy is defined on all of them: finish the run."
         )
     outcomes = [
-        (question["types"], parse_answer(texts[name]) == question["answer"]) for name, question in balanced.items()
+        (question["types"]["structural"] == "query", parse_answer(texts[name]) == question["answer"])
+        for name, question in balanced.items()
     ]
     return GQAResult(
         overall=tally(right for _, right in outcomes),
-        binary=tally(right for types, right in outcomes if types["structural"] != "query"),
-        open=tally(right for types, right in outcomes if types["structural"] == "query"),
-        structural=tally_by((types["structural"], right) for types, right in outcomes),
-        semantic=tally_by((types["semantic"], right) for types, right in outcomes),
+        binary=tally(right for is_open, right in outcomes if not is_open),
+        open=tally(right for is_open, right in outcomes if is_open),
     )

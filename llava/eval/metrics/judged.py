@@ -3,29 +3,21 @@
 MM-Vet (Yu et al., arXiv 2308.02490) as mm-vet_evaluator.py asks and adds up; its few-shot table comes with that script.
 LLaVA-Bench in the wild as LLaVA's eval_gpt_review_bench.py asks and summarize_gpt_review.py adds up; the wording of its
 rules comes with LLaVA (rule.json). Published numbers are of judges that are gone (gpt-4-0613, gpt-4-0314): grades of
-another judge compare with each other only, so a `Judge` keeps the names that its endpoint answers with.
+another judge compare with each other only.
 """
 
-import http.client
-import json
-import logging
-import time
-import urllib.error
-import urllib.request
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from statistics import fmean, pstdev
 from typing import NamedTuple
 
 from llava.eval.metrics.vqa import rows_by_id
-from llava.files import shorten
-
-logger = logging.getLogger(__name__)
 
 CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 REVIEWER = "You are a helpful and precise assistant for checking the quality of the answer."  # LLaVA-Bench's system
 FAILED = (-1.0, -1.0)  # stands for the two scores of a review that cannot be read
+TEMPERATURES = (0.0, 0.0, 0.5, 1.0, 1.5)  # at which MM-Vet asks for a grade until it can read one
+INSIST = "\nPredict the correctness of the answer (digit): "  # what it adds to the prompt from the second time on
 
 
 class MMVetResult(NamedTuple):
@@ -34,8 +26,6 @@ class MMVetResult(NamedTuple):
     total: float
     capabilities: dict[str, float]  # of the questions that need it, in MM-Vet's order
     std: float  # of the totals of the runs
-    runs: list[float]  # total of each time that the judge graded all
-    missing: list[str]  # questions without grades; they count as 0
 
 
 class CategoryScore(NamedTuple):
@@ -43,12 +33,14 @@ class CategoryScore(NamedTuple):
 
     reference: float
     model: float
-    count: int
 
     @property
-    def ratio(self) -> float:
-        """The model's mean as a percentage of the reference's, to one decimal: the number that papers report."""
-        return round(self.model / self.reference * 100, 1) if self.reference else float("nan")
+    def ratio(self) -> float | None:
+        """The model's mean as a percentage of the reference's, to one decimal: the number that papers report.
+
+        None where the reference has 0.
+        """
+        return round(self.model / self.reference * 100, 1) if self.reference else None
 
 
 class LLaVABenchResult(NamedTuple):
@@ -56,94 +48,6 @@ class LLaVABenchResult(NamedTuple):
 
     categories: dict[str, CategoryScore]  # "all" first, then llava_bench_complex, llava_bench_conv, llava_bench_detail
     failed: int  # reviews whose scores could not be read; each is in the means as -1 and -1
-
-    @property
-    def ratio(self) -> float:
-        return self.categories["all"].ratio
-
-    def report(self) -> str:
-        """The lines that LLaVA's script prints."""
-        return "\n".join(f"{name} {score.ratio}" for name, score in self.categories.items())
-
-
-class Reply(NamedTuple):
-    text: str
-    model: str  # the name that the endpoint gives the model, often more exact than the one asked for
-
-
-@dataclass
-class Judge:
-    """A language model behind any endpoint that takes OpenAI's /chat/completions.
-
-    Args:
-        base_url: up to and without /chat/completions, such as "http://localhost:8000/v1".
-        model: the name that the endpoint knows it by.
-        key: sent as bearer token; none where empty.
-        timeout: seconds to wait for an answer.
-        tries: how often to ask before giving up.
-        wait: seconds before the second try; twice as many before each further one.
-
-    Raises:
-        ValueError: `base_url` is no address.
-    """
-
-    base_url: str
-    model: str
-    key: str = field(default="", repr=False)
-    timeout: float = 120.0
-    tries: int = 6
-    wait: float = 1.0
-    names: set[str] = field(default_factory=set, init=False)  # of the models that have answered
-
-    def __post_init__(self):
-        if not self.base_url.startswith(("http://", "https://")):
-            raise ValueError(f"The judge's base_url must begin with http:// or https://; got {self.base_url!r}.")
-
-    def ask(self, prompt: str, *, system: str = "", temperature: float = 0.0, max_tokens: int = 1024) -> Reply:
-        """Post one prompt. Asks again where the endpoint is busy, broken or silent (429, 5xx, no answer in time).
-
-        Raises:
-            ValueError: the endpoint refuses, answers something else than a completion, or all tries failed.
-        """
-        messages = [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": prompt}]
-        content = {"model": self.model, "messages": messages, "temperature": temperature, "max_tokens": max_tokens}
-        for attempt in range(self.tries):
-            if attempt:
-                time.sleep(self.wait * 2 ** (attempt - 1))
-            try:
-                status, body = self.post(json.dumps(content).encode())
-            except (OSError, http.client.HTTPException) as error:
-                reason = f"{type(error).__name__}: {error}"
-            else:
-                if status < 300:
-                    return self.read(body)
-                reason = f"HTTP {status}: {shorten(body, 300)}"
-                if status != 429 and status < 500:
-                    raise ValueError(f"{self.base_url} refused the judge's prompt with {reason}.")
-            logger.warning("%s, try %d of %d: %s", self.base_url, attempt + 1, self.tries, reason)
-        raise ValueError(f"{self.base_url} did not answer in {self.tries} tries, the last one with {reason}.")
-
-    def post(self, body: bytes) -> tuple[int, bytes]:
-        """Status and body of the endpoint's answer. Raises OSError or HTTPException where there is none."""
-        url = f"{self.base_url.rstrip('/')}/chat/completions"
-        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-        if self.key:  # a redirect may lead to another host, which shall not see the key
-            request.add_unredirected_header("Authorization", f"Bearer {self.key}")
-        try:
-            response = urllib.request.urlopen(request, timeout=self.timeout)
-        except urllib.error.HTTPError as error:
-            response = error  # an answer too, of another status
-        with response:
-            return response.status, response.read()
-
-    def read(self, body: bytes) -> Reply:
-        try:
-            content = json.loads(body)
-            reply = Reply(content["choices"][0]["message"]["content"] or "", content.get("model") or "unnamed")
-        except (ValueError, LookupError, TypeError, AttributeError):
-            raise ValueError(f"{self.base_url} answered no chat completion but {shorten(body, 300)}.") from None
-        self.names.add(reply.model)
-        return reply
 
 
 def mmvet_answers(predictions: Sequence[Mapping]) -> dict[str, str]:
@@ -156,7 +60,7 @@ def mmvet_answers(predictions: Sequence[Mapping]) -> dict[str, str]:
 
 
 def mmvet_prompt(table: str, question: str, answer: str, prediction: str) -> str:
-    """What MM-Vet asks the judge, with temperature 0 and at most 3 tokens to answer: the next grade of `table`.
+    """What MM-Vet asks the judge, at `TEMPERATURES` and with at most 3 tokens to answer: the next grade of `table`.
 
     Args:
         table: its instructions and few-shot table (`prompt` in mm-vet_evaluator.py).
@@ -169,7 +73,7 @@ def mmvet_prompt(table: str, question: str, answer: str, prediction: str) -> str
 
 
 def parse_grade(text: str) -> float | None:
-    """The grade, 0 to 1, that the judge's answer begins with; None if it does not (MM-Vet asks five times, then 0)."""
+    """The grade, 0 to 1, that the judge's answer begins with; None if it does not."""
     try:
         grade = float(text.split(" ")[0].strip())
     except ValueError:
@@ -178,7 +82,7 @@ def parse_grade(text: str) -> float | None:
 
 
 def mmvet_score(questions: Mapping[str, Mapping], grades: Mapping[str, Mapping]) -> MMVetResult:
-    """Add up grades as MM-Vet's script does.
+    """Add up grades as MM-Vet's script does; a question without any counts 0.
 
     Args:
         questions: question id -> `capability`, a list (mm-vet.json).
@@ -207,8 +111,6 @@ def mmvet_score(questions: Mapping[str, Mapping], grades: Mapping[str, Mapping])
         total=round(fmean(runs), 1),
         capabilities={name: round(fmean(totals(names)), 1) for name, names in with_capability.items() if names},
         std=round(pstdev(runs), 1),
-        runs=[round(run, 1) for run in runs],
-        missing=[name for name in questions if name not in scores],
     )
 
 
@@ -315,9 +217,7 @@ def llava_bench_score(reviews: Sequence[Mapping]) -> LLaVABenchResult:
     return LLaVABenchResult(
         # Means are rounded before they are divided, and a review that failed counts -1 and -1: as published.
         {
-            name: CategoryScore(
-                *(round(fmean(scores), 3) for scores in zip(*pairs[name], strict=True)), len(pairs[name])
-            )
+            name: CategoryScore(*(round(fmean(scores), 3) for scores in zip(*pairs[name], strict=True)))
             for name in sorted(pairs)
         },
         failed=sum(tuple(review["tuple"]) == FAILED for review in last.values()),

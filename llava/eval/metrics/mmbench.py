@@ -2,15 +2,15 @@
 
 Circular evaluation of Liu et al. (arXiv 2307.06281): a question is right if it is answered right in all rotations. The
 choice is found in an answer by the two rules of VLMEvalKit's `can_infer`, without the limits on position and length of
-later releases. Where these find none, the official evaluation asks ChatGPT; here the answer is wrong, and listed. The
-submission table is that of LLaVA's convert_mmbench_for_submission.py.
+later releases. Where these find none, the official evaluation asks ChatGPT; here the answer is wrong. The submission
+table is that of LLaVA's convert_mmbench_for_submission.py.
 """
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from llava.eval.metrics.tally import Tally, tally, tally_by
+from llava.eval.metrics.tally import Tally, tally
 
 LETTERS = "ABCD"
 ROTATION = 1_000_000  # a rotated question has the index of the original plus a multiple of this
@@ -21,18 +21,10 @@ NOT_SUBMITTED = {"hint", "category", "source", "image", "comment", "l2-category"
 
 
 class MMBenchResult(NamedTuple):
-    """Right questions in circular evaluation, overall and by category, and what could not be scored as an answer."""
+    """Right questions."""
 
-    circular: Tally  # the number that papers report
-    vanilla: Tally  # each question in its original rotation only
-    categories: dict[str, Tally]  # circular
-    l2_categories: dict[str, Tally]  # circular
-    missing: list[int]  # rows (by index) without a prediction; they count as wrong
-    unmatched: list[int]  # rows whose prediction names no option, or several; they count as wrong
-
-    @property
-    def accuracy(self) -> float:
-        return self.circular.accuracy
+    circular: Tally  # in all rotations, the number that papers report
+    vanilla: Tally  # in the original rotation
 
 
 def options_of(row: Mapping) -> dict[str, str]:
@@ -64,8 +56,7 @@ def score(rows: Sequence[Mapping], predictions: Sequence[Mapping]) -> MMBenchRes
     """Score predictions on all `rows`; one without a prediction is answered wrong, like an empty cell of a submission.
 
     Args:
-        rows: rows of the TSV file, all rotations, with `index`, options `A` to `D`, the letter of the right `answer`,
-            and, if the release has them, `category` and `l2-category` (of the original rotation).
+        rows: rows of the TSV file, all rotations, with `index`, `A` to `D` and the letter of the right `answer`.
         predictions: rows with `question_id` (an index) and `text`. Of rows with the same id the last counts.
 
     Raises:
@@ -77,24 +68,13 @@ def score(rows: Sequence[Mapping], predictions: Sequence[Mapping]) -> MMBenchRes
             f"server only. Score a dev file, or submit the table."
         )
     texts = texts_by_index(rows, predictions)
-    row_of = {int(row["index"]): row for row in rows}
-    choices = {index: parse_choice(texts.get(index, ""), options_of(row)) for index, row in row_of.items()}
-    right = {index: choices[index] == row["answer"] for index, row in row_of.items()}
-    rotations = defaultdict(list)  # question -> its indices
-    for index in row_of:
-        rotations[index % ROTATION].append(index)
-    circular = {min(indices): all(right[index] for index in indices) for indices in rotations.values()}
-
-    def tally_column(column: str) -> dict[str, Tally]:
-        return tally_by((row_of[i][column], is_right) for i, is_right in circular.items() if column in row_of[i])
-
+    rotations = defaultdict(dict)  # question -> index of each rotation -> whether it is answered right
+    for row in rows:
+        index = int(row["index"])
+        rotations[index % ROTATION][index] = parse_choice(texts.get(index, ""), options_of(row)) == row["answer"]
     return MMBenchResult(
-        circular=tally(circular.values()),
-        vanilla=tally(right[original] for original in circular),
-        categories=tally_column("category"),
-        l2_categories=tally_column("l2-category"),
-        missing=[index for index in choices if index not in texts],
-        unmatched=[index for index, choice in choices.items() if index in texts and choice is None],
+        circular=tally(all(right.values()) for right in rotations.values()),
+        vanilla=tally(right[min(right)] for right in rotations.values()),
     )
 
 

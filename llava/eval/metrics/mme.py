@@ -7,7 +7,7 @@ convert_answer_to_mme.py finds it.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 PERCEPTION = (
@@ -36,7 +36,6 @@ class SubtaskScore(NamedTuple):
     images: int
     right: int  # questions, two per image
     both_right: int  # images
-    other: int  # answers that are neither yes nor no; they are wrong
 
     @property
     def accuracy(self) -> float:
@@ -55,33 +54,32 @@ class SubtaskScore(NamedTuple):
 
 
 class MMEResult(NamedTuple):
-    """Scores of all subtasks, in the order of the official script."""
+    """Scores of the subtasks that were answered, in the order of the official script."""
 
     subtasks: dict[str, SubtaskScore]
 
     @property
     def perception(self) -> float:
         """0 to 2000."""
-        return sum(self.subtasks[name].score for name in PERCEPTION)
+        return self.points(PERCEPTION)
 
     @property
     def cognition(self) -> float:
         """0 to 800."""
-        return sum(self.subtasks[name].score for name in COGNITION)
+        return self.points(COGNITION)
 
     @property
     def total(self) -> float:
         """0 to 2800. Some papers print it as "MME", others the score of perception alone."""
         return self.perception + self.cognition
 
-    def report(self) -> str:
-        """The lines that calculation.py prints, without the blank ones."""
-        lines = []
-        parts = (("Perception", PERCEPTION, self.perception), ("Cognition", COGNITION, self.cognition))
-        for title, names, points in parts:
-            lines += [f"=========== {title} ===========", f"total score: {points}"]
-            lines += [f"\t {name}  score: {self.subtasks[name].score}" for name in names]
-        return "\n".join(lines)
+    @property
+    def possible(self) -> int:
+        """The most that `total` could be: 2800, or less where subtasks were not answered."""
+        return 200 * len(self.subtasks)
+
+    def points(self, names: Sequence[str]) -> float:
+        return sum(self.subtasks[name].score for name in names if name in self.subtasks)
 
 
 def parse_answer(text: str) -> str:
@@ -93,32 +91,12 @@ def parse_answer(text: str) -> str:
     return next((word for word in ("yes", "no") if word in start), "other")
 
 
-def read_truths(subtask: str, lines: Iterable[str]) -> list[Truth]:
-    """Questions out of the lines of SUBTASK.txt in the eval_tool's Your_Results: image, question, answer between tabs.
-
-    A fourth column, where results go, is passed over, and so are blank lines.
-
-    Raises:
-        ValueError: a line has less than three columns.
-    """
-    truths = []
-    for number, line in enumerate(lines, start=1):
-        columns = [column.strip() for column in line.split("\t")]
-        if len(columns) >= 3:
-            truths.append(Truth(subtask, *columns[:3]))
-        elif line.strip():
-            raise ValueError(
-                f"Line {number} of MME's {subtask} has {len(columns)} columns, not 3 (image, question, answer, between "
-                f"tabs): {line.strip()!r}."
-            )
-    return truths
-
-
 def score(truths: Sequence[Truth], predictions: Sequence[Mapping]) -> MMEResult:
-    """Score predictions on all questions, each of which must be answered.
+    """Score predictions on the images with both questions answered.
 
-    The official script pairs lines as they come; here the two questions of an image find each other by its name, which
-    is the same for files in their native order.
+    MME's score is defined on all of them. With fewer, a subtask's points are those of the images that it has, and a
+    subtask without any gives none; `possible` of the result tells. The official script pairs lines as they come; here
+    the two questions of an image find each other by its name, which is the same for files in their native order.
 
     Args:
         truths: the questions of all fourteen subtasks, two per image.
@@ -127,7 +105,7 @@ def score(truths: Sequence[Truth], predictions: Sequence[Mapping]) -> MMEResult:
 
     Raises:
         ValueError: `truths` are not of all subtasks or of others, an image has not two questions, a true answer is
-            neither yes nor no, a question has no prediction, or a prediction answers none of the questions.
+            neither yes nor no, a prediction answers none of the questions, or no image has both of its answered.
     """
     check(truths)
     texts = {key_of(row["question_id"], row["prompt"]): row["text"] for row in predictions}
@@ -137,22 +115,23 @@ def score(truths: Sequence[Truth], predictions: Sequence[Mapping]) -> MMEResult:
             f"{len(unknown)} of {len(texts)} predictions answer none of MME's {len(asked)} questions, for instance "
             f"(subtask, image, question) {min(unknown)}."
         )
-    if missing := [key for key in asked if key not in texts]:
-        raise ValueError(
-            f"{len(missing)} of MME's {len(asked)} questions have no prediction, for instance (subtask, image, "
-            f"question) {missing[0]}. Its score is defined on all of them: finish the run."
-        )
     parsed = {name: {} for name in SUBTASKS}  # subtask -> image -> [(answer, truth), ...]
     for truth, key in zip(truths, asked, strict=True):
-        parsed[truth.subtask].setdefault(truth.image, []).append((parse_answer(texts[key]), truth.answer.lower()))
-    return MMEResult({name: score_subtask(list(images.values())) for name, images in parsed.items()})
+        if key in texts:
+            parsed[truth.subtask].setdefault(truth.image, []).append((parse_answer(texts[key]), truth.answer.lower()))
+    pairs = {name: [answers for answers in images.values() if len(answers) == 2] for name, images in parsed.items()}
+    if not any(pairs.values()):
+        raise ValueError(
+            f"MME scores images by both of their questions; of its {len(asked)} questions {len(texts)} have a "
+            f"prediction, and no image has two. Answer more of them."
+        )
+    return MMEResult({name: score_subtask(images) for name, images in pairs.items() if images})
 
 
 def score_subtask(images: Sequence[Sequence[tuple[str, str]]]) -> SubtaskScore:
     """Score of the (parsed, true) answers of each image."""
     right = [sum(answer == truth for answer, truth in pairs) for pairs in images]
-    other = sum(answer == "other" for pairs in images for answer, _ in pairs)
-    return SubtaskScore(len(images), sum(right), right.count(2), other)
+    return SubtaskScore(len(images), sum(right), right.count(2))
 
 
 def key_of(question_id: str, prompt: str) -> tuple[str, str, str]:

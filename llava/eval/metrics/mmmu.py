@@ -53,17 +53,10 @@ NUMBERS = (  # the last one finds parts of the others too, 0 in 12,000 and 1 in 
 
 
 class MMMUResult(NamedTuple):
-    """Right answers overall (of all questions alike, not the mean of the subjects), by subject and by discipline."""
+    """Right answers overall (of all questions alike, not the mean of the subjects) and by discipline."""
 
     overall: Tally
-    disciplines: dict[str, Tally]
-    subjects: dict[str, Tally]
-    drawn: list[str]  # ids of the questions whose letter was drawn, as none was found
-    missing: list[str]  # ids of the questions without a prediction; they count as wrong
-
-    @property
-    def accuracy(self) -> float:
-        return self.overall.accuracy
+    disciplines: dict[str, Tally]  # those that have questions
 
 
 def find_choice(text: str, options: Sequence[str]) -> str | None:
@@ -133,7 +126,7 @@ def is_right(text: str, answers: Sequence[str]) -> bool:
 
 
 def score(questions: Sequence[Mapping], predictions: Sequence[Mapping]) -> MMMUResult:
-    """Score predictions on all `questions`.
+    """Score predictions on all `questions`; one without a prediction is answered wrong.
 
     Args:
         questions: rows with `id` ("validation_Art_Theory_12"), `question_type` ("multiple-choice" or another),
@@ -144,27 +137,19 @@ def score(questions: Sequence[Mapping], predictions: Sequence[Mapping]) -> MMMUR
         ValueError: predictions are to questions that are not in `questions`, or an id names no subject of MMMU.
     """
     said = rows_by_id(predictions, (question["id"] for question in questions))
-    outcomes, drawn = {}, []
+    outcomes = {}
     for question in questions:
         name, answers = question["id"], read_list(question["answer"])
         if name not in said:
             outcomes[name] = False
         elif question["question_type"] == "multiple-choice":
             options = read_list(question["options"])
-            choice = find_choice(said[name]["text"], options)
-            if choice is None:
-                drawn.append(name)
-                choice = draw_choice(name, options)
-            outcomes[name] = choice in answers
+            outcomes[name] = (find_choice(said[name]["text"], options) or draw_choice(name, options)) in answers
         else:
             outcomes[name] = is_right(said[name]["text"], answers)
-    subjects = {name: subject_of(name) for name in outcomes}
     return MMMUResult(
         overall=tally(outcomes.values()),
-        disciplines=tally_by((DISCIPLINE_OF[subjects[name]], right) for name, right in outcomes.items()),
-        subjects=tally_by((subjects[name], right) for name, right in outcomes.items()),
-        drawn=drawn,
-        missing=[name for name in outcomes if name not in said],
+        disciplines=tally_by((DISCIPLINE_OF[subject_of(name)], right) for name, right in outcomes.items()),
     )
 
 

@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from llava.eval.metrics.tally import Tally
+
 OPTIONS = ("A", "B", "C", "D", "E")
 FAILED = "FAILED"  # stands for an answer that is missing, and for a letter that cannot be found
 ANSWER = re.compile(r"The answer is ([A-Z]).")  # the dot is any character: published numbers need one after the letter
@@ -16,31 +18,23 @@ class ScienceQAResult(NamedTuple):
     incorrect: list[dict]
     choices: dict[str, int]  # question id -> index of the chosen option, -1 for none
     outputs: dict[str, str]  # question id -> text of the model
-    missing: list[str]  # question ids without a prediction; they count as wrong, and as questions without image
 
     @property
-    def count(self) -> int:
-        return len(self.correct) + len(self.incorrect)
+    def overall(self) -> Tally:
+        return Tally(len(self.correct), len(self.correct) + len(self.incorrect))
 
     @property
-    def image_count(self) -> int:
-        return with_image(self.correct) + with_image(self.incorrect)
-
-    @property
-    def accuracy(self) -> float:
-        """Share of right answers, 0 to 1; nan without questions."""
-        return len(self.correct) / self.count if self.count else float("nan")
-
-    @property
-    def image_accuracy(self) -> float:
-        """Share of right answers among questions with an image, 0 to 1; nan if there are none."""
-        return with_image(self.correct) / self.image_count if self.image_count else float("nan")
+    def with_image(self) -> Tally:
+        """Of the questions with an image."""
+        right, wrong = (sum(row["is_multimodal"] for row in rows) for rows in (self.correct, self.incorrect))
+        return Tally(right, right + wrong)
 
     def report(self) -> str:
         """The line that LLaVA's ScienceQA script prints."""
+        right, count = self.overall
         return (
-            f"Total: {self.count}, Correct: {len(self.correct)}, Accuracy: {self.accuracy * 100:.2f}%, "
-            f"IMG-Accuracy: {self.image_accuracy * 100:.2f}%"
+            f"Total: {count}, Correct: {right}, Accuracy: {self.overall.accuracy * 100:.2f}%, "
+            f"IMG-Accuracy: {self.with_image.accuracy * 100:.2f}%"
         )
 
     def analysis(self) -> dict:
@@ -50,9 +44,9 @@ class ScienceQAResult(NamedTuple):
     def summary(self) -> dict:
         """Content of the result file (`--output-result` of LLaVA's script). `acc` is in percent."""
         return {
-            "acc": self.accuracy * 100,
-            "correct": len(self.correct),
-            "count": self.count,
+            "acc": self.overall.accuracy * 100,
+            "correct": self.overall.right,
+            "count": self.overall.count,
             "results": self.choices,
             "outputs": self.outputs,
         }
@@ -74,7 +68,7 @@ def score(
     predictions: Sequence[Mapping],
     options: Sequence[str] = OPTIONS,
 ) -> ScienceQAResult:
-    """Score predictions on the questions of `split`.
+    """Score predictions on the questions of `split`; one without a prediction is answered wrong, and has no image.
 
     Args:
         problems: question id -> `choices` and index of the right `answer` (problems.json).
@@ -92,7 +86,7 @@ def score(
             f"{', '.join(unknown[:3])}. Both files must be of one release."
         )
     answered = {str(row["question_id"]): row for row in predictions}
-    result = ScienceQAResult([], [], {}, {}, [question for question in split if question not in answered])
+    result = ScienceQAResult([], [], {}, {})
     for question in split:
         problem = problems[question]
         row = answered.get(question, {"text": FAILED, "prompt": "Unknown"})
@@ -111,7 +105,3 @@ def score(
             }
         )
     return result
-
-
-def with_image(rows: Sequence[Mapping]) -> int:
-    return sum(row["is_multimodal"] for row in rows)

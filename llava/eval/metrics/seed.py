@@ -15,20 +15,7 @@ class SEEDResult(NamedTuple):
     overall: Tally  # the number that LLaVA-1.5 reports: with videos
     image: Tally
     video: Tally
-    types: dict[int, Tally]  # question_type_id ->
-    missing: list[str]  # question ids without a prediction; they count as wrong
-
-    @property
-    def accuracy(self) -> float:
-        return self.overall.accuracy
-
-    def report(self, names: Mapping[str, int]) -> str:
-        """The lines that LLaVA's script prints. `names` is name -> id (`question_type` of SEED-Bench.json)."""
-        # Releases number the types differently, so the file at hand must name them.
-        name_of = {number: name for name, number in names.items()}
-        lines = {name_of[number]: total for number, total in self.types.items()}
-        lines |= {"Total accuracy": self.overall, "image accuracy": self.image, "video accuracy": self.video}
-        return "\n".join(f"{name}: {100 * total.accuracy:.2f}%" for name, total in lines.items())
+    types: dict[int, Tally]  # question_type_id -> ; releases number them differently, SEED-Bench.json names them
 
 
 def score(questions: Sequence[Mapping], predictions: Sequence[Mapping]) -> SEEDResult:
@@ -57,5 +44,4 @@ def score(questions: Sequence[Mapping], predictions: Sequence[Mapping]) -> SEEDR
         image=tally(right for question, right in outcomes if question["data_type"] == "image"),
         video=tally(right for question, right in outcomes if question["data_type"] == "video"),
         types=tally_by((question["question_type_id"], right) for question, right in outcomes),
-        missing=[str(question["question_id"]) for question in questions if str(question["question_id"]) not in texts],
     )

@@ -15,6 +15,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
+from statistics import fmean
 from typing import NamedTuple
 
 from llava.eval.metrics import textvqa
@@ -29,22 +30,10 @@ class VQAResult(NamedTuple):
 
     scores: dict[str, float]  # question id, or image of VizWiz ->
     answer_types: dict[str, float]  # yes/no, number, other; VizWiz has unanswerable too
-    question_types: dict[str, float]  # how the question begins; VizWiz has none
-    missing: list[str]  # questions without an answer; they count as 0
 
     @property
     def accuracy(self) -> float:
-        """Mean of the scores; nan without questions."""
-        return mean(self.scores.values())
-
-    def report(self) -> str:
-        """The lines that VQA's vqaEvalDemo.py prints."""
-        lines = [f"Overall Accuracy is: {100 * self.accuracy:.2f}"]
-        for kind, means in (("Question", self.question_types), ("Answer", self.answer_types)):
-            if means:
-                lines += ["", f"Per {kind} Type Accuracy is the following:"]
-                lines += [f"{name} : {100 * value:.2f}" for name, value in means.items()]
-        return "\n".join(lines)
+        return fmean(self.scores.values())
 
 
 @lru_cache(maxsize=1 << 16)  # ten answers to each of 214,354 questions, most of them among the same few thousand
@@ -94,11 +83,11 @@ def agreement(said: str, given: Sequence[str]) -> float:
 
 
 def score(annotations: Sequence[Mapping], answers: Sequence[Mapping]) -> VQAResult:
-    """Score answers on VQAv2.
+    """Score answers on VQAv2; a question without one counts 0.
 
     Args:
-        annotations: rows with `question_id`, `question_type`, `answer_type` and ten `answers`, each with `answer` (the
-            list `annotations` of v2_mscoco_val2014_annotations.json).
+        annotations: rows with `question_id`, `answer_type` and ten `answers`, each with `answer` (the list
+            `annotations` of v2_mscoco_val2014_annotations.json).
         answers: rows with `question_id` and `answer`, as `submission` makes them. Of rows with the same id the last
             counts.
 
@@ -170,7 +159,7 @@ def score_by(
 ) -> VQAResult:
     """Score `answers` with `metric` on the annotations with the same `key`."""
     said = rows_by_id(answers, (row[key] for row in annotations), key)
-    scores, answer_types, question_types = {}, defaultdict(list), defaultdict(list)
+    scores, answer_types = {}, defaultdict(list)
     for row in annotations:
         name, given = str(row[key]), [answer["answer"] for answer in row["answers"]]
         try:
@@ -178,10 +167,7 @@ def score_by(
         except ValueError as error:
             raise ValueError(f"{key} {name}: {error}") from None
         answer_types[row["answer_type"]].append(scores[name])
-        if "question_type" in row:
-            question_types[row["question_type"]].append(scores[name])
-    means = ({name: mean(kinds[name]) for name in sorted(kinds)} for kinds in (answer_types, question_types))
-    return VQAResult(scores, *means, missing=[name for name in scores if name not in said])
+    return VQAResult(scores, {name: fmean(answer_types[name]) for name in sorted(answer_types)})
 
 
 def rows_by_id(rows: Iterable[Mapping], known: Iterable, key: str = "question_id") -> dict[str, Mapping]:
@@ -202,9 +188,3 @@ def rows_by_id(rows: Iterable[Mapping], known: Iterable, key: str = "question_id
 def flatten(answer: str) -> str:
     """An answer on one line, without space around it."""
     return answer.replace("\n", " ").replace("\t", " ").strip()
-
-
-def mean(values: Iterable[float]) -> float:
-    """The mean; nan of nothing."""
-    values = list(values)
-    return sum(values) / len(values) if values else float("nan")

@@ -80,13 +80,13 @@ def make_scienceqa(root: Path) -> None:
     """Three questions, the second without an image; one of another split."""
     folder, entries, problems = root / "scienceqa", [], {}
     for number, answer in enumerate((1, 0, 1)):
-        key, options = str(10 + number), "Context: N/A\nOptions: (A) up (B) down"
+        key, options = str(10 + number), "A. up\nB. down"
         entry = {"id": key, "conversations": [{"from": "human", "value": f"Which way is {number}?\n{options}"}]}
         if number != 1:
             picture(folder / "images/test" / key / "image.png", number)
             entry["image"] = f"{key}/image.png"
             entry["conversations"][0]["value"] = "<image>\n" + entry["conversations"][0]["value"]
-        entry["conversations"].append({"from": "gpt", "value": "The answer is A."})
+        entry["conversations"].append({"from": "gpt", "value": "AB"[answer]})
         entries.append(entry)
         problems[key] = {"choices": ["up", "down"], "answer": answer, "split": "test"}
     problems["99"] = {"choices": ["up", "down"], "answer": 0, "split": "train"}
@@ -119,7 +119,7 @@ def make_vizwiz(root: Path) -> None:
     write(folder / "val.json", entries)
 
 
-def make_mmbench(root: Path, name: str = "mmbench_dev_20230712") -> None:
+def make_mmbench(root: Path, name: str = "mmbench_dev_20230712", seed: int = 0) -> None:
     """Two questions in two rotations each, the second with a hint; rotations name the row that holds the image."""
     rows = []
     for number, (options, answer) in enumerate(((("red", "blue"), "A"), (("up", "down"), "B"))):
@@ -129,7 +129,7 @@ def make_mmbench(root: Path, name: str = "mmbench_dev_20230712") -> None:
             row = {"index": number + turn * 1_000_000, "question": f"What is {number}?", "answer": right}
             row |= {"hint": "Look up." if number else "", "A": turned[0], "B": turned[1], "C": "", "D": ""}
             content = io.BytesIO()
-            noise = np.random.default_rng(number).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+            noise = np.random.default_rng(number + seed).integers(0, 256, (40, 50, 3), dtype=np.uint8)
             Image.fromarray(noise).save(content, "JPEG")
             encoded = base64.b64encode(content.getvalue()).decode()
             rows.append(row | {"category": "colour", "l2-category": "look", "image": number if turn else encoded})
@@ -161,6 +161,82 @@ def make_seed(root: Path) -> None:
     write(folder / "SEED-Bench.json", {"questions": truths, "question_type": names})
 
 
+def make_mmmu(root: Path, copies: int = 1) -> None:
+    """Choices about one image, about two, and between two, and an open question; some images nobody asks for."""
+    folder, rows = root / "mmmu", []
+    kinds = (
+        ("Art_Theory", "What is 0 in <image 1>?", ["red", "blue"], "A"),
+        ("Math", "Is 1 in <image 2> or in <image 1>?", ["yes", "no", "neither"], "A"),
+        ("Math", "What is 2 plus <image 1>?", [], "12"),
+        ("History", "Which is 3?", ["<image 2>", "<image 1>"], "B"),
+    )
+    for number, (subject, question, options, answer) in enumerate(kinds * copies):
+        key = f"validation_{subject}_{number + 1}"
+        row = {"id": key, "question": question, "options": str(options), "answer": answer}
+        row["question_type"] = "multiple-choice" if options else "open"
+        for place in (1, 2) if number else (1, 2, 3):
+            row[f"image_{place}"] = f"{key}_{place}.png"
+            picture(folder / "images" / row[f"image_{place}"], 10 * number + place)
+        rows.append(row | {"subfield": "Any", "topic_difficulty": "Easy"})
+    write(folder / "validation.jsonl", rows)
+
+
+def make_vqav2_test(root: Path) -> None:
+    """Three questions of test-dev, and of the whole test set, which has one more, for the server."""
+    folder, questions = root / "vqav2", []
+    for number in range(4):
+        file = f"COCO_test2015_{number:012d}.jpg"
+        picture(folder / "test2015" / file, number)
+        text = f"What about number {number}?\n{SHORT}"
+        questions.append({"question_id": 2000 + number, "image": file, "text": text, "category": "default"})
+    write(folder / "llava_vqav2_mscoco_test2015.jsonl", questions)
+    write(folder / "llava_vqav2_mscoco_test-dev2015.jsonl", questions[1:])
+
+
+def make_vizwiz_test(root: Path) -> None:
+    folder, questions = root / "vizwiz", []
+    for number in range(3):
+        file = f"VizWiz_test_{number:08d}.jpg"
+        picture(folder / "test" / file, number)
+        lines = (
+            f"What is {number}?",
+            "When the provided information is insufficient, respond with 'Unanswerable'.",
+            SHORT,
+        )
+        questions.append({"question_id": file, "image": file, "text": "\n".join(lines), "category": "default"})
+    write(folder / "llava_test.jsonl", questions)
+
+
+def make_mmvet(root: Path, folder: str = "mm-vet") -> None:
+    """Three questions, each of which needs recognition and something else."""
+    questions, truths = [], {}
+    for number, (other, answer) in enumerate((("ocr", "stop"), ("math", "1<AND>2"), ("gen", "a<OR>b"))):
+        picture(root / folder / "images" / f"v1_{number}.png", number)
+        text = f"What about {number}?"
+        questions.append({"question_id": number, "image": f"v1_{number}.png", "text": text, "category": "default"})
+        truth = {"imagename": f"v1_{number}.png", "question": text, "answer": answer, "capability": ["rec", other]}
+        truths[f"v1_{number}"] = truth | {"imagesource": "internet"}
+    write(root / folder / "llava-mm-vet.jsonl", questions)
+    write(root / folder / "mm-vet.json", truths)
+
+
+def make_llava_bench(root: Path) -> None:
+    """A question of each category; the first two about one image."""
+    folder, questions, contexts, references = root / "llava-bench-in-the-wild", [], [], []
+    for number, category in enumerate(("conv", "detail", "complex")):
+        image = f"00{1 + number // 2}.jpg"
+        picture(folder / "images" / image, number // 2)
+        text = f"What about {number}?"
+        questions.append({"question_id": number, "image": image, "category": category, "text": text})
+        reference = {"question_id": number, "prompt": text, "answer_id": f"r{number}", "text": f"It is {number}."}
+        references.append(reference | {"model_id": "gpt-4", "metadata": {}})
+    for image in ("001", "002"):
+        contexts.append({"id": image, "image": f"{image}.jpg", "caption": [f"Picture {image}.", "Two lines."]})
+    write(folder / "questions.jsonl", questions)
+    write(folder / "context.jsonl", contexts)
+    write(folder / "answers_gpt4.jsonl", references)
+
+
 MAKERS = {
     "pope": make_pope,
     "gqa": make_gqa,
@@ -171,4 +247,11 @@ MAKERS = {
     "mmbench": make_mmbench,
     "mmbench_cn": make_mmbench_cn,
     "seed": make_seed,
+    "mmmu": make_mmmu,
+}
+UNSCORED = {  # by servers and judges
+    "vqav2_test": make_vqav2_test,
+    "vizwiz_test": make_vizwiz_test,
+    "mmvet": make_mmvet,
+    "llava_bench": make_llava_bench,
 }

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import logging
 import multiprocessing
@@ -9,11 +10,11 @@ import time
 
 import pytest
 
-from llava.eval.answers import AnswerFile, process_group
+from llava.eval.answers import AnswerFile, describe_settings, process_group
 from llava.eval.questions import Question, read_questions
 from llava.shard import Shard, current_shard
 
-QUESTIONS = [Question(row, f"image{row // 3}", f"{row // 3}.jpg", f"question {row}", row + 1) for row in range(10)]
+QUESTIONS = [Question(row, f"image{row // 3}", (f"{row // 3}.jpg",), f"question {row}", row + 1) for row in range(10)]
 SETTINGS = {"checkpoint": "a", "budget": 64}
 
 
@@ -360,5 +361,14 @@ def test_questions_keep_their_place(tmp_path):
     file.write_text(
         '{"question_id": 1, "image": "a", "text": "b\u2028c"}\n\n{"question_id": "x", "image": "a", "text": "d"}'
     )
-    assert read_questions(file) == [Question(0, 1, "a", "b\u2028c", 1), Question(1, "x", "a", "d", 3)]
+    assert read_questions(file) == [Question(0, 1, ("a",), "b\u2028c", 1), Question(1, "x", ("a",), "d", 3)]
     assert len(read_questions(file, limit=1)) == 1
+
+
+def test_answers_belong_to_the_images_that_were_shown(tmp_path):
+    def asked(*images):
+        return describe_settings("a", None, "b", [Question(0, 7, images, "why?", 1)], tmp_path)["questions"]
+
+    for images, written in (((), '[[7, null, "why?"]]'), (("x.jpg",), '[[7, "x.jpg", "why?"]]')):
+        assert asked(*images) == f"1, sha256 {hashlib.sha256(written.encode()).hexdigest()[:16]}"
+    assert len({asked(), asked("x"), asked("y"), asked("x", "y"), asked("y", "x")}) == 5

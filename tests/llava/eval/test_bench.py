@@ -151,9 +151,9 @@ def test_loads_have_the_shape_of_the_benchmarks(tmp_path):
     assert all((tmp_path / name).stat().st_size > 10_000 for name in names)
     pope = workload.pope_shaped(tmp_path, names, Decoding())
     assert (pope.images, len(pope.questions)) == (3, 54)
-    assert len({question.image for question in pope.questions[:3]}) == 3  # an image's questions lie far apart
+    assert len({question.images for question in pope.questions[:3]}) == 3  # an image's questions lie far apart
     text = workload.textvqa_shaped(tmp_path, names, Decoding())
-    assert [question.image for question in text.questions] == ["0.jpg", "1.jpg", "1.jpg", "2.jpg"]
+    assert [question.images for question in text.questions] == [("0.jpg",), ("1.jpg",), ("1.jpg",), ("2.jpg",)]
 
 
 def test_goals_say_what_was_met():

@@ -1,5 +1,6 @@
 """Batches, shared images and faster steps change no answer, and spare what can be spared."""
 
+import json
 import multiprocessing
 from itertools import chain
 
@@ -92,6 +93,88 @@ def no_sharing(monkeypatch):
     monkeypatch.setattr(Engine, "open_cache", lambda *args: pytest.fail("something was shared"))
 
 
+SETS = ((0,), (1, 2), (), (2, 1), (1, 2), (3, 3, 0), (1,), (0,))  # images of each question
+
+
+@pytest.fixture
+def mixed(benchmark):
+    """The benchmark's first questions, with as many images as SETS say."""
+    names = [[f"image{i}.jpg" for i in images] for images in SETS]
+    given = zip(benchmark.questions[2:10], names, strict=True)
+    return [
+        Question(row, row, tuple(images), question["text"], row + 1) for row, (question, images) in enumerate(given)
+    ]
+
+
+@pytest.mark.parametrize("is_zipped", [False, True])
+def test_several_images_one_or_none_in_any_batch(own, benchmark, mixed, tmp_path, is_zipped):
+    loaded = own()
+    tokenizer, model, image_processor = loaded
+    if is_zipped:
+        visionzip(model, dominant=20, contextual=3)
+    expected, lengths = [], []
+    for question in mixed:
+        images = [load_image(benchmark.images / name) for name in question.images]
+        text = " ".join(["<image>"] * len(images)) + "\n" + question.text if images else question.text
+        conversation = conv_templates["vicuna_v1"].copy()
+        conversation.append_message("USER", text)
+        conversation.append_message("ASSISTANT", None)
+        ids = tokenizer_image_token(conversation.get_prompt(), tokenizer, return_tensors="pt")[None]
+        given = {"do_sample": False, "max_new_tokens": 4}
+        if images:
+            given["images"] = process_images(images, image_processor, model.config)
+            given["image_sizes"] = [image.size for image in images]
+        expected.append(tokenizer.decode(model.generate(ids, **given)[0], skip_special_tokens=True).strip())
+        lengths.append(len(images) * (23 if is_zipped else 576))
+    assert len(set(expected)) > 5
+    assert expected[1] != expected[3]  # the order of the images counts, see SETS
+
+    for fast, size in (("off", 4), (None, 1), (None, 3)):
+        model.fast = fast
+        answers = AnswerFile(tmp_path / f"{fast}-{size}.jsonl", mixed, {})
+        options = {"decoding": FOUR, "num_workers": 0, "progress": None, "batch_size": size}
+        answer_questions(model, tokenizer, image_processor, answers.todo, benchmark.images, answers, **options)
+        assert texts(answers) == expected, (fast, size)
+        assert [answers.rows[row]["metadata"]["image_tokens"] for row in sorted(answers.rows)] == lengths
+
+
+def test_questions_about_several_images_go_on_where_they_were(loaded, benchmark, mixed, tmp_path):
+    tokenizer, model, image_processor = loaded
+    found = []
+    for stops in ([4, 7, None], [None]):
+        for stop in stops:
+            answers = AnswerFile(tmp_path / f"{len(stops)}.jsonl", mixed, {})
+            todo = answers.todo[: None if stop is None else stop - len(answers.rows)]
+            options = {"decoding": FOUR, "num_workers": 0, "progress": None, "batch_size": 3}
+            answer_questions(model, tokenizer, image_processor, todo, benchmark.images, answers, **options)
+            answers.close()
+            assert len(answers.rows) == (stop or len(mixed))
+        found.append(texts(answers))
+    assert found[0] == found[1]
+
+
+def test_one_unusable_image_of_several_refuses_the_question(loaded, benchmark, mixed, tmp_path):
+    (benchmark.images / "image2.jpg").write_bytes(b"no image")
+    tokenizer, model, image_processor = loaded
+    answers = AnswerFile(tmp_path / "a.jsonl", mixed, {})
+    options = {"decoding": FOUR, "num_workers": 0, "progress": None, "batch_size": 5}
+    answer_questions(model, tokenizer, image_processor, answers.todo, benchmark.images, answers, **options)
+    refused = [row for row, images in enumerate(SETS) if 2 in images]
+    assert sorted(refusal.question.row for refusal in answers.refused) == refused
+    assert sorted(answers.rows) == [row for row in range(len(SETS)) if row not in refused]
+
+
+def test_a_question_file_may_name_several_images(benchmark):
+    line = json.dumps({**benchmark.questions[0], "image": ["image1.jpg", "image0.jpg"]})
+    benchmark.question_file.write_text(line + "\n" + json.dumps(benchmark.questions[1]))
+    found = [question.images for question in read_questions(benchmark.question_file)]
+    assert found == [("image1.jpg", "image0.jpg"), ("image0.jpg",)]
+    for wrong in ([], [1], ["image0.jpg", None], None):
+        benchmark.question_file.write_text(json.dumps({**benchmark.questions[0], "image": wrong}))
+        with pytest.raises(ValueError, match=r"line 1: image is .*; expected text or a list of texts"):
+            read_questions(benchmark.question_file)
+
+
 @pytest.mark.parametrize("is_zipped", [False, True])
 def test_answers_equal_those_asked_one_by_one(own, benchmark, tmp_path, is_zipped):
     loaded = own()
@@ -174,9 +257,24 @@ def test_image_tokens_are_counted(loaded, benchmark, beams):
     pictures = [read_picture(benchmark.images / f"image{i}.jpg", image_processor, model.config) for i in (0, 1)]
     decoding = Decoding(max_new_tokens=2, num_beams=beams)
     for questions in (["short?", "a longer question, so that one is padded?"], ["same", "same"]):
-        with zipped(model, dominant=20, contextual=3):
-            assert generate_batch(model, tokenizer, questions, pictures, decoding).image_tokens == [23, 23]
-        assert generate_batch(model, tokenizer, questions, pictures, decoding).image_tokens == [576, 576]
+        for about, count in (([pictures[:1], pictures[1:]], [1, 1]), ([[], pictures], [0, 2])):
+            with zipped(model, dominant=20, contextual=3):
+                found = generate_batch(model, tokenizer, questions, about, decoding)
+                assert found.image_tokens == [23 * images for images in count]
+            found = generate_batch(model, tokenizer, questions, about, decoding)
+            assert found.image_tokens == [576 * images for images in count]
+
+
+def test_answers_of_a_batch_come_in_the_order_of_the_questions(loaded, benchmark):
+    tokenizer, model, image_processor = loaded
+    one, two = (read_picture(benchmark.images / f"image{i}.jpg", image_processor, model.config) for i in (0, 1))
+    asked = [("a rather long question, you see?", [one, two]), ("why?", []), ("what is it?", [two]), ("a?", [one])]
+    questions, about = zip(*asked, strict=True)
+    alone = [generate_batch(model, tokenizer, [text], [pictures], FOUR) for text, pictures in asked]
+    expected = Answers(*([part for (part,) in parts] for parts in zip(*alone, strict=True)))
+    assert expected.image_tokens == [1152, 0, 576, 576]
+    assert len(set(expected.texts)) > 2
+    assert generate_batch(model, tokenizer, questions, about, FOUR) == expected
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
@@ -259,7 +357,7 @@ def test_sampling_is_passed_on(loaded, benchmark):
     for seed in range(4):
         torch.manual_seed(seed)
         texts.update(
-            generate_batch(model, tokenizer, ["q"], [picture], Decoding(temperature=5.0, max_new_tokens=4)).texts
+            generate_batch(model, tokenizer, ["q"], [[picture]], Decoding(temperature=5.0, max_new_tokens=4)).texts
         )
     assert len(texts) > 1
 
@@ -267,6 +365,8 @@ def test_sampling_is_passed_on(loaded, benchmark):
 def test_prompt_puts_the_image_before_the_question():
     assert Decoding().prompt("Why?").endswith("USER: <image>\nWhy? ASSISTANT:")
     assert Decoding().prompt("Why?", use_start_end=True).endswith("USER: <im_start><image><im_end>\nWhy? ASSISTANT:")
+    assert Decoding().prompt("Why?", images=3).endswith("USER: <image> <image> <image>\nWhy? ASSISTANT:")
+    assert Decoding().prompt("Why?", images=0).endswith("USER: Why? ASSISTANT:")
 
 
 @pytest.mark.parametrize(
@@ -301,7 +401,7 @@ def test_decoding_refuses_what_is_out_of_range(values, message):
 def questions_about(images, per_image):
     """Questions in a mixed order: the first about each image, then the second about each, ..."""
     rows = range(images * per_image)
-    return [Question(row, row, f"{row % images}.jpg", "x" * (row * 37 % 101), row + 1) for row in rows]
+    return [Question(row, row, (f"{row % images}.jpg",), "x" * (row * 37 % 101), row + 1) for row in rows]
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 16])
@@ -310,9 +410,9 @@ def test_chunks_hold_whole_images(images, per_image, batch_size):
     questions = questions_about(images, per_image)
     chunks = make_chunks(questions, batch_size)
     assert sorted(question.row for chunk in chunks for question in chunk.questions) == list(range(len(questions)))
-    assert sorted(name for chunk in chunks for name in chunk.images) == sorted({q.image for q in questions})
+    assert sorted(name for chunk in chunks for name in chunk.images) == sorted(f"{i}.jpg" for i in range(images))
     for chunk in chunks:
-        assert {question.image for question in chunk.questions} == set(chunk.images)
+        assert {name for question in chunk.questions for name in question.images} == set(chunk.images)
         assert len(chunk.images) <= batch_size
         assert len(chunk.questions) < CHUNK * batch_size + per_image
     worked = chain.from_iterable(chunk.images for chunk in chunks)
@@ -330,6 +430,26 @@ def test_chunks_bring_similar_lengths_together():
         make_chunks(questions_about(2, 1), 0)
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_chunks_keep_questions_about_one_image_apart(batch_size):
+    questions = [Question(row, row, tuple(f"{row}-{i}.jpg" for i in range(row % 5)), "x", row + 1) for row in range(60)]
+    chunks = make_chunks(questions, batch_size)
+    assert sorted(question.row for chunk in chunks for question in chunk.questions) == list(range(60))
+    kinds = [{min(len(question.images), 2) for question in chunk.questions} for chunk in chunks]
+    assert all(len(kind) == 1 for kind in kinds)
+    assert kinds == sorted(kinds, key=max, reverse=True)
+    for chunk in chunks:
+        assert chunk.images == [name for question in chunk.questions for name in question.images]
+        assert len(chunk.images) <= batch_size or len(chunk.questions) == 1
+    assert len(chunks) >= len(questions) * 2 / batch_size / CHUNK
+
+
+def test_chunks_hold_an_image_of_several_questions_once():
+    sets = [("a", "b"), ("b", "c"), ("c", "a"), ("d", "d")]
+    questions = [Question(row, row, images, "x", row + 1) for row, images in enumerate(sets)]
+    assert [chunk.images for chunk in make_chunks(questions, 3)] == [["a", "b", "c"], ["d"]]
+
+
 def test_batches_are_about_equally_large():
     for count, size, sizes in ((12, 5, [4, 4, 4]), (12, 16, [12]), (7, 3, [2, 2, 3]), (3, 1, [1, 1, 1])):
         batches = even_batches(range(count), size)
@@ -340,4 +460,4 @@ def test_batches_are_about_equally_large():
 def test_missing_images_names_the_first_question_of_each(benchmark):
     (benchmark.images / "image2.jpg").unlink()
     missing = missing_images(read_questions(benchmark.question_file), benchmark.images)
-    assert [(question.row, question.line) for question in missing] == [(6, 7)]
+    assert {name: (question.row, question.line) for name, question in missing.items()} == {"image2.jpg": (6, 7)}

@@ -65,11 +65,12 @@ def test_the_score_is_that_of_the_metric(checkpoint, benchmark, tmp_path, read_r
 def test_a_finished_run_is_scored_without_a_model(checkpoint, benchmark, tmp_path, no_model, capsys):
     command = ["textvqa", checkpoint, *benchmark.flags, "--answers-file", str(tmp_path / "a.jsonl")]
     assert run.main(command) == 0
-    before = (tmp_path / "a.jsonl").read_bytes()
+    before, result = (tmp_path / "a.jsonl").read_bytes(), result_of(tmp_path / "a.jsonl")
+    assert result["timing"]["questions"] == 12
     no_model()
     assert run.main(command) == 0
     assert (tmp_path / "a.jsonl").read_bytes() == before
-    assert result_of(tmp_path / "a.jsonl")["timing"] is None
+    assert result_of(tmp_path / "a.jsonl") == result  # how long it took and on what is not forgotten
     assert "12 of 12 questions are answered already" in capsys.readouterr().err
     assert run.main([*command, "--overwrite"]) == 70
     assert "a model was loaded" in capsys.readouterr().err

@@ -1,12 +1,10 @@
-import math
-
 import pytest
 
 from llava.eval.metrics import gqa
 
 
-def question(answer, structural="query", semantic="attr", balanced=True):
-    return {"answer": answer, "isBalanced": balanced, "types": {"structural": structural, "semantic": semantic}}
+def question(answer, structural="query", balanced=True):
+    return {"answer": answer, "isBalanced": balanced, "types": {"structural": structural}}
 
 
 def answers(**texts):
@@ -15,10 +13,10 @@ def answers(**texts):
 
 QUESTIONS = {
     "a": question("red"),
-    "b": question("yes", "verify", "obj"),
-    "c": question("no", "logical", "obj"),
-    "d": question("dog", "query", "cat"),
-    "e": question("left", "choose", "rel"),
+    "b": question("yes", "verify"),
+    "c": question("no", "logical"),
+    "d": question("dog"),
+    "e": question("left", "choose"),
     "f": question("blue", balanced=False),
 }
 
@@ -34,20 +32,9 @@ def test_parse_answer(text, answer):
 def test_scores_by_hand():
     result = gqa.score(QUESTIONS, answers(a="Red.", b="Yes", c="yes", d="the dog", e="left"))
     assert result.overall == (3, 5)
-    assert result.accuracy == 3 / 5
+    assert result.overall.accuracy == 3 / 5
     assert result.binary == (2, 3)
     assert result.open == (1, 2)
-    assert result.structural == {"choose": (1, 1), "logical": (0, 1), "query": (1, 2), "verify": (1, 1)}
-    assert result.semantic == {"attr": (1, 1), "cat": (0, 1), "obj": (1, 2), "rel": (1, 1)}
-    lines = result.report().split("\n")
-    assert lines[:5] == ["Binary: 66.67%", "Open: 50.00%", "Accuracy: 60.00%", "", "Accuracy / structural type:"]
-    assert lines[5:9] == [
-        "  choose: 100.00% (1 questions)",
-        "  logical: 0.00% (1 questions)",
-        "  query: 50.00% (2 questions)",
-        "  verify: 100.00% (1 questions)",
-    ]
-    assert lines[9:12] == ["", "Accuracy / semantic type:", "  attr: 100.00% (1 questions)"]
 
 
 def test_an_unbalanced_question_does_not_count():
@@ -59,12 +46,6 @@ def test_the_last_of_several_answers_counts_and_ids_may_be_numbers():
     rows = [{"question_id": 7, "text": text} for text in ("red", "blue")]
     assert gqa.score({"7": question("red")}, rows).overall == (0, 1)
     assert gqa.score({"7": question("blue")}, rows).overall == (1, 1)
-
-
-def test_a_kind_without_questions_is_nan():
-    result = gqa.score({"b": QUESTIONS["b"]}, answers(b="yes"))
-    assert math.isnan(result.open.accuracy)
-    assert result.binary.accuracy == 1
 
 
 def test_errors_give_the_numbers():

@@ -1,10 +1,6 @@
-import math
-
 import pytest
 
 from llava.eval.metrics import seed
-
-NAMES = {"Scene Understanding": 1, "Text Understanding": 9, "Action Recognition": 10}
 
 
 def question(name, type_id, answer):
@@ -27,16 +23,8 @@ def answers(texts):
 
 def test_scores_by_hand():
     result = seed.score(QUESTIONS, answers({101669: "A", 7: "B", 8: "B", "v1": "D", "v2": "D"}))
-    assert result == ((3, 5), (2, 3), (1, 2), {1: (1, 2), 9: (1, 1), 10: (1, 2)}, [])
-    assert result.accuracy == 3 / 5
-    assert result.report(NAMES).split("\n") == [
-        "Scene Understanding: 50.00%",
-        "Text Understanding: 100.00%",
-        "Action Recognition: 50.00%",
-        "Total accuracy: 60.00%",
-        "image accuracy: 66.67%",
-        "video accuracy: 50.00%",
-    ]
+    assert result == ((3, 5), (2, 3), (1, 2), {1: (1, 2), 9: (1, 1), 10: (1, 2)})
+    assert result.overall.accuracy == 3 / 5
 
 
 @pytest.mark.parametrize("text", ["B.", "b", "B. a dog", "(B)", " B", ""])
@@ -49,19 +37,11 @@ def test_a_missing_prediction_is_wrong():
     assert result.image == (3, 3)
     assert result.video == (0, 2)
     assert result.overall == (3, 5)
-    assert result.missing == ["v1", "v2"]
 
 
 def test_the_last_of_several_answers_counts():
     rows = [{"question_id": name, "text": text} for name, text in ((7, "A"), ("7", "B"))]
     assert seed.score([question("7", 1, "B")], rows).overall == (1, 1)
-
-
-def test_a_kind_without_questions_is_nan():
-    result = seed.score([question("7", 1, "B")], answers({7: "B"}))
-    assert math.isnan(result.video.accuracy)  # ZeroDivisionError in the published script
-    assert result.report(NAMES).endswith("video accuracy: nan%")
-    assert math.isnan(seed.score([], []).accuracy)
 
 
 def test_unknown_question_is_an_error():

@@ -1,0 +1,131 @@
+"""Which data set of the hub a benchmark is, and how its files are fetched: all of them, or those that are missing."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from llava.eval.data import Data
+from llava.eval.hub import convert
+from llava.eval.hub.tables import Part, Table, open_table
+from llava.eval.questions import missing_images
+from llava.eval.tasks import Task
+from llava.files import make_folder, write_text
+
+OWNERS = ("lmms-lab-encoder", "lmms-lab")  # the sets moved from the second to the first in 2026; caches have either
+
+
+class Source(NamedTuple):
+    """Where a benchmark is on the hub, and how it becomes files.
+
+    Args:
+        name: of the data set, after its owner.
+        convert: the task's files, then the rows of each of `parts` -> the text of the files.
+        parts: the tables.
+        whole: its files know each other by place or by numbers made up here, so they must be of one origin.
+    """
+
+    name: str
+    convert: Callable[..., convert.Files]
+    parts: tuple[Part, ...]
+    whole: bool = False
+
+
+GQA = (
+    Part("id image", "testdev", "testdev_balanced_images"),
+    Part("id imageId question answer types", "testdev", "testdev_balanced_instructions"),
+)
+MMBENCH = "index question hint A B C D answer category L2-category source image"
+MMMU = "id question options answer question_type image_1 image_2 image_3 image_4 image_5 image_6 image_7"
+SEED = "question_id data_id data_type question_type_id question choice_a choice_b choice_c choice_d answer image"
+TEXTVQA = "question_id image_id question answers ocr_tokens image"
+VQAV2 = "question_id image_id question question_type answer_type answers image"
+
+SOURCES = {
+    "textvqa": Source("textvqa", convert.textvqa, (Part(TEXTVQA, "validation"),)),
+    "pope": Source("POPE", convert.pope, (Part("question answer category image_source image", "test"),), whole=True),
+    "gqa": Source("GQA", convert.gqa, GQA),
+    "mme": Source("MME", convert.mme, (Part("question_id category question answer image", "test"),)),
+    "scienceqa": Source(
+        "ScienceQA",
+        convert.scienceqa,
+        (Part("question choices answer hint image", "test", "ScienceQA-FULL"),),
+        whole=True,
+    ),
+    "vqav2": Source("VQAv2", convert.vqav2, (Part(VQAV2, "validation"),)),
+    "vizwiz": Source("VizWiz-VQA", convert.vizwiz, (Part("question_id question answers category image", "val"),)),
+    "mmbench": Source("MMBench", convert.mmbench, (Part(MMBENCH, "dev", "en"),)),
+    "mmbench_cn": Source("MMBench", convert.mmbench, (Part(MMBENCH, "dev", "cn"),)),
+    "seed": Source("SEED-Bench", convert.seed, (Part(SEED, "test"),)),
+    "mmmu": Source("MMMU", convert.mmmu, (Part(MMMU, "validation"),)),
+    "mmvet": Source("MMVet", convert.mmvet, (Part("question_id question answer capability image", "test"),)),
+    "llava_bench": Source(
+        "llava-bench-in-the-wild",
+        convert.llava_bench,
+        (Part("question_id image_id question gpt_answer caption category image", "train"),),
+    ),
+}
+
+
+def fetch(task: Task, data: Data, source: str | None = None) -> list[Path]:
+    """Write the files of a benchmark that are not there yet, and its images; returns the files, none if all are there.
+
+    The files come last, each whole or not at all, and images that are there are kept: so an interrupted fetch goes on
+    where it stopped, and is not taken for a finished one.
+
+    Args:
+        task: the benchmark.
+        data: its files, with whole paths.
+        source: a hub id, a folder of parquet files in the hub's layout, or one that `save_to_disk` made; by default the
+            hub ids that lmms-eval reads, the new one and then the old.
+
+    Raises:
+        ValueError: there is no such data set, it is not that of this benchmark, or files of another origin are there
+            that do not go with its.
+    """
+    if is_complete(task, data):
+        return []
+    if not (wanted := SOURCES.get(task.name)):
+        raise ValueError(f"{task.name} is in no data set known here; those that are: {', '.join(SOURCES)}.")
+    there = [str(path) for path in (data.question_file, data.annotation_file) if path.exists()]
+    if wanted.whole and there:
+        raise ValueError(
+            f"{task.name}: {' and '.join(there)} would not go with the files of the data set, where questions have "
+            f"other numbers. Move it away and fetch again, or get what is missing as follows. {data.how_to_fetch()}"
+        )
+    tables = open_first([source] if source else [f"{owner}/{wanted.name}" for owner in OWNERS], wanted)
+    make_folder(data.image_folder)
+    texts = wanted.convert(data, *(table.rows(task.name) for table in tables))
+    lacking = [path for path in texts if not path.exists()]
+    for path in lacking:
+        make_folder(path.parent)
+        write_text(path, texts[path])
+    return lacking
+
+
+def is_complete(task: Task, data: Data) -> bool:
+    """Whether questions and answers are there, and every image that the questions name."""
+    if not all(path.exists() for path in (data.question_file, data.annotation_file) if path):
+        return False
+    return bool(task.unpack) or not missing_images(task.read(data.question_file, None), data.image_folder)
+
+
+def open_first(names: list[str], wanted: Source) -> list[Table]:
+    """The tables of the first of the data sets that can be opened. Raises ValueError, which says why none can be."""
+    try:
+        from datasets.exceptions import DatasetsError
+    except ImportError:
+        raise ValueError("Fetching from Hugging Face needs datasets: pip install datasets.") from None
+    reasons = []
+    for name in names:
+        try:
+            return [open_table(name, part) for part in wanted.parts]
+        except (DatasetsError, ValueError, OSError, RuntimeError) as error:  # the hub and `datasets` raise all of these
+            kind = "folder" if Path(name).is_dir() else "hub id"
+            reasons.append(f"  {kind} {name}: {str(error).strip().splitlines()[0]}")
+    includes = " ".join(f"--include '{part.pattern}'" for part in wanted.parts)
+    raise ValueError(
+        "\n".join(["No data set could be opened.", *reasons])
+        + "\nWhere there is no network, name a folder: --fetch FOLDER, filled on a machine that has one by\n  "
+        f"hf download {OWNERS[0]}/{wanted.name} --repo-type dataset {includes} --local-dir FOLDER\n"
+        "Where the hub wants to know who asks: hf auth login."
+    )

@@ -1,0 +1,81 @@
+"""The client of a judge's endpoint, with one on this machine."""
+
+import json
+
+import pytest
+
+from llava.eval.endpoint import Judge
+
+
+def test_a_prompt_is_posted_as_a_chat(serve):
+    replies = iter(["8 7.5", "0.5"])
+    server = serve(lambda _: next(replies))
+    judge = Judge(server.url + "/", "gpt-4", "secret")
+    assert judge.ask("Rate.", system="Be fair.", temperature=0.2) == ("8 7.5", "gpt-4-0613")
+    assert judge.ask("Grade.", max_tokens=3).text == "0.5"
+    first, second = server.requests
+    assert first[:2] == ("/v1/chat/completions", "Bearer secret")
+    assert first[2] == {
+        "model": "gpt-4",
+        "messages": [{"role": "system", "content": "Be fair."}, {"role": "user", "content": "Rate."}],
+        "temperature": 0.2,
+        "max_tokens": 1024,
+    }
+    assert second[2]["messages"] == [{"role": "user", "content": "Grade."}]
+    assert (second[2]["temperature"], second[2]["max_tokens"]) == (0, 3)
+    assert "secret" not in repr(judge)
+
+
+def test_without_a_key_none_is_sent(serve):
+    server = serve(lambda _: "1.0")
+    Judge(server.url, "local").ask("Grade.")
+    assert server.keys == [None]
+
+
+@pytest.mark.parametrize("trouble", [(429, "slow down"), (500, "oops"), (503, ""), None])
+def test_an_endpoint_that_is_busy_broken_or_silent_is_asked_again(serve, trouble, caplog):
+    replies = iter([trouble, trouble, "1.0"])
+    server = serve(lambda _: next(replies))
+    assert Judge(server.url, "gpt-4", timeout=0.1, wait=0.001).ask("Grade.").text == "1.0"
+    assert len(server.requests) == 3
+    assert "try 2 of 6" in caplog.text
+
+
+def test_waits_are_twice_as_long_each_time(serve, monkeypatch):
+    waits = []
+    judge = Judge(serve(lambda _: (503, "down")).url, "gpt-4", tries=4, wait=1.5)
+    monkeypatch.setattr(judge.stopped, "wait", waits.append)
+    with pytest.raises(ValueError, match="did not answer in 4 tries, the last one with HTTP 503: 'down'"):
+        judge.ask("Grade.")
+    assert waits == [1.5, 3, 6]
+
+
+def test_a_stopped_judge_does_not_ask_again(serve):
+    judge = Judge(serve(lambda _: (503, "down")).url, "gpt-4", wait=60)
+    judge.stopped.set()
+    with pytest.raises(ValueError, match=r"Stopped: .* had not answered after 1 tries"):
+        judge.ask("Grade.")
+
+
+def test_a_refusal_ends_it_at_once(serve):
+    server = serve(lambda _: (401, "wrong key"))
+    with pytest.raises(ValueError, match=r"refused .* HTTP 401: 'wrong key'"):
+        Judge(server.url, "gpt-4", "secret").ask("Grade.")
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("body", ["<html>", "[]", "{}", '{"choices": []}', '{"choices": [{"message": null}]}'])
+def test_an_answer_that_is_no_completion_is_an_error(serve, body):
+    judge = Judge(serve(lambda _: (200, body)).url, "gpt-4")
+    with pytest.raises(ValueError, match="answered no chat completion"):
+        judge.ask("Grade.")
+
+
+def test_an_empty_completion_of_an_unnamed_model(serve):
+    server = serve(lambda _: (200, json.dumps({"choices": [{"message": {"content": None}}]})))
+    assert Judge(server.url, "gpt-4").ask("Grade.") == ("", "unnamed")
+
+
+def test_base_url_must_be_an_address():
+    with pytest.raises(ValueError, match="must begin with http:// or https://; got 'file:///etc'"):
+        Judge("file:///etc", "gpt-4")
