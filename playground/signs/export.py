@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from playground.signs.model import MEAN, SELECT_LAYER, STD, WIDTH, SignReader, language_config, vision_config
@@ -31,6 +31,17 @@ def export(model: SignReader, out: Path) -> None:
     write_json(llava / "config.json", _llava_config())
     special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     write_json(llava / "generation_config.json", {"_from_model_config": True, **special, "max_length": MAX_LENGTH})
+
+
+def load_weights(model: SignReader, folder: Path) -> None:
+    """Put what `export` wrote to `folder` into `model`; the heads of the tower's lessons, which it leaves out, stay."""
+    weights = load_file(folder / LLAVA_FOLDER / "model.safetensors")
+    prefix = "model.mm_projector."
+    model.projector.load_state_dict({key.removeprefix(prefix): weights.pop(key) for key in [*weights] if prefix in key})
+    model.language.load_state_dict(weights)
+    tower = load_file(folder / TOWER_FOLDER / "model.safetensors")
+    names = {key.removeprefix("vision_model."): key for key in model.tower.state_dict()}
+    model.tower.load_state_dict({names[key.removeprefix("vision_model.")]: value for key, value in tower.items()})
 
 
 def tower_weights(model: SignReader) -> dict[str, Tensor]:

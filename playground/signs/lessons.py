@@ -25,16 +25,18 @@ from playground.signs.scenes import (
     Scene,
     Sign,
     make_scene,
+    options,
     overlap,
     questions,
 )
-from playground.signs.tokenizer import after_image
+from playground.signs.tokenizer import LETTER_ANSWER, LETTERS, after_image, with_choices
 
 IGNORE = -100  # label of tokens that are not learnt
 EOS = 2
 PATCH_CLASSES = (len(WORDS) + 1, 11, 11, len(COLOURS) + 1)  # word, tens, units, colour; 0 means none
 CAPTION_LABELS = len(WORDS) + 10 + 10 + len(COLOURS)
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+CHOICE = len(KINDS)
 CAPTION_BLOCKS = 2
 QUESTION_BLOCKS = 5
 
@@ -52,7 +54,7 @@ class Batch(NamedTuple):
     characters: Tensor  # (B, P, N) 0 or 1
     ids: Tensor  # (B, Q, T)
     labels: Tensor  # (B, Q, T)
-    kinds: Tensor  # (B, Q) index into KINDS, -1 for captions and padding
+    kinds: Tensor  # (B, Q) index into KINDS, CHOICE for questions with choices, -1 for captions and padding
 
     def to(self, device: torch.device) -> "Batch":
         return Batch(*(field.to(device, non_blocking=True) for field in self))
@@ -67,19 +69,22 @@ class Lessons(Dataset):
     first_seed: int
     steps: int
     dense: bool = False
+    choices: float = 0.0
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> Batch:
         first = self.first_seed + step * self.batch_size
-        return make_batch(range(first, first + self.batch_size), _load(self.tokenizer_file), dense=self.dense)
+        seeds = range(first, first + self.batch_size)
+        return make_batch(seeds, _load(self.tokenizer_file), dense=self.dense, choices=self.choices)
 
 
-def make_batch(seeds: range, tokenizer: SentencePieceProcessor, *, dense: bool = False) -> Batch:
-    """The scenes of `seeds` with all that is taught about them."""
+def make_batch(seeds: range, tokenizer: SentencePieceProcessor, *, dense: bool = False, choices: float = 0.0) -> Batch:
+    """The scenes of `seeds` with all that is taught about them; `choices` is the share of questions that offer some."""
     scenes = [make_scene(seed, dense=dense) for seed in seeds]
-    blocks = [] if dense else [_blocks(scene, seed, tokenizer) for scene, seed in zip(scenes, seeds, strict=True)]
+    pairs = [] if dense else zip(scenes, seeds, strict=True)
+    blocks = [_blocks(scene, seed, tokenizer, choices) for scene, seed in pairs]
     return Batch(
         images=torch.from_numpy(np.stack([scene.image for scene in scenes])),
         caption=torch.from_numpy(np.stack([_caption(scene.signs) for scene in scenes])),
@@ -96,22 +101,35 @@ class _Block(NamedTuple):
     kind: int
 
 
-def _blocks(scene: Scene, seed: int, tokenizer: SentencePieceProcessor) -> list[_Block]:
+def _blocks(scene: Scene, seed: int, tokenizer: SentencePieceProcessor, choices: float) -> list[_Block]:
     """Up to QUESTION_BLOCKS questions, at most one of them about existence, and CAPTION_BLOCKS captions."""
     rng = random.Random(seed)
     asked = questions(scene.signs, seed)
     spare = rng.choice([question for question in asked if question.kind == "exists"])
     asked.remove(spare)
     chosen = rng.sample(asked, min(QUESTION_BLOCKS, len(asked)))
-    blocks = [_question_block(question, tokenizer) for question in chosen]
+    blocks = []
+    for question in chosen:
+        offers = choices and rng.random() < choices  # nothing is drawn for lessons without choices
+        blocks.append(_choice_block(question, rng, tokenizer) if offers else _question_block(question, tokenizer))
     return blocks + [_caption_block(scene.signs, rng, tokenizer) for _ in range(CAPTION_BLOCKS)]
 
 
 def _question_block(question: Question, tokenizer: SentencePieceProcessor) -> _Block:
-    prompt = after_image(question.text)
-    ids = [*tokenizer.encode(f"{prompt} {question.answer}"), EOS]
+    return _answered(after_image(question.text), question.answer, KINDS.index(question.kind), tokenizer)
+
+
+def _choice_block(question: Question, rng: random.Random, tokenizer: SentencePieceProcessor) -> _Block:
+    offered = options(question, rng)
+    prompt = after_image(with_choices(question.text, offered), LETTER_ANSWER)
+    return _answered(prompt, LETTERS[offered.index(question.answer)], CHOICE, tokenizer)
+
+
+def _answered(prompt: str, answer: str, kind: int, tokenizer: SentencePieceProcessor) -> _Block:
+    """A block of which only the answer is learnt."""
+    ids = [*tokenizer.encode(f"{prompt} {answer}"), EOS]
     hidden = len(tokenizer.encode(prompt))
-    return _Block(ids, [IGNORE] * hidden + ids[hidden:], KINDS.index(question.kind))
+    return _Block(ids, [IGNORE] * hidden + ids[hidden:], kind)
 
 
 def _caption_block(signs: tuple[Sign, ...], rng: random.Random, tokenizer: SentencePieceProcessor) -> _Block:

@@ -41,6 +41,7 @@ COLOURS = {
 }
 FONTS = ("DejaVuSans-Bold.ttf", "DejaVuSans.ttf", "DejaVuSansMono-Bold.ttf")
 KINDS = ("word", "number", "color", "count", "exists")  # of questions
+OPTIONS = 4  # of a question with choices, where so many are possible
 
 # Training draws its seeds below this line and evaluation above it, so that no evaluation picture is ever trained on.
 HELD_OUT = 1_000_000_000
@@ -137,6 +138,21 @@ def questions(signs: tuple[Sign, ...], seed: int) -> list[Question]:
         article = "an" if colour[0] in "aeiou" else "a"
         asked.append(Question("exists", f"is there {article} {colour} sign in the image?", answer))
     return asked
+
+
+def options(question: Question, rng: random.Random) -> list[str]:
+    """The answer of `question` among others of its kind, in random order: two if it is yes or no, else OPTIONS."""
+    others = {
+        "word": WORDS,
+        "number": [str(number) for number in range(10, 100)],
+        "color": list(COLOURS),
+        "count": [str(number) for number in range(1, OPTIONS + 1)],
+        "exists": ["yes", "no"],
+    }[question.kind]
+    wrong = [other for other in others if other != question.answer]
+    drawn = [question.answer, *rng.sample(wrong, min(len(wrong), OPTIONS - 1))]
+    rng.shuffle(drawn)
+    return drawn
 
 
 def overlap(box: Box) -> np.ndarray:

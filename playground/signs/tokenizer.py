@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -20,11 +20,18 @@ SYSTEM = (
 )
 BEFORE_IMAGE = f"{SYSTEM} USER: "
 SHORT_ANSWER = "Answer the question using a single word or phrase."
+LETTER_ANSWER = "Answer with the option's letter from the given choices directly."
+LETTERS = "ABCD"  # of choices
 
 
-def after_image(question: str) -> str:
+def after_image(question: str, instruction: str = SHORT_ANSWER) -> str:
     """The chunk of a `vicuna_v1` prompt that follows the image; the model's answer comes next, after a space."""
-    return f"\n{question}\n{SHORT_ANSWER} ASSISTANT:"
+    return f"\n{question}\n{instruction} ASSISTANT:"
+
+
+def with_choices(question: str, options: Sequence[str]) -> str:
+    """A question as LLaVA puts ScienceQA's: "Which?\\nA. this\\nB. that"."""
+    return "\n".join([question, *(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))])
 
 
 def train_tokenizer(folder: Path) -> Path:

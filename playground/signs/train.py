@@ -2,9 +2,10 @@
 
     python -m playground.signs.train
 
-It draws its own data. Two stages: `read` teaches the tower characters, words and colours on crowded scenes; `answer`
-trains tower, projector and language model together on questions in LLaVA's prompt. Every batch, dropout and learning
-rate is a function of the step, so a resumed run equals an uninterrupted one.
+It draws its own data. Three stages: `read` teaches the tower characters, words and colours on crowded scenes; `answer`
+trains tower, projector and language model together on questions in LLaVA's prompt; `choose` teaches the latter two to
+answer questions with choices by a letter. Every batch, dropout and learning rate is a function of the step, so a
+resumed run equals an uninterrupted one.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -26,8 +28,8 @@ from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from playground.signs.export import LLAVA_FOLDER, export, write_json
-from playground.signs.lessons import Batch, Lessons, make_batch
+from playground.signs.export import LLAVA_FOLDER, export, load_weights, write_json
+from playground.signs.lessons import CHOICE, Batch, Lessons, make_batch
 from playground.signs.make_textvqa import SEEDS_PER_SET, SETS
 from playground.signs.model import SELECT_LAYER, SignReader, drop_tokens
 from playground.signs.scenes import HELD_OUT, KINDS
@@ -48,7 +50,7 @@ class Stage:
     name: str
     steps: int
     rate: float  # peak learning rate
-    tower_rate: float
+    tower_rate: float  # 0: it is frozen
     first_seed: int
     dense: bool = False
     answer: float = 0.0
@@ -56,6 +58,7 @@ class Stage:
     patch: float = 0.0
     character: float = 0.0
     drop: float = 0.0  # share of the batches whose visual tokens are thinned out
+    choices: float = 0.0  # share of the questions that offer some
     warm_up: int = 200  # steps
 
 
@@ -65,6 +68,7 @@ class Recipe:
 
     read_steps: int = 6000
     answer_steps: int = 5000
+    choose_steps: int = 4000
     batch_size: int = 16  # scenes
     seed: int = 0
 
@@ -73,7 +77,8 @@ class Recipe:
         answer = Stage(
             "answer", self.answer_steps, 1.2e-3, 5e-4, 100_000_000, answer=2.0, caption=0.3, patch=0.3, drop=0.5
         )
-        return read, answer
+        choose = Stage("choose", self.choose_steps, 6e-4, 0.0, 200_000_000, answer=1.0, drop=0.5, choices=0.5)
+        return read, answer, choose
 
     @property
     def steps(self) -> int:
@@ -104,7 +109,9 @@ class Trainer:
     def _fit_stage(self, stage: Stage, begins: int, until: int) -> Iterator[dict[str, Tensor]]:
         if self.step == begins:
             self.optimizer = self._new_optimizer()  # moments of another task mislead
-        lessons = Lessons(self.tokenizer_file, self.recipe.batch_size, stage.first_seed, stage.steps, stage.dense)
+        lessons = Lessons(
+            self.tokenizer_file, self.recipe.batch_size, stage.first_seed, stage.steps, stage.dense, stage.choices
+        )
         loader = DataLoader(
             lessons,
             batch_size=None,
@@ -132,9 +139,12 @@ class Trainer:
     def _losses(self, stage: Stage, batch: Batch) -> dict[str, Tensor]:
         """The losses the stage weighs, by the name of their weight."""
         model = self.model
-        hidden_states, pooled = model.look(batch.images)
+        with torch.set_grad_enabled(stage.tower_rate > 0):
+            hidden_states, pooled = model.look(batch.images)
         selected = hidden_states[SELECT_LAYER]  # (B, 1 + P, C)
-        losses = {"patch": model.patch_loss(selected[:, 1:], batch)}
+        losses = {}
+        if stage.patch:
+            losses["patch"] = model.patch_loss(selected[:, 1:], batch)
         if stage.character:
             losses["character"] = model.character_loss(hidden_states, batch)
         if stage.caption:
@@ -168,20 +178,21 @@ class Trainer:
     @torch.no_grad()
     def accuracy(self, scenes: int) -> dict[str, float]:
         """Share of questions about so many unseen scenes answered exactly, by kind and in all."""
-        right, asked = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0)
+        kinds = {kind: index for index, kind in enumerate(KINDS)} | {"choice": CHOICE}
+        right, asked = dict.fromkeys(kinds, 0), dict.fromkeys(kinds, 0)
         seeds = range(_VALIDATION, _VALIDATION + scenes)
         self.model.eval()
-        for first in range(0, scenes, _TEST_BATCH):
-            batch = make_batch(seeds[first : first + _TEST_BATCH], self.tokenizer).to(self.device)
+        for first, choices in product(range(0, scenes, _TEST_BATCH), (0.0, 1.0)):
+            batch = make_batch(seeds[first : first + _TEST_BATCH], self.tokenizer, choices=choices).to(self.device)
             with torch.autocast(self.device.type, torch.bfloat16):
                 hidden_states, _ = self.model.look(batch.images)
                 exact = self.model.answered(hidden_states[SELECT_LAYER][:, 1:], self.prefix, batch)
-            for index, kind in enumerate(KINDS):
+            for kind, index in kinds.items():
                 of_kind = batch.kinds == index
                 right[kind] += int((exact & of_kind).sum())
                 asked[kind] += int(of_kind.sum())
         self.model.train()
-        shares = {kind: right[kind] / max(1, asked[kind]) for kind in KINDS}
+        shares = {kind: right[kind] / max(1, asked[kind]) for kind in kinds}
         return {"all": sum(right.values()) / sum(asked.values()), **shares}
 
     def save(self, path: Path) -> None:
@@ -192,6 +203,12 @@ class Trainer:
         state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         torch.save(state, unfinished)
         os.replace(unfinished, path)
+
+    def begin_with(self, folder: Path) -> None:
+        """Go on from an exported checkpoint as if its weights had come out of the first two stages."""
+        load_weights(self.model, folder)
+        self.step = self.recipe.read_steps + self.recipe.answer_steps
+        self.seconds = json.loads((folder / LLAVA_FOLDER / "training.json").read_text())["seconds"]
 
     def load(self, path: Path) -> None:
         """Take up what `save` wrote. Raises ValueError if another recipe made it."""
@@ -240,9 +257,11 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--out", type=Path, default=DEFAULT_OUT, help="folder of the two checkpoint folders (default: %(default)s)")
     add("--state", type=Path, help="resumable state, ~25 MB (default: OUT/signs-training.pt)")
     add("--resume", action="store_true", help="go on from --state")
+    add("--begin-with", type=Path, metavar="FOLDER", help="of two checkpoint folders: do the third stage alone")
     add("--export-only", action="store_true", help="write the checkpoint of --state as it is and stop")
     add("--read-steps", type=int, default=recipe.read_steps, help="of the first stage (default: %(default)s)")
     add("--answer-steps", type=int, default=recipe.answer_steps, help="of the second stage (default: %(default)s)")
+    add("--choose-steps", type=int, default=recipe.choose_steps, help="of the third stage (default: %(default)s)")
     add("--batch-size", type=int, default=recipe.batch_size, help="scenes per step (default: %(default)s)")
     add("--seed", type=int, default=recipe.seed, help="of the initial weights (default: %(default)s)")
     add("--device", default="auto", help="cpu, cuda, ...; auto takes a GPU if there is one (default: %(default)s)")
@@ -263,6 +282,7 @@ def main(arguments: list[str] | None = None) -> None:
     recipe = Recipe(
         read_steps=options.read_steps,
         answer_steps=options.answer_steps,
+        choose_steps=options.choose_steps,
         batch_size=options.batch_size,
         seed=options.seed,
     )
@@ -271,6 +291,8 @@ def main(arguments: list[str] | None = None) -> None:
     trainer = Trainer(recipe, train_tokenizer(options.out / LLAVA_FOLDER), device)
     if options.resume or options.export_only:
         trainer.load(state)
+    elif options.begin_with:
+        trainer.begin_with(options.begin_with)
     if not options.export_only:
         _train(trainer, state, options)
     if options.export_only or trainer.step == recipe.steps:

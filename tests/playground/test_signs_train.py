@@ -9,13 +9,13 @@ from safetensors.torch import load_file
 from sentencepiece import SentencePieceProcessor
 
 from playground.signs.export import LLAVA_FOLDER, TOWER_FOLDER
-from playground.signs.lessons import IGNORE, make_batch
+from playground.signs.lessons import CHOICE, IGNORE, make_batch
 from playground.signs.model import SignReader, drop_tokens
 from playground.signs.scenes import GRID, KINDS, make_scene, questions
-from playground.signs.tokenizer import BEFORE_IMAGE, after_image, train_tokenizer
+from playground.signs.tokenizer import BEFORE_IMAGE, LETTER_ANSWER, after_image, train_tokenizer
 from playground.signs.train import Recipe, Trainer, main
 
-TINY = Recipe(read_steps=2, answer_steps=2, batch_size=2)
+TINY = Recipe(read_steps=2, answer_steps=2, choose_steps=1, batch_size=2)
 CPU = torch.device("cpu")
 
 
@@ -39,10 +39,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tokenizer_file, tmp_path):
     """Interrupted inside each stage and between them."""
     whole = Trainer(TINY, tokenizer_file, CPU)
     start = {name: value.clone() for name, value in whole.model.state_dict().items()}
-    assert len(list(whole.fit(TINY.steps))) == TINY.steps == 4
+    assert len(list(whole.fit(TINY.steps))) == TINY.steps == 5
 
     state = tmp_path / "state.pt"
-    for until in (1, 2, 3, 4):
+    for until in (1, 2, 3, 4, 5):
         part = Trainer(TINY, tokenizer_file, CPU)
         if until > 1:
             part.load(state)
@@ -62,7 +62,7 @@ def test_a_state_of_another_recipe_is_refused(tokenizer_file, tmp_path):
 
 
 def test_the_command_writes_a_checkpoint_of_llavas_layout(tmp_path):
-    steps = ["--read-steps", "1", "--answer-steps", "1"]
+    steps = ["--read-steps", "1", "--answer-steps", "1", "--choose-steps", "1"]
     main(["--out", str(tmp_path), *steps, "--batch-size", "2", "--test-scenes", "4"])
     weights = load_file(tmp_path / LLAVA_FOLDER / "model.safetensors")
     tower = load_file(tmp_path / TOWER_FOLDER / "model.safetensors")
@@ -74,8 +74,8 @@ def test_the_command_writes_a_checkpoint_of_llavas_layout(tmp_path):
     config = json.loads((tmp_path / LLAVA_FOLDER / "config.json").read_text())
     assert (tmp_path / LLAVA_FOLDER / config["mm_vision_tower"]).resolve() == tmp_path / TOWER_FOLDER
     record = json.loads((tmp_path / LLAVA_FOLDER / "training.json").read_text())
-    assert record["steps"] == 2
-    assert set(record["accuracy"]) == {"all", *KINDS}
+    assert record["steps"] == 3
+    assert set(record["accuracy"]) == {"all", *KINDS, "choice"}
 
 
 def test_labels_are_the_answers_and_nothing_else(tokenizer):
@@ -95,6 +95,27 @@ def test_labels_are_the_answers_and_nothing_else(tokenizer):
             assert labels[learnt].tolist() == ids[learnt].tolist() == expected
             checked += 1
     assert checked >= 3 * len(seeds)
+
+
+def test_choices_hold_the_answer_once_and_its_letter_is_learnt(tokenizer):
+    seeds = range(8)
+    batch, letters = make_batch(seeds, tokenizer, choices=1.0), set()
+    for row, seed in enumerate(seeds):
+        answers = {asked.text: asked.answer for asked in questions(make_scene(seed).signs, seed)}
+        for ids, labels, kind in zip(batch.ids[row], batch.labels[row], batch.kinds[row], strict=True):
+            if kind < 0:
+                continue
+            assert kind == CHOICE
+            learnt = labels != IGNORE
+            prompt = tokenizer.decode(ids[: int(learnt.int().argmax())].tolist())
+            _, question, *offered, instruction = prompt.split("\n")
+            choices = dict(line.split(". ") for line in offered)
+            assert instruction == f"{LETTER_ANSWER} ASSISTANT:"
+            letter = tokenizer.decode(labels[learnt][:-1].tolist())
+            assert choices[letter] == answers[question]
+            assert len(set(choices.values())) == len(choices) == (2 if "is there" in question else 4)
+            letters.add(letter)
+    assert letters == set("ABCD")
 
 
 def test_packed_blocks_equal_blocks_alone(reader, tokenizer):
