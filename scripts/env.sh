@@ -175,7 +175,7 @@ pip_install() {
 # Runs a module in $PY, as torchrun does with one process per GPU where there are several. NPROC overrides the count.
 launch() {
   local nproc=${NPROC:-$(visible_gpus)}
-  [[ $nproc =~ ^[0-9]+$ ]] || die "NPROC=$nproc is no number of processes. Give 1 or more, or unset it for one per GPU."
+  [[ ${NPROC:-1} =~ ^[1-9][0-9]*$ ]] || die "NPROC=$nproc is no number of processes. Give 1 or more, or unset it for one per GPU."
   if ((nproc > 1)); then
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # one thread per process, without torchrun saying so
     exec "$PY" -m llava.launch --standalone --nproc_per_node "$nproc" -m "$@"

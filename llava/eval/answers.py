@@ -43,6 +43,7 @@ from llava.shard import ALONE, Shard
 logger = logging.getLogger(__name__)
 
 PATIENCE = timedelta(hours=24)  # processes may finish their parts far apart
+WAYS_OUT = "Choose another answers file, or --overwrite to throw the old answers away."
 
 
 class Refused(NamedTuple):
@@ -95,6 +96,15 @@ def meta_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.meta.json")
 
 
+def settings_of(path: Path) -> dict | None:
+    """The settings with which the answers in `path` were made; None if there are none. Raises ValueError if damaged."""
+    meta = meta_file(path)
+    try:
+        return dict(read_json(meta)) if meta.exists() else None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{meta}, which says how {path.name} was made, is damaged. {WAYS_OUT}") from error
+
+
 def part_of(questions: Sequence[Question], shard: Shard) -> Iterator[Question]:
     """Those that a process answers: about as many as each other does, and all about the same images."""
     before = 0
@@ -115,7 +125,7 @@ class AnswerFile:
         shard: this process among those that write to the same `path`. Each takes a part of `questions`, those about the
             same images together, and all open, and finish, the same files in the same order inside a `process_group`.
         model_id: written into every row.
-        overwrite: throw earlier answers away.
+        overwrite: throw earlier answers away, but nothing that may be something else, such as a question file.
 
     Raises:
         ValueError: the folder cannot be written; there are answers of other settings or of unknown origin; a line in
@@ -148,7 +158,8 @@ class AnswerFile:
             with first_process_first(shard):
                 if shard.index == 0:  # for all processes of the run, before anything is touched
                     self.lock = take_lock(self.beside(".lock"))
-                if overwrite and shard.index == 0:
+                is_ours = self.meta.exists() or not self.path.exists()  # else `claim` refuses it
+                if overwrite and is_ours and shard.index == 0:
                     made_of_them = (self.result, *self.all_beside(".submission."))
                     for old in (*made_of_them, *self.parts(), self.path, self.meta):  # so ordered, should it be killed
                         old.unlink(missing_ok=True)
@@ -232,18 +243,20 @@ class AnswerFile:
     def claim(self, settings: dict) -> None:
         """Write the settings beside the answers, or hold them against those already there."""
         answered = any(path.stat().st_size for path in [self.path, *self.parts()] if path.exists())
-        before = read_json(self.meta) if self.meta.exists() else None
+        before = settings_of(self.path)
         if not answered:
             if before != settings:
                 write_json(self.meta, settings)
             return
-        ways_out = "Choose another answers file, or --overwrite to throw the old answers away."
         if before is None:
-            raise ValueError(f"{self.path} exists without {self.meta.name}, which says how it was made. {ways_out}")
+            raise ValueError(
+                f"{self.path} exists without {self.meta.name}, as all answers have it, so it may be anything: not even "
+                f"--overwrite touches it. Choose another answers file, or move this one away."
+            )
         names = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
         if names:
             changes = "; ".join(f"{name}: {before.get(name)!r} then, {settings.get(name)!r} now" for name in names)
-            raise ValueError(f"{self.path} holds answers made with other settings ({changes}). {ways_out}")
+            raise ValueError(f"{self.path} holds answers made with other settings ({changes}). {WAYS_OUT}")
 
     def open_own(self):
         """Open for appending, and cut off a last line that a kill left unfinished."""

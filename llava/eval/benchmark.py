@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from llava.cli import QUESTIONS_REFUSED, quiet, tell
-from llava.eval.answers import AnswerFile, describe_settings, meta_file, process_group
+from llava.eval.answers import AnswerFile, describe_settings, process_group, settings_of
 from llava.eval.cli import choose_data, require_images
 from llava.eval.data import Data
 from llava.eval.generate import Decoding, answer_and_merge
@@ -47,7 +47,7 @@ class Run:
     num_workers: int | None
     limit: int | None  # only so many questions of the benchmark
     overwrite: bool
-    restart: bool  # begin again with what an earlier run has left, but overwrite nothing else
+    restart: bool  # begin again with what an earlier run with the same settings has left, but overwrite nothing else
 
 
 class Variant(NamedTuple):
@@ -78,12 +78,18 @@ def run_benchmark(args: argparse.Namespace) -> int:
     if run.shard.index > 0:
         return 0  # the first process speaks for all; a failure here would make torchrun stop it before it has scored
     print_report(results)
-    if run.task.elsewhere and not run.limit:
+    refused = any(result["skipped"] for result in results) and not args.skip_bad
+    unanswered = not all(result["answered"] for result in results)
+    unmade = run.task.submission and not run.limit and not all(result["submission"] for result in results)
+    if refused:
+        tell("\nFix what was skipped and run the same again, or add --skip-bad to accept this.")
+    if run.task.elsewhere and not run.limit and not unmade:
         tell(f"\n{run.task.elsewhere}")
     if None not in budgets:
         add = f"--budgets full,{args.budgets}" if args.budgets else "--compare-full"
         tell(f"\nTo compare with all tokens in the same table: {add}.")
-    return QUESTIONS_REFUSED if any(result["skipped"] for result in results) and not args.skip_bad else 0
+    is_useless = unanswered or (unmade and not run.task.headline)  # without a headline, the submission is all there is
+    return QUESTIONS_REFUSED if refused or is_useless else 0
 
 
 def choose_budgets(args: argparse.Namespace, checkpoint: str, config, tower) -> list[VisionZipConfig | None]:
@@ -91,14 +97,14 @@ def choose_budgets(args: argparse.Namespace, checkpoint: str, config, tower) -> 
     if args.budgets is not None:
         budgets = listed_budgets(args)
         for budget in filter(None, budgets):
-            VisionZip(budget, tower).tokens(most_crops(config, tower))
+            require_possible(budget, config, tower)
         return budgets
     asked, carried = asked_budget(args), tower.reducer and tower.reducer.config
     if asked is None and carried:
         asked = replace(carried, merge=args.merge or carried.merge)
         tell(f"No budget was given; {checkpoint} carries one, which is used: {asked}.")
     if asked:  # raises now, before answers of an earlier run are touched
-        VisionZip(asked, tower).tokens(most_crops(config, tower))
+        require_possible(asked, config, tower)
     if args.checkpoint is None:
         return [None, asked or replace(EMBEDDED_BUDGET, merge=args.merge or "sum")]
     if (args.merge or args.compare_full) and not asked:
@@ -106,6 +112,17 @@ def choose_budgets(args: argparse.Namespace, checkpoint: str, config, tower) -> 
             "--merge and --compare-full need a budget: add --dominant and --contextual, or --tokens-per-image."
         )
     return [None, asked] if args.compare_full else [asked]
+
+
+def require_possible(budget: VisionZipConfig, config, tower) -> None:
+    """Raises ValueError if the largest image cannot have as many tokens, or not as few."""
+    crops = most_crops(config, tower)
+    VisionZip(budget, tower).tokens(crops)
+    if budget.tokens_per_image and budget.tokens_per_image >= crops * tower.num_patches:
+        raise ValueError(
+            f"tokens_per_image={budget.tokens_per_image}: no image has more than {crops * tower.num_patches} tokens "
+            f"without VisionZip. Ask for fewer, or for all of them: --budgets full."
+        )
 
 
 def most_crops(config, tower) -> int:
@@ -158,6 +175,8 @@ def listed_budgets(args: argparse.Namespace) -> list[VisionZipConfig | None]:
 
 def choose_paths(args: argparse.Namespace, checkpoint: str, budgets: list[VisionZipConfig | None]) -> list[Path]:
     """Where each budget's answers go; with --answers-file the full-token ones get a name beside it."""
+    if args.answers_file and args.out:
+        raise ValueError("--answers-file and --out both say where the answers go: give one or the other.")
     if args.answers_file:
         path = Path(args.answers_file)
         return [path.with_name(f"{path.stem}.full{path.suffix}"), path][-len(budgets) :]
@@ -171,8 +190,7 @@ def prepare(args: argparse.Namespace, checkpoint: str, data: Data, config, tower
     """Read and check everything that takes no model."""
     task, shard = TASKS[args.task], current_shard()
     questions = task.read(data.question_file, args.limit)
-    if task.metric:
-        require_annotations(task, data, questions)
+    require_annotations(task, data, questions, args.limit)
     decoding = Decoding(args.conv_mode, args.max_new_tokens or task.max_new_tokens)
     return Run(
         task=task,
@@ -220,17 +238,31 @@ def loading_of(args: argparse.Namespace, shard: Shard) -> dict:
     }
 
 
-def require_annotations(task: Task, data: Data, questions: list[Question]) -> None:
-    """Score empty answers: an annotation that is broken or belongs to other questions shows before the work is done."""
+def require_annotations(task: Task, data: Data, questions: list[Question], limit: int | None) -> None:
+    """Score empty answers, or make a submission of them: an annotation that is broken, of something else, or of other
+    questions shows before the work is done. Raises ValueError, which names the files."""
+    use = task.metric or (task.submission.make if task.submission and not limit else None)
+    if use is None:
+        return
     rows = [{"question_id": q.question_id, "prompt": q.text, "text": ""} for q in questions]
-    with quiet():
-        task.metric(data, rows)
+    try:
+        with quiet():
+            use(data, rows)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        names = " or ".join(map(str, data.texts()[1:] or data.texts()))
+        raise ValueError(f"{names} is not {task.name}'s annotation file: {error!r}.") from error
+    except ValueError as error:
+        raise ValueError(
+            f"The questions of {data.question_file} do not go with {data.annotation_file}: {error}"
+        ) from error
 
 
 def open_variant(run: Run, budget: VisionZipConfig | None, path: Path) -> Variant:
     settings = {**run.settings, "visionzip": budget.to_dict() if budget else None}
     name = get_model_name_from_path(run.checkpoint)
-    overwrite = run.overwrite or (run.restart and meta_file(path).exists())
+    overwrite = run.overwrite
+    if run.restart and not overwrite and run.shard.index == 0:  # the first process overwrites for all
+        overwrite = settings_of(path) == settings
     answers = AnswerFile(path, run.questions, settings, shard=run.shard, model_id=name, overwrite=overwrite)
     if answers.resumed:
         tell(f"{path}: {answers.resumed} of {len(run.questions)} questions are answered already.")
@@ -304,7 +336,11 @@ def write_submission(run: Run, answers: AnswerFile) -> str | None:
 
 def known_before(path: Path, result: dict) -> dict:
     """What an earlier run has noted that stays true: how these answers were made, and a judge's scores of them."""
-    before = read_json(path) if path.exists() else {}
+    try:
+        before = dict(read_json(path)) if path.exists() else {}
+    except (TypeError, ValueError):
+        tell(f"{path} was damaged, and is written anew. If a judge had graded these answers, run that again.")
+        return {}
     if before.get("answered") != result["answered"]:
         return {}
     names = ["scores", "judge"] * bool(before.get("judge")) + ["timing", "versions"] * (result["timing"] is None)

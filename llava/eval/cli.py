@@ -21,7 +21,13 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
 
 
 def choose_data(args: argparse.Namespace, task: Task) -> Data:
-    """The files to use, all of which exist, for the options of `add_data_options`."""
+    """The files to use, all of which exist, for the options of `add_data_options`.
+
+    Raises:
+        ValueError: files are missing, or an option of any kind is empty, which would be taken for one left out.
+    """
+    if empty := [name.replace("_", "-") for name, value in vars(args).items() if value == ""]:
+        raise ValueError(f"Empty: {', '.join(empty)}. Is a shell variable not set? Give a value, or leave that out.")
     default = task.data if args.checkpoint else task.embedded
     if default is None:
         embedded = ", ".join(name for name, other in TASKS.items() if other.embedded)
@@ -38,8 +44,9 @@ def choose_data(args: argparse.Namespace, task: Task) -> Data:
     if task.unpack:
         task.unpack(data)
     if missing := data.missing():
+        names = ", ".join(f"{path} (an empty folder)" if path.exists() else str(path) for path in missing)
         raise ValueError(
-            f"{task.name} needs files that are not there: {', '.join(map(str, missing))}. {data.how_to_fetch()}\n"
+            f"{task.name} needs files that are not there: {names}. {data.how_to_fetch()}\n"
             f"Or name other places with --question-file, --image-folder and --annotation-file."
         )
     return data

@@ -3,6 +3,7 @@
 import http.client
 import json
 import logging
+import socket
 import threading
 import urllib.error
 import urllib.request
@@ -26,7 +27,7 @@ class Judge:
     """A language model behind any endpoint that takes OpenAI's /chat/completions.
 
     Args:
-        base_url: up to and without /chat/completions, such as "http://localhost:8000/v1".
+        base_url: such as "http://localhost:8000/v1", with or without /chat/completions.
         model: the name that the endpoint knows it by.
         key: sent as bearer token; none where empty.
         timeout: seconds to wait for an answer.
@@ -44,39 +45,59 @@ class Judge:
     tries: int = 6
     wait: float = 1.0
     stopped: threading.Event = field(default_factory=threading.Event, init=False, repr=False)  # set: no further tries
+    is_there: bool = field(default=False, init=False, repr=False)  # it has answered once, be it with an error
 
     def __post_init__(self):
         if not self.base_url.startswith(("http://", "https://")):
             raise ValueError(f"The judge's base_url must begin with http:// or https://; got {self.base_url!r}.")
 
+    @property
+    def url(self) -> str:
+        """What is posted to."""
+        return f"{self.base_url.rstrip('/').removesuffix('/chat/completions')}/chat/completions"
+
     def ask(self, prompt: str, *, system: str = "", temperature: float = 0.0, max_tokens: int = 1024) -> Reply:
         """Post one prompt. Asks again where the endpoint is busy, broken or silent (429, 5xx, no answer in time).
 
         Raises:
-            ValueError: the endpoint refuses, answers something else than a completion, or all tries failed.
+            ValueError: the endpoint refuses, answers something else than a completion, has never been there, or all
+                tries failed.
         """
         messages = [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": prompt}]
         content = {"model": self.model, "messages": messages, "temperature": temperature, "max_tokens": max_tokens}
         for attempt in range(self.tries):
             if attempt and self.stopped.wait(self.wait * 2 ** (attempt - 1)):
-                raise ValueError(f"Stopped: {self.base_url} had not answered after {attempt} tries.")
+                raise ValueError(f"Stopped: {self.url} had not answered after {attempt} tries.")
             try:
                 status, body = self.post(json.dumps(content).encode())
             except (OSError, http.client.HTTPException) as error:
                 reason = f"{type(error).__name__}: {error}"
+                cause = getattr(error, "reason", error)
+                if not self.is_there and isinstance(cause, (ConnectionRefusedError, socket.gaierror)):
+                    raise ValueError(
+                        f"{self.url}: nobody is there ({cause}). Start the server, or mend the address."
+                    ) from None
             else:
+                self.is_there = True
                 if status < 300:
                     return self.read(body)
                 reason = f"HTTP {status}: {shorten(body, 300)}"
                 if status != 429 and status < 500:
-                    raise ValueError(f"{self.base_url} refused the judge's prompt with {reason}.")
-            logger.warning("%s, try %d of %d: %s", self.base_url, attempt + 1, self.tries, reason)
-        raise ValueError(f"{self.base_url} did not answer in {self.tries} tries, the last one with {reason}.")
+                    raise ValueError(f"{self.url} {self.complaint(status)}: {reason}.")
+            logger.warning("%s, try %d of %d: %s", self.url, attempt + 1, self.tries, reason)
+        raise ValueError(f"{self.url} did not answer in {self.tries} tries, the last one with {reason}.")
+
+    def complaint(self, status: int) -> str:
+        """What a refusal of this status is about."""
+        if status in (401, 403):
+            return "does not accept the key" if self.key else "wants a key, and none was sent"
+        if status in (404, 405):
+            return f"is no such address, or knows no model {self.model!r}"
+        return "refused the judge's prompt"
 
     def post(self, body: bytes) -> tuple[int, bytes]:
         """Status and body of the endpoint's answer. Raises OSError or HTTPException where there is none."""
-        url = f"{self.base_url.rstrip('/')}/chat/completions"
-        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+        request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"})
         if self.key:  # a redirect may lead to another host, which shall not see the key
             request.add_unredirected_header("Authorization", f"Bearer {self.key}")
         try:
@@ -91,4 +112,4 @@ class Judge:
             content = json.loads(body)
             return Reply(content["choices"][0]["message"]["content"] or "", content.get("model") or "unnamed")
         except (ValueError, LookupError, TypeError, AttributeError):
-            raise ValueError(f"{self.base_url} answered no chat completion but {shorten(body, 300)}.") from None
+            raise ValueError(f"{self.url} answered no chat completion but {shorten(body, 300)}.") from None

@@ -3,7 +3,8 @@
 ANSWERS is what `llava.eval.run` has written, or several such files. Any endpoint that takes OpenAI's /chat/completions
 will do, a local one too; no other command asks one. Beside NAME.jsonl:
 
-    NAME.jsonl.graded-by-JUDGE.jsonl   a row per grade, appended as they come: the same command goes on after the last
+    NAME.jsonl.graded-by-JUDGE.jsonl   a row per grade, appended as they come: the same command asks for those that are
+                                       missing, and again for those that could not be read
     NAME.jsonl.result.json             gets the scores, and the names under which the judge has answered
 """
 
@@ -12,24 +13,24 @@ import ast
 import hashlib
 import logging
 import os
+import queue
 import re
 import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from tqdm import tqdm
 
-from llava.cli import EXIT_STATUSES, add_verbose, positive, status_of, tell
+from llava.cli import EXIT_STATUSES, QUESTIONS_REFUSED, add_verbose, positive, status_of, tell
 from llava.eval.endpoint import Judge
 from llava.eval.metrics import judged
 from llava.eval.metrics.vqa import rows_by_id
 from llava.eval.tasks import TASKS, playground
-from llava.files import drop_lock, read_bytes, read_json, read_jsonl, take_lock, to_line, write_json
+from llava.files import drop_lock, read_bytes, read_json, read_jsonl, shorten, take_lock, to_line, write_json
 from llava.tables import to_table
 
 logger = logging.getLogger(__name__)
@@ -40,9 +41,11 @@ Rows = Sequence[Mapping]
 class Verdict(NamedTuple):
     """What all grades of an answers file come to."""
 
-    scores: dict[str, float]  # by name, 0 to 100
-    unreadable: int  # replies without a grade; they count as the benchmark's own script counts them
-    std: float | None = None  # of the first score over the times that everything was graded
+    scores: dict[str, float]  # by name, 0 to 100; none where no grade can be read
+    std: float | None  # of the first score over the times that everything was graded
+    judges: list[str]  # the names under which the judge has answered
+    grades: int
+    unreadable: list[str]  # replies without a grade; they count as the benchmark's own script counts them
 
 
 class MMVet:
@@ -56,10 +59,12 @@ class MMVet:
 
     RULES = "mm-vet_evaluator.py"
     SOURCE = "https://raw.githubusercontent.com/yuweihao/MM-Vet/main/mm-vet_evaluator.py"
+    UNREADABLE = "0"  # what a grade that cannot be read counts as
 
     def __init__(self, folder: Path, rules: Path, answers: Rows):
         table, questions, texts = read_table(rules), read_json(folder / "mm-vet.json"), judged.mmvet_answers(answers)
         rows_by_id(({"question_id": name} for name in texts), questions)  # raises where answers are to other questions
+        self.asked = len(questions)  # by the benchmark, answered or not
         self.questions = {name: question for name, question in questions.items() if name in texts}
         self.prompts = {
             name: judged.mmvet_prompt(table, question["question"], question["answer"], texts[name])
@@ -74,13 +79,16 @@ class MMVet:
                 break
         return {"question_id": name, "score": grade, "content": reply.text, "model": reply.model}
 
-    def verdict(self, grades: Rows) -> Verdict:
+    @staticmethod
+    def is_readable(row: Mapping) -> bool:
+        return row["score"] is not None
+
+    def add_up(self, grades: Rows) -> tuple[dict[str, float], float | None]:
         scores = defaultdict(list)
         for row in grades:
             scores[row["question_id"]].append(row["score"] or 0.0)
         result = judged.mmvet_score(self.questions, {name: {"score": runs} for name, runs in scores.items()})
-        unreadable = sum(row["score"] is None for row in grades)
-        return Verdict({"total": result.total, **result.capabilities}, unreadable, result.std)
+        return {"total": result.total, **result.capabilities}, result.std
 
 
 class LLaVABench:
@@ -94,15 +102,16 @@ class LLaVABench:
 
     RULES = "rule.json"
     SOURCE = "https://raw.githubusercontent.com/haotian-liu/LLaVA/main/llava/eval/table/rule.json"
+    UNREADABLE = "-1 for both answers"
 
     def __init__(self, folder: Path, rules: Path, answers: Rows):
         names = ("questions.jsonl", "context.jsonl", "answers_gpt4.jsonl")
         questions, contexts, references = ([row for _, row in read_jsonl(folder / name)] for name in names)
-        answered = rows_by_id(answers, (row["question_id"] for row in questions))
+        answered, self.asked = rows_by_id(answers, (row["question_id"] for row in questions)), len(questions)
         questions, references = (
             [row for row in rows if str(row["question_id"]) in answered] for rows in (questions, references)
         )
-        reviews = judged.llava_bench_reviews(questions, contexts, references, answers, read_json(rules))
+        reviews = judged.llava_bench_reviews(questions, contexts, references, answers, read_rules(rules))
         self.reviews = {str(review.row["question_id"]): review for review in reviews}
         self.prompts = {name: review.prompt for name, review in self.reviews.items()}
 
@@ -110,10 +119,14 @@ class LLaVABench:
         reply = judge.ask(self.prompts[name], system=judged.REVIEWER, temperature=0.2, max_tokens=1024)
         return {**self.reviews[name].reviewed(reply.text), "model": reply.model}
 
-    def verdict(self, grades: Rows) -> Verdict:
-        result = judged.llava_bench_score(grades)
-        ratios = {name.removeprefix("llava_bench_"): score.ratio for name, score in result.categories.items()}
-        return Verdict({name: ratio for name, ratio in ratios.items() if ratio is not None}, result.failed)
+    @staticmethod
+    def is_readable(row: Mapping) -> bool:
+        return tuple(row["tuple"]) != judged.FAILED
+
+    def add_up(self, grades: Rows) -> tuple[dict[str, float], float | None]:
+        categories = judged.llava_bench_score(grades).categories
+        ratios = {name.removeprefix("llava_bench_"): score.ratio for name, score in categories.items()}
+        return {name: ratio for name, ratio in ratios.items() if ratio is not None}, None
 
 
 BENCHES = {"mmvet": MMVet, "llava_bench": LLaVABench}
@@ -138,31 +151,63 @@ def run(args: argparse.Namespace) -> int:
     judge = Judge(args.base_url, args.model, key)
     paths = list(map(Path, args.answers))
     results = {path: read_result(path, args.task) for path in paths}  # before anything that may cost money
-    benches = {path: kind(folder, rules, [row for _, row in read_jsonl(path)]) for path in paths}
+    benches = {path: kind(folder, rules, read_answers(path)) for path in paths}
 
-    verdicts = []
+    verdicts = {}
     for path, bench in benches.items():
         grades = grade_all(bench, judge, path, runs=args.runs, parallel=args.parallel)
-        verdict, names = bench.verdict(grades), sorted({row["model"] for row in grades})
-        record = {"asked": args.model, "answered": names, "runs": args.runs, "std": verdict.std}
-        record["unreadable"] = verdict.unreadable
-        if results[path] is None:
-            tell(f"{path} has no result file, so llava.eval.report will not show these scores.")
-        else:
-            write_json(result_file(path), {**results[path], "scores": verdict.scores, "judge": record})
-        verdicts.append((str(path), ", ".join(names), verdict, len(grades)))
-    print_verdicts(verdicts)
-    return 0
+        verdict = verdicts[path] = to_verdict(bench, grades)
+        if verdict.scores:
+            record = {"asked": args.model, "answered": verdict.judges, "runs": args.runs, "std": verdict.std}
+            counts = {"grades": verdict.grades, "unreadable": len(verdict.unreadable)}
+            save(path, results[path], verdict.scores, record | counts)
+        if verdict.unreadable:
+            tell(f"{path}: {complaint(verdict, kind.UNREADABLE)}")
+    print(to_table(to_lines(benches, verdicts), left=2))
+    return QUESTIONS_REFUSED if any(verdict.unreadable for verdict in verdicts.values()) else 0
 
 
-def print_verdicts(verdicts: Sequence[tuple[str, str, Verdict, int]]) -> None:
-    """A table of answers file, judge, verdict and number of grades; files may be of different parts of a benchmark."""
-    names = list(dict.fromkeys(name for _, _, verdict, _ in verdicts for name in verdict.scores))
-    lines = [["answers", "judge", *names, "unreadable"]]
-    for path, judge, verdict, count in verdicts:
+def to_verdict(bench: MMVet | LLaVABench, grades: Rows) -> Verdict:
+    unreadable = [row["content"] for row in grades if not bench.is_readable(row)]
+    scores, std = bench.add_up(grades) if len(unreadable) < len(grades) else ({}, None)
+    return Verdict(scores, std, sorted({row["model"] for row in grades}), len(grades), unreadable)
+
+
+def save(path: Path, result: dict | None, scores: dict[str, float], record: dict) -> None:
+    """Put the scores, and what is to be said of the judge, into the result of the answers in `path`, if it has one."""
+    if result is None:
+        tell(f"{path} has no result file, so llava.eval.report will not show these scores.")
+        return
+    before = result.get("judge")
+    if before and before["asked"] != record["asked"]:
+        old = ", ".join(f"{name} {score:.1f}" for name, score in result["scores"].items())
+        tell(f"{result_file(path)}: replaces {old} by {', '.join(before['answered'])}.")
+    write_json(result_file(path), {**result, "scores": scores, "judge": record})
+
+
+def complaint(verdict: Verdict, counts_as: str) -> str:
+    """Of grades that cannot be read: how many, what becomes of them, and what the judge has said instead of one."""
+    if verdict.scores:
+        text = f"{len(verdict.unreadable)} of {verdict.grades} grades cannot be read and count as {counts_as}, as in "
+        text += "the benchmark's own script."
+    else:
+        text = f"none of the {verdict.grades} grades can be read, so there is no score; its result stays as it was."
+    reply = shorten(verdict.unreadable[0], 300)
+    return f"{text} The judge said, for instance, {reply}. The same command asks again for what cannot be read."
+
+
+def to_lines(benches: Mapping[Path, MMVet | LLaVABench], verdicts: Mapping[Path, Verdict]) -> list[list[str]]:
+    """Those of a table: answers, judge and scores; files may be of different parts of a benchmark."""
+    names = list(dict.fromkeys(name for verdict in verdicts.values() for name in verdict.scores))
+    lines = [["answers", "judge", *names, "questions", "unreadable"]]
+    for path, verdict in verdicts.items():
         scores = [f"{verdict.scores[name]:.1f}" if name in verdict.scores else "-" for name in names]
-        lines.append([path, judge, *scores, f"{verdict.unreadable} of {count}"])
-    print(to_table(lines, left=2))
+        counts = (
+            f"{len(benches[path].prompts)} of {benches[path].asked}",
+            f"{len(verdict.unreadable)} of {verdict.grades}",
+        )
+        lines.append([str(path), ", ".join(verdict.judges), *scores, *counts])
+    return lines
 
 
 def result_file(path: Path) -> Path:
@@ -179,21 +224,60 @@ def read_result(path: Path, task: str) -> dict | None:
     return result
 
 
+def read_answers(path: Path) -> list[dict]:
+    """The rows of an answers file.
+
+    Raises:
+        ValueError: there are none, or a row holds no answer.
+    """
+    rows = read_jsonl(path)
+    if not rows:
+        raise ValueError(f"{path}: no answers in it.")
+    for number, row in rows:
+        if not {"question_id", "text"} <= row.keys():
+            raise ValueError(f"{path}, line {number}: no answer, which has a question_id and a text.")
+        if "image" in row and "answer_id" not in row:
+            raise ValueError(
+                f"{path}, line {number}: a question, not an answer. Give the file that llava.eval.run made."
+            )
+    return [row for _, row in rows]
+
+
 def read_table(path: Path) -> str:
     """MM-Vet's instructions and few-shot table: a text, or what the script they come with calls `prompt`; not run."""
-    text = read_bytes(path).decode()
-    if path.suffix != ".py":
-        return text
     try:
-        statements = [node for node in ast.parse(text).body if isinstance(node, ast.Assign)]
-        (value,) = [node.value for node in statements if ast.unparse(node.targets) == "prompt"]
-        return ast.literal_eval(value)
-    except (SyntaxError, ValueError):
-        raise ValueError(f"{path}: no Python that sets `prompt` to a text. Fetch it again: {MMVet.SOURCE}") from None
+        table = read_bytes(path).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: no text ({error}). Fetch it again: {MMVet.SOURCE}") from None
+    if path.suffix == ".py":
+        try:
+            statements = [node for node in ast.parse(table).body if isinstance(node, ast.Assign)]
+            (value,) = [node.value for node in statements if ast.unparse(node.targets) == "prompt"]
+            table = str(ast.literal_eval(value))
+        except (SyntaxError, ValueError):
+            raise ValueError(
+                f"{path}: no Python that sets `prompt` to a text. Fetch it again: {MMVet.SOURCE}"
+            ) from None
+    if not re.search(r"^-+ *\|", table, re.MULTILINE):  # the prompt is one more row of it
+        raise ValueError(f"{path}: no few-shot table in it (--- | --- | --- | ---). Fetch it again: {MMVet.SOURCE}")
+    return table
+
+
+def read_rules(path: Path) -> dict[str, dict]:
+    """LLaVA-Bench's rules: "llava_bench_" and category -> `role` and `prompt`."""
+    content = read_json(path)
+    names = [name for name in content if name.startswith("llava_bench_")] if isinstance(content, dict) else []
+    rules = {name: content[name] for name in names}
+    if not rules or not all(isinstance(rule, dict) and {"role", "prompt"} <= rule.keys() for rule in rules.values()):
+        raise ValueError(
+            f"{path}: must hold an object with a role and a prompt for llava_bench_conv, llava_bench_detail and "
+            f"llava_bench_complex. Fetch it again: {LLaVABench.SOURCE}"
+        )
+    return rules
 
 
 def grade_all(bench: MMVet | LLaVABench, judge: Judge, path: Path, *, runs: int, parallel: int) -> list[dict]:
-    """A row for each question and run. Those of the same judge and prompt that are kept already are not asked for.
+    """A row for each question and run. Readable ones of the same judge and prompt that are kept are not asked for.
 
     Args:
         bench: what to ask about the answers in `path`.
@@ -212,7 +296,7 @@ def grade_all(bench: MMVet | LLaVABench, judge: Judge, path: Path, *, runs: int,
         grades = {
             (str(row["question_id"]), row["prompt"], row["run"]): row
             for _, row in read_jsonl(kept)
-            if row["judge"] == judge.model
+            if row["judge"] == judge.model and bench.is_readable(row)
         }
         todo, writing = [key for key in wanted if key not in grades], threading.Lock()
 
@@ -229,8 +313,8 @@ def grade_all(bench: MMVet | LLaVABench, judge: Judge, path: Path, *, runs: int,
             with tqdm(desc=path.name, total=len(wanted), initial=done, unit="grade", dynamic_ncols=True) as bar:
                 for_all(todo, ask, parallel=parallel, stopped=judge.stopped, progress=bar.update)
         except BaseException:
-            count = sum(key in grades for key in wanted)
-            logger.warning("%d of %d grades are kept in %s.", count, len(wanted), kept)
+            if count := sum(key in grades for key in wanted):
+                logger.warning("%d of %d grades are kept in %s.", count, len(wanted), kept)
             raise
     return [grades[key] for key in wanted]
 
@@ -258,6 +342,8 @@ def for_all(
 ) -> None:
     """Do `work` on all items, several at a time. When one fails, or at Ctrl-C, those begun end and the rest is left.
 
+    At Ctrl-C after that, those begun are left too.
+
     Args:
         items: what `work` is called with.
         work: called in a thread.
@@ -265,16 +351,42 @@ def for_all(
         stopped: set when nothing more is to be begun, for `work` to see.
         progress: called after each.
     """
-    with ThreadPoolExecutor(parallel) as pool:
-        try:
-            for future in as_completed([pool.submit(work, item) for item in items]):
-                future.result()
-                progress()
-        except BaseException:
-            stopped.set()
-            logger.warning("Stopping; what is on its way still comes in.")
-            pool.shutdown(cancel_futures=True)
-            raise
+    todo, done = queue.SimpleQueue(), queue.SimpleQueue()
+    for item in items:
+        todo.put(item)
+
+    def work_on() -> None:
+        while not stopped.is_set():
+            try:
+                item = todo.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                work(item)
+                done.put(None)
+            except BaseException as error:  # raised again where it is waited for
+                done.put(error)
+
+    # Daemons, which the interpreter does not wait for at its end, as it does for those of a ThreadPoolExecutor.
+    threads = []
+    try:
+        for _ in range(min(parallel, len(items))):
+            thread = threading.Thread(target=work_on, daemon=True)
+            thread.start()
+            threads.append(thread)
+        for _ in items:
+            if error := done.get():
+                raise error
+            progress()
+    except BaseException:
+        stopped.set()
+        for thread in threads:
+            thread.join(0.1 / len(threads))
+        if any(thread.is_alive() for thread in threads):
+            logger.warning("Stopping; what is on its way still comes in. Ctrl-C stops at once.")
+        for thread in threads:
+            thread.join()
+        raise
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -283,12 +395,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         usage="%(prog)s TASK ANSWERS ... --base-url URL --model NAME [option ...]",
         description="Let a language model grade the answers to a benchmark, and add the grades up as the benchmark's "
         "own script does. An interrupted run goes on with the same command. Grades of different judges do not compare.",
-        epilog=EXIT_STATUSES,
+        epilog=f"{EXIT_STATUSES} A question whose grade cannot be read counts as not answered.",
     )
     add = parser.add_argument
     add("task", choices=BENCHES, metavar="TASK", help=f"one of {', '.join(BENCHES)}")
     add("answers", nargs="+", metavar="ANSWERS", help="JSONL files with question_id and text, from llava.eval.run")
-    add("--base-url", required=True, metavar="URL", help="up to /chat/completions, such as http://localhost:8000/v1")
+    add("--base-url", required=True, metavar="URL", help="its address, such as http://localhost:8000/v1")
     add("--model", required=True, metavar="NAME", help="the judge, by the name that the endpoint knows")
     add("--key-env", metavar="VARIABLE", help="environment variable with the endpoint's key (default: no key is sent)")
     add("--data", metavar="DIR", help="folder of the benchmark's files (default: below playground/data/eval)")

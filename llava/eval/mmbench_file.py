@@ -18,7 +18,7 @@ def read_rows(path: str | Path) -> list[dict[str, str]]:
     """The rows of the file as they are.
 
     Raises:
-        ValueError: it cannot be read, or has no columns `index` and `question`.
+        ValueError: it cannot be read, has no columns `index` and `question`, or rows without an image.
     """
     before = csv.field_size_limit(LONGEST_CELL)
     try:
@@ -30,6 +30,11 @@ def read_rows(path: str | Path) -> list[dict[str, str]]:
         csv.field_size_limit(before)
     if not rows or not {"index", "question"} <= rows[0].keys():
         raise ValueError(f"{path}: no rows with index and question, as MMBench's files have them.")
+    if bare := [row["index"] for row in rows if not row.get("image")]:
+        raise ValueError(
+            f"{path}: {len(bare)} of {len(rows)} rows have nothing in a column image, first index {bare[0]}; "
+            f"MMBench's files hold each image there, or the index of the row that has it."
+        )
     return rows
 
 
@@ -60,7 +65,7 @@ def unpack(data: Data) -> None:
     if not data.question_file.is_file():
         return
     for row in read_rows(data.question_file):
-        if len(row.get("image") or "") <= LONGEST_INDEX:
+        if len(row["image"]) <= LONGEST_INDEX:
             continue
         try:
             content = base64.b64decode(row["image"], validate=True)

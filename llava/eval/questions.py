@@ -121,6 +121,8 @@ def read_entries(
     Raises:
         ValueError: there are none, or an entry lacks one of these; it is named.
     """
+    if not isinstance(entries, list):
+        raise ValueError(f"{path} is not the benchmark's own file: a {type(entries).__name__}, no list of questions.")
     questions = []
     for row, entry in enumerate(entries[:limit]):
         try:

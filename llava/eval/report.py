@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def report(args: argparse.Namespace) -> int:
     folder = Path(args.folder or playground() / "results")
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file: name a folder to search with all below, such as {folder.parent}.")
     found = read_results(folder)
     tables = {name: to_rows(results) for name, results in found.items()}
     papers = {name: paper_of(results) for name, results in found.items()}
@@ -85,14 +87,15 @@ def read_results(folder: Path) -> dict[str, list[dict]]:
     """
     found: dict[tuple[str, str], list[dict]] = {}
     for path in sorted(folder.rglob("*.result.json")):
-        result = read_json(path)
         try:
+            result = read_json(path)
             settings = result["settings"]
             if result["scores"] and settings["task"] in TASKS:
+                to_rows([result])  # raises if something is lacking
                 precision = settings.get("quantization") or settings.get("dtype") or ""
                 found.setdefault((settings["checkpoint"], precision), []).append(result)
-        except (KeyError, TypeError):
-            raise ValueError(f"{path} is no result of llava.eval.run. Move it away, or run that again.") from None
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is no result of llava.eval.run. Move it away, or run that again.") from error
     if not found:
         raise ValueError(f"{folder}: no results in it. `bash scripts/eval/all.sh` makes some.")
     return dict(zip(short_names(found), found.values(), strict=True))
@@ -147,13 +150,18 @@ def to_rows(results: Sequence[dict]) -> list[Row]:
 
 
 def judge_notes(results: Sequence[dict]) -> list[str]:
-    """Which language models have graded, a line for each benchmark that needs one."""
-    judges = defaultdict(set)
+    """Which language models have graded, and where not all could be read; a line for each benchmark that needs one."""
+    judges, unreadable = defaultdict(set), defaultdict(str)
     for result in results:
         if judge := result.get("judge"):
-            judges[result["settings"]["task"]].update(judge["answered"])
+            settings = result["settings"]
+            judges[settings["task"]].update(judge["answered"])
+            if count := judge.get("unreadable"):
+                which = f"{Path(settings['checkpoint']).name}, {result['budget']}"
+                unreadable[settings["task"]] += f" {which}: {count} of {judge['grades']} grades unreadable."
     return [
         f"{task}: graded by {', '.join(sorted(names))}; grades of another judge, as the paper's, do not compare."
+        f"{unreadable[task]}"
         for task, names in judges.items()
     ]
 

@@ -5,7 +5,7 @@ they do not belong together. Only answered questions count, unless a benchmark's
 A part of a benchmark of which no question is answered has no score.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -19,11 +19,18 @@ from llava.files import read_bytes, read_json, read_jsonl
 
 Rows = Sequence[Mapping]
 POPE_LISTS = ("random", "popular", "adversarial")
+POPE_FILES = tuple(f"coco_pope_{name}.json" for name in POPE_LISTS)
 
 
-def answered_in(rows: Rows) -> set[str]:
-    """The ids of the questions that are answered."""
-    return {str(row["question_id"]) for row in rows}
+def answered_in(rows: Rows, known: Iterable, path: Path) -> set[str]:
+    """The ids of the answered questions. Raises ValueError if one of them is not among the `known`, those in `path`."""
+    answered, ids = {str(row["question_id"]) for row in rows}, {str(key) for key in known}
+    if unknown := sorted(answered - ids):
+        raise ValueError(
+            f"{len(unknown)} of {len(answered)} questions are none of the {len(ids)} in {path.name}, for instance "
+            f"{', '.join(unknown[:3])}. Both must be of one release."
+        )
+    return answered
 
 
 def percent(parts: Mapping[str, Tally]) -> dict[str, float]:
@@ -64,7 +71,7 @@ def score_pope(data: Data, rows: Rows) -> dict[str, float]:
 
 def score_gqa(data: Data, rows: Rows) -> dict[str, float]:
     questions = read_json(data.annotation_file)
-    answered = answered_in(rows)
+    answered = answered_in(rows, questions.keys(), data.annotation_file)
     result = gqa.score({key: value for key, value in questions.items() if key in answered}, rows)
     return percent({"accuracy": result.overall, "binary": result.binary, "open": result.open})
 
@@ -95,7 +102,7 @@ def read_mme_truths(folder: Path) -> list[mme.Truth]:
 def score_vqav2(data: Data, rows: Rows) -> dict[str, float]:
     """Of the validation set; as its server does, after the normalization of EvalAI."""
     annotations = read_json(data.annotation_file)["annotations"]
-    answered = answered_in(rows)
+    answered = answered_in(rows, (row["question_id"] for row in annotations), data.annotation_file)
     annotations = [annotation for annotation in annotations if str(annotation["question_id"]) in answered]
     result = vqa.score(annotations, vqa.submission(annotations, rows))
     return {"accuracy": 100 * result.accuracy} | {kind: 100 * value for kind, value in result.answer_types.items()}
@@ -103,8 +110,9 @@ def score_vqav2(data: Data, rows: Rows) -> dict[str, float]:
 
 def score_vizwiz(data: Data, rows: Rows) -> dict[str, float]:
     """Of the validation set: the test set has no public answers."""
-    answered = answered_in(rows)
-    annotations = [row for row in read_json(data.annotation_file) if row["image"] in answered]
+    annotations = read_json(data.annotation_file)
+    answered = answered_in(rows, (row["image"] for row in annotations), data.annotation_file)
+    annotations = [row for row in annotations if row["image"] in answered]
     questions = [{"question_id": annotation["image"], "image": annotation["image"]} for annotation in annotations]
     result = vqa.score_vizwiz(annotations, vqa.vizwiz_submission(questions, rows))
     return {"accuracy": 100 * result.accuracy}
@@ -113,13 +121,9 @@ def score_vizwiz(data: Data, rows: Rows) -> dict[str, float]:
 def score_scienceqa(data: Data, rows: Rows) -> dict[str, float]:
     """Of questions with an image, which papers report as SQA or SQA-IMG, and of all."""
     problems = read_json(data.annotation_file)
-    split = read_json(data.annotation_file.with_name("pid_splits.json"))["test"]
-    answered = answered_in(rows)
-    if unknown := sorted(answered - set(split)):
-        raise ValueError(
-            f"{len(unknown)} of {len(answered)} answers are to none of the test split's {len(split)} questions, for "
-            f"instance {unknown[0]}."
-        )
+    splits = data.annotation_file.with_name("pid_splits.json")
+    split = read_json(splits)["test"]
+    answered = answered_in(rows, split, splits)
     with_image = {str(q.question_id) for q in read_scienceqa(data.question_file) if q.images}
     marked = [
         {**row, "prompt": f"<image>\n{row['prompt']}" if str(row["question_id"]) in with_image else row["prompt"]}
@@ -131,22 +135,23 @@ def score_scienceqa(data: Data, rows: Rows) -> dict[str, float]:
 
 def score_mmbench(data: Data, rows: Rows) -> dict[str, float]:
     """By letters found in the answers. A question counts if all its rotations are right; "single": if the first is."""
-    answered = answered_in(rows)
-    result = mmbench.score([row for row in read_rows(data.annotation_file) if row["index"] in answered], rows)
+    table = read_rows(data.annotation_file)
+    answered = answered_in(rows, (row["index"] for row in table), data.annotation_file)
+    result = mmbench.score([row for row in table if row["index"] in answered], rows)
     return percent({"accuracy": result.circular, "single": result.vanilla})
 
 
 def score_seed(data: Data, rows: Rows) -> dict[str, float]:
     """With video frames, as papers report it, and for images and videos apart."""
     questions = read_json(data.annotation_file)["questions"]
-    answered = answered_in(rows)
+    answered = answered_in(rows, (question["question_id"] for question in questions), data.annotation_file)
     result = seed.score([question for question in questions if str(question["question_id"]) in answered], rows)
     return percent({"accuracy": result.overall, "image": result.image, "video": result.video})
 
 
 def score_mmmu(data: Data, rows: Rows) -> dict[str, float]:
     """Of all questions alike, and of each discipline."""
-    answered = answered_in(rows)
-    questions = [question for _, question in read_jsonl(data.annotation_file) if question["id"] in answered]
-    result = mmmu.score(questions, rows)
+    questions = [question for _, question in read_jsonl(data.annotation_file)]
+    answered = answered_in(rows, (question["id"] for question in questions), data.annotation_file)
+    result = mmmu.score([question for question in questions if question["id"] in answered], rows)
     return percent({"accuracy": result.overall, **result.disciplines})

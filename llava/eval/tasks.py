@@ -72,6 +72,7 @@ def files(
     *fetch: str,
     spellings: Sequence[str] = (),
     hub: str = "",
+    also: tuple[str, ...] = (),
 ) -> Data:
     """Files below data/eval/`folder`, which LLaVA's eval.zip makes; `fetch` says how to get the others."""
     root = Path("data/eval") / folder
@@ -86,6 +87,7 @@ def files(
         fetch=(zipped, *fetch),
         spellings=tuple(f"data/eval/{spelling}" for spelling in spellings),
         hub=hub,
+        also=also,
     )
 
 
@@ -105,11 +107,11 @@ def mmbench(name: str, hub: str) -> Data:
     )
 
 
-def signs(questions: str, annotation: str) -> Data:
+def signs(questions: str, annotation: str, also: tuple[str, ...] = ()) -> Data:
     """The embedded pictures, and questions about them."""
     root = Path("data/eval/signs")
     fetch = "these files come with the project: restore playground/data/eval/signs from its repository"
-    return Data(root / questions, root / "train_images", root / annotation, fetch=(fetch,))
+    return Data(root / questions, root / "train_images", root / annotation, fetch=(fetch,), also=also)
 
 
 TASKS = {
@@ -138,8 +140,9 @@ TASKS = {
                 "images, unpacked to playground/data/eval/pope (makes val2014): "
                 "http://images.cocodataset.org/zips/val2014.zip",
                 hub="pope",
+                also=scores.POPE_FILES,
             ),
-            embedded=signs("llava_pope_test.jsonl", "coco"),
+            embedded=signs("llava_pope_test.jsonl", "coco", scores.POPE_FILES),
             metric=scores.score_pope,
             headline="F1",
         ),
@@ -176,8 +179,9 @@ TASKS = {
                 "images, unpacked to playground/data/eval/scienceqa/images (makes test): "
                 "https://github.com/lupantech/ScienceQA",
                 hub="scienceqa",
+                also=("../pid_splits.json",),
             ),
-            embedded=signs("llava_test_CQM-A.json", "problems.json"),
+            embedded=signs("llava_test_CQM-A.json", "problems.json", ("../pid_splits.json",)),
             metric=scores.score_scienceqa,
             headline="accuracy with image",
             read=read_scienceqa,

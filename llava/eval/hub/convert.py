@@ -14,6 +14,7 @@ from pathlib import Path
 from llava.eval.data import Data
 from llava.eval.metrics.mmbench import LETTERS, ROTATION
 from llava.eval.questions import LETTER, SHORT
+from llava.eval.scores import POPE_LISTS
 from llava.files import to_line, write_bytes
 
 MME_FOLDERS = ("artwork", "celebrity", "landmark", "posters", "scene")  # these keep images and texts apart
@@ -22,22 +23,20 @@ Rows = Iterable[Mapping]
 Files = dict[Path, str]  # file -> its text, in the order in which they are to be written
 
 
-def save(folder: Path, name: str, image: Mapping) -> str:
+def save(folder: Path, name: str, image: bytes | None) -> str:
     """Write an image as it is stored, unless it is there; returns `name`.
 
     Raises:
-        ValueError: `name`, which comes from the data set, leads out of the folder.
+        ValueError: there is no image, or `name`, which comes from the data set, leads out of the folder.
     """
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise ValueError(f"The data set has an image named {name!r}, which would not be in {folder}.")
+    if not isinstance(image, bytes):
+        raise ValueError(f"The data set has no image for {name}.")
     if not (path := folder / name).exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, stored(image))
+        write_bytes(path, image)
     return name
-
-
-def stored(image: Mapping) -> bytes:
-    return image["bytes"] or Path(image["path"]).read_bytes()
 
 
 def to_lines(rows: Iterable[dict]) -> str:
@@ -69,6 +68,9 @@ def pope(data: Data, rows: Rows) -> Files:
         known = labels.setdefault(category, [])
         label = row["answer"].strip().lower()
         known.append({"question_id": len(known) + 1, "image": image, "text": text, "label": label})
+    if labels.keys() != set(POPE_LISTS):
+        found = ", ".join(labels) or "none"
+        raise ValueError(f"POPE has the lists {', '.join(POPE_LISTS)}; the data set's categories are {found}.")
     files = {data.annotation_file / f"coco_pope_{name}.json": to_lines(rows) for name, rows in labels.items()}
     return files | {data.question_file: to_lines(questions)}
 
@@ -152,7 +154,7 @@ def mmbench(data: Data, rows: Rows) -> Files:
     writer.writeheader()
     for row in rows:
         first = row["index"] % ROTATION
-        image = first if first in seen else base64.b64encode(stored(row["image"])).decode()
+        image = first if first in seen else base64.b64encode(row["image"]).decode()
         seen.add(row["index"])
         writer.writerow({**row, "image": image, "l2-category": row["L2-category"]})
     return {data.question_file: text.getvalue()}

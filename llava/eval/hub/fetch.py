@@ -1,16 +1,18 @@
 """Which data set of the hub a benchmark is, and how its files are fetched: all of them, or those that are missing."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from llava.eval.data import Data
+from llava.eval.data import Data, is_there
 from llava.eval.hub import convert
 from llava.eval.hub.tables import Part, Table, open_table
 from llava.eval.questions import missing_images
 from llava.eval.tasks import Task
 from llava.files import make_folder, write_text
 
+HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 OWNERS = ("lmms-lab-encoder", "lmms-lab")  # the sets moved from the second to the first in 2026; caches have either
 
 
@@ -86,15 +88,22 @@ def fetch(task: Task, data: Data, source: str | None = None) -> list[Path]:
         return []
     if not (wanted := SOURCES.get(task.name)):
         raise ValueError(f"{task.name} is in no data set known here; those that are: {', '.join(SOURCES)}.")
-    there = [str(path) for path in (data.question_file, data.annotation_file) if path.exists()]
+    there = [str(path) for path in data.texts() if is_there(path)]
     if wanted.whole and there:
         raise ValueError(
             f"{task.name}: {' and '.join(there)} would not go with the files of the data set, where questions have "
             f"other numbers. Move it away and fetch again, or get what is missing as follows. {data.how_to_fetch()}"
         )
-    tables = open_first([source] if source else [f"{owner}/{wanted.name}" for owner in OWNERS], wanted)
+    if source and not Path(source).is_dir() and (Path(source).exists() or not HUB_ID.fullmatch(source)):
+        what = "a file" if Path(source).exists() else "no folder that is there, and no hub id, which reads OWNER/NAME"
+        raise ValueError(f"{task.name}: {source} is {what}. Name the folder that the data set's files are in.")
+    names = [source] if source else [f"{owner}/{wanted.name}" for owner in OWNERS]
+    tables = open_first(task.name, names, wanted)
     make_folder(data.image_folder)
-    texts = wanted.convert(data, *(table.rows(task.name) for table in tables))
+    try:
+        texts = wanted.convert(data, *(table.rows(task.name) for table in tables))
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(f"{task.name}: a row of the data set is not as it should be: {error!r}.") from error
     lacking = [path for path in texts if not path.exists()]
     for path in lacking:
         make_folder(path.parent)
@@ -104,12 +113,12 @@ def fetch(task: Task, data: Data, source: str | None = None) -> list[Path]:
 
 def is_complete(task: Task, data: Data) -> bool:
     """Whether questions and answers are there, and every image that the questions name."""
-    if not all(path.exists() for path in (data.question_file, data.annotation_file) if path):
+    if not all(map(is_there, data.texts())):
         return False
     return bool(task.unpack) or not missing_images(task.read(data.question_file, None), data.image_folder)
 
 
-def open_first(names: list[str], wanted: Source) -> list[Table]:
+def open_first(task: str, names: list[str], wanted: Source) -> list[Table]:
     """The tables of the first of the data sets that can be opened. Raises ValueError, which says why none can be."""
     try:
         from datasets.exceptions import DatasetsError
@@ -124,7 +133,7 @@ def open_first(names: list[str], wanted: Source) -> list[Table]:
             reasons.append(f"  {kind} {name}: {str(error).strip().splitlines()[0]}")
     includes = " ".join(f"--include '{part.pattern}'" for part in wanted.parts)
     raise ValueError(
-        "\n".join(["No data set could be opened.", *reasons])
+        "\n".join([f"{task}: no data set could be opened.", *reasons])
         + "\nWhere there is no network, name a folder: --fetch FOLDER, filled on a machine that has one by\n  "
         f"hf download {OWNERS[0]}/{wanted.name} --repo-type dataset {includes} --local-dir FOLDER\n"
         "Where the hub wants to know who asks: hf auth login."

@@ -1,11 +1,16 @@
 """Tables of Hugging Face data sets: from the hub, its cache, a folder of parquet files or one of `save_to_disk`."""
 
 import contextlib
+import io
 import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from PIL import Image
+
+from llava.files import shorten
 
 BATCH = 16  # rows in memory at a time; one of SEED-Bench's videos has eight pictures
 
@@ -34,15 +39,36 @@ class Table(NamedTuple):
     count: int  # of rows
 
     def rows(self, name: str) -> Iterator[dict]:
-        """The rows with the wanted columns, and a bar; images are as stored, {"bytes": ..., "path": ...}."""
+        """The rows with the wanted columns, and a bar; images are the bytes of their files, or None.
+
+        Raises:
+            ValueError: what should be an image is none; row and column are named.
+        """
         from tqdm import tqdm
 
+        columns = self.part.columns.split()
+        images = [column for column in columns if re.fullmatch(r"image(_\d)?", column)]
         # As Arrow nothing is decoded.
-        wanted = self.dataset.select_columns(self.part.columns.split()).with_format("arrow")
+        wanted = self.dataset.select_columns(columns).with_format("arrow")
         with tqdm(desc=f"{name}, {self.part}", unit="row", total=self.count) as bar:
             for batch in wanted.iter(batch_size=BATCH):
-                yield from batch.to_pylist()
+                for number, row in enumerate(batch.to_pylist(), start=bar.n + 1):
+                    where = f"{name}, {self.part}, row {number}, column {{}}".format
+                    yield row | {column: stored(row[column], where(column)) for column in images}
                 bar.update(batch.num_rows)
+
+
+def stored(image: dict | list | None, where: str) -> bytes | list | None:
+    """The file of an image, of each in a list, or None. Raises ValueError, with `where`, if Pillow cannot open one."""
+    if image is None or isinstance(image, list):
+        return image and [stored(one, where) for one in image]
+    try:
+        content = image["bytes"] or Path(image["path"]).read_bytes()
+        Image.open(io.BytesIO(content)).close()  # reads no more than the header
+    except (KeyError, TypeError, OSError, Image.DecompressionBombError) as error:
+        found = f"found {shorten(repr(image))} ({error})"
+        raise ValueError(f"{where}: expected an image, {{'bytes': ..., 'path': ...}}, {found}.") from error
+    return content
 
 
 def open_table(name: str, part: Part) -> Table:

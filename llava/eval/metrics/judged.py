@@ -8,6 +8,7 @@ another judge compare with each other only.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from statistics import fmean, pstdev
 from typing import NamedTuple
 
@@ -190,9 +191,10 @@ def parse_scores(review: str) -> list[float]:
     """
     parts = review.split("\n")[0].replace(",", " ").split(" ")
     try:
-        return [float(part) for part in parts] if len(parts) == 2 else list(FAILED)
+        scores = [float(part) for part in parts]
     except ValueError:
         return list(FAILED)
+    return scores if len(scores) == 2 and all(map(isfinite, scores)) else list(FAILED)  # "nan" is a float too
 
 
 def llava_bench_score(reviews: Sequence[Mapping]) -> LLaVABenchResult:

@@ -372,3 +372,28 @@ def test_answers_belong_to_the_images_that_were_shown(tmp_path):
     for images, written in (((), '[[7, null, "why?"]]'), (("x.jpg",), '[[7, "x.jpg", "why?"]]')):
         assert asked(*images) == f"1, sha256 {hashlib.sha256(written.encode()).hexdigest()[:16]}"
     assert len({asked(), asked("x"), asked("y"), asked("x", "y"), asked("y", "x")}) == 5
+
+
+@pytest.mark.parametrize("link", [None, "symlink_to", "hardlink_to"])
+def test_overwrite_spares_what_no_run_has_written(path, link):
+    """A question file, say, under whatever name."""
+    path.parent.mkdir()
+    precious = path.with_name("questions.jsonl") if link else path
+    precious.write_text("{}\n")
+    if link:
+        getattr(path, link)(precious)
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="it may be anything: not even --overwrite"):
+            AnswerFile(path, QUESTIONS, SETTINGS, overwrite=overwrite)
+    assert precious.read_text() == "{}\n"
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "3", '{"checkp'])
+def test_damaged_settings_say_what_to_do(path, content):
+    answers = AnswerFile(path, QUESTIONS, SETTINGS)
+    fill(answers)
+    answers.finish()
+    answers.meta.write_text(content)
+    with pytest.raises(ValueError, match=r"meta.json, which says how .* is damaged. Choose .*, or --overwrite"):
+        AnswerFile(path, QUESTIONS, SETTINGS)
+    assert len(AnswerFile(path, QUESTIONS, SETTINGS, overwrite=True).todo) == 10

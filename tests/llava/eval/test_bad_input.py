@@ -98,6 +98,20 @@ def test_output_that_cannot_be_written(command, tmp_path, before_loading):
     assert "cannot write here" in before_loading(with_flag(command, "--answers-file", tmp_path / "file/a.jsonl"))
 
 
+@pytest.mark.parametrize("name", ["question_file", "annotation_file"])
+def test_answers_do_not_replace_what_they_are_made_from(command, benchmark, before_loading, name):
+    path = getattr(benchmark, name)
+    content = path.read_bytes()
+    assert "not even --overwrite touches it" in before_loading(
+        [*with_flag(command, "--answers-file", path), "--overwrite"]
+    )
+    same = path.rename(benchmark.folder / "full.jsonl")
+    flag = f"--{name.replace('_', '-')}"
+    command = with_flag(command[: command.index("--answers-file")], flag, same)
+    assert "not even --overwrite" in before_loading([*command, "--out", str(benchmark.folder), "--overwrite"])
+    assert same.read_bytes() == content
+
+
 def test_no_such_checkpoint(command, before_loading):
     assert "No checkpoint at './nowhere'" in before_loading([command[0], "./nowhere", *command[2:]])
 
@@ -111,6 +125,9 @@ def test_no_such_checkpoint(command, before_loading):
         (["--merge", "mean"], "need a budget"),
         (["--compare-full"], "need a budget"),
         (["--conv-mode", "vicuna"], "choose one of"),
+        (["--tokens-per-image", "576"], "no image has more than 576 tokens without VisionZip"),
+        (["--out", "folder"], "--answers-file and --out both say"),
+        (["--image-folder", "", "--model-base", ""], "Empty: model-base, image-folder. Is a shell variable not set?"),
     ],
 )
 def test_requests_that_make_no_sense(command, before_loading, flags, message):
@@ -133,7 +150,8 @@ def damage(images: Path):
 def test_damaged_images_leave_the_other_answers(command, benchmark, tmp_path, read_rows, capsys):
     damage(benchmark.images)
     assert run.main(command) == 1
-    said = capsys.readouterr().out
+    said, ways_out = capsys.readouterr()
+    assert "or add --skip-bad to accept this" in ways_out
     assert "6 of 12 questions skipped, not scored" in said
     assert f"line 4 of {benchmark.question_file}: " in said
     assert "image1.jpg" in said
@@ -146,7 +164,9 @@ def test_skip_bad_counts_and_succeeds(command, benchmark, tmp_path, read_rows, c
     damage(benchmark.images)
     (benchmark.images / "image3.jpg").unlink()
     assert run.main([*command, "--skip-bad"]) == 0
-    assert "9 of 12 questions skipped, not scored" in capsys.readouterr().out
+    said, ways_out = capsys.readouterr()
+    assert "9 of 12 questions skipped, not scored" in said
+    assert "--skip-bad" not in ways_out
     result = json.loads((tmp_path / "a.jsonl.result.json").read_text())
     assert (result["answered"], len(result["skipped"])) == (3, 9)
     assert [skip["line"] for skip in result["skipped"]] == [4, 5, 6, 7, 8, 9, 10, 11, 12]
@@ -177,7 +197,7 @@ def test_huge_images_are_not_decoded(command, monkeypatch, capsys):
 def test_no_usable_image_at_all(command, benchmark, tmp_path, capsys):
     for path in benchmark.images.iterdir():
         path.write_text("not an image")
-    assert run.main(command) == 1
+    assert run.main(command) == run.main([*command, "--skip-bad"]) == 1
     assert "12 of 12 questions skipped" in capsys.readouterr().out
     assert json.loads((tmp_path / "a.jsonl.result.json").read_text())["scores"] is None
 

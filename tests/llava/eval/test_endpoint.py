@@ -1,6 +1,7 @@
 """The client of a judge's endpoint, with one on this machine."""
 
 import json
+import socket
 
 import pytest
 
@@ -57,11 +58,51 @@ def test_a_stopped_judge_does_not_ask_again(serve):
         judge.ask("Grade.")
 
 
-def test_a_refusal_ends_it_at_once(serve):
-    server = serve(lambda _: (401, "wrong key"))
-    with pytest.raises(ValueError, match=r"refused .* HTTP 401: 'wrong key'"):
-        Judge(server.url, "gpt-4", "secret").ask("Grade.")
+@pytest.mark.parametrize(
+    ("status", "key", "message"),
+    [
+        (400, "secret", "refused the judge's prompt"),
+        (401, "secret", "does not accept the key"),
+        (403, "", "wants a key, and none was sent"),
+        (404, "secret", "is no such address, or knows no model 'gpt-4'"),
+    ],
+)
+def test_a_refusal_ends_it_at_once(serve, status, key, message):
+    server = serve(lambda _: (status, "no"))
+    with pytest.raises(ValueError, match=f"{server.url}/chat/completions {message}: HTTP {status}: 'no'."):
+        Judge(server.url, "gpt-4", key).ask("Grade.")
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("end", ["", "/", "/chat/completions", "/chat/completions/"])
+def test_the_address_may_be_whole(serve, end):
+    server = serve(lambda _: "1.0")
+    Judge(server.url + end, "gpt-4").ask("Grade.")
+    assert server.requests[0][0] == "/v1/chat/completions"
+
+
+@pytest.fixture
+def nobody():
+    """The address of a port of this machine on which no one listens, held so that no one will."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{held.getsockname()[1]}/v1"
+
+
+def test_where_nobody_has_ever_answered_it_ends_at_once(nobody, monkeypatch, caplog):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with pytest.raises(ValueError, match=r"/chat/completions: nobody is there .*refused.*Start the server"):
+        Judge(nobody, "gpt-4", wait=60).ask("Grade.")
+    assert not caplog.records
+
+
+def test_a_judge_that_has_answered_before_is_waited_for(serve, nobody, caplog):
+    judge = Judge(serve(lambda _: "1.0").url, "gpt-4", wait=0.001)
+    judge.ask("Grade.")
+    judge.base_url = nobody
+    with pytest.raises(ValueError, match="did not answer in 6 tries"):
+        judge.ask("Grade.")
+    assert "try 2 of 6" in caplog.text
 
 
 @pytest.mark.parametrize("body", ["<html>", "[]", "{}", '{"choices": []}', '{"choices": [{"message": null}]}'])

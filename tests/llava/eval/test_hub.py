@@ -212,6 +212,8 @@ def test_right_answers_have_the_full_score(here, name, capsys):
     assert task.metric(files, rows)[task.headline] == best
     assert task.metric(files, [{**row, "text": "neither"} for row in rows])[task.headline] < best
     assert fetch(task, files, str(source)) == []
+    assert data.main(["--task", name, "--fetch", "not/looked-at"]) == 0
+    assert f"{name}: all of it was there; not/looked-at was not needed." in capsys.readouterr().out
 
 
 def test_prompts_are_those_of_the_native_files(here):
@@ -350,6 +352,7 @@ def test_what_the_cache_of_the_hub_has_is_found_without_network(here, owner):
 def test_without_network_it_is_told_what_was_tried_and_what_to_do(here, capsys):
     assert data.main(["--task", "gqa", "--fetch"]) == 2
     said = capsys.readouterr().err
+    assert said.startswith("gqa: no data set could be opened.")
     for part in ("lmms-lab-encoder/GQA: ", "lmms-lab/GQA: ", "OfflineModeIsEnabled", "--fetch FOLDER", "hf auth login"):
         assert part in said
     assert "--include 'testdev_balanced_images/testdev-*.parquet'" in said
@@ -375,6 +378,62 @@ def test_data_sets_of_something_else(here, capsys):
         fetch(TASKS["vqav2_test"], files_of("vqav2_test"))
 
 
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ({"bytes": b"junk", "path": "7.jpg"}, "cannot identify image file"),
+        ({"bytes": None, "path": "gone.jpg"}, "No such file"),
+        ({"bytes": None, "path": None}, "NoneType"),
+    ],
+)
+def test_images_that_do_not_open_are_named(here, image, message, capsys):
+    (rows,) = pope()
+    rows[4]["image"] = image
+    datasets.Dataset.from_list(rows).to_parquet(here / "test-00000-of-00001.parquet")
+    assert data.main(["--task", "pope", "--fetch", str(here)]) == 2
+    said = capsys.readouterr().err
+    assert "pope, split 'test', row 5, column image: expected an image, {'bytes': ..., 'path': ...}, found " in said
+    assert message in said
+    assert not files_of("pope").question_file.exists()
+
+
+def test_columns_of_another_type_are_named(here, capsys):
+    (rows,) = pope()
+    for column, message in (("image", "row 1, column image: expected an image"), ("question", "a row of the data set")):
+        wrong = [{**row, column: "7.jpg" if column == "image" else None} for row in rows]
+        datasets.Dataset.from_list(wrong).to_parquet(here / f"{column}/test-00000-of-00001.parquet")
+        assert data.main(["--task", "pope", "--fetch", str(here / column)]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_pope_has_three_lists(here, capsys):
+    (rows,) = pope()
+    to_dataset(rows[:4]).to_parquet(here / "set/test-00000-of-00001.parquet")
+    assert data.main(["--task", "pope", "--fetch", str(here / "set")]) == 2
+    assert "the data set's categories are adversarial, popular." in capsys.readouterr().err
+    assert data.main(["--task", "pope"]) == 1  # whatever it left
+
+
+def test_a_failed_fetch_leaves_nothing_that_looks_whole(here, capsys):
+    (rows,) = mme()
+    rows[0]["image"] = None
+    to_dataset(rows).to_parquet(here / "set/test-00000-of-00001.parquet")
+    assert data.main(["--task", "mme", "--fetch", str(here / "set")]) == 2
+    assert "The data set has no image for existence/0000.png" in capsys.readouterr().err
+    assert files_of("mme").image_folder.is_dir()  # for images and answers
+    assert data.main(["--task", "mme"]) == 1
+    assert "| yes" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("source", ["./nofolder", "nofolder", "/no/folder", "a/b/c", "set/test.parquet"])
+def test_a_mistyped_folder_is_no_hub_id(here, source, capsys):
+    (here / "set").mkdir()
+    (here / "set/test.parquet").touch()
+    assert data.main(["--task", "gqa", "--fetch", source]) == 2
+    said = capsys.readouterr().err
+    assert f"gqa: {source} is {'a file' if source[-1] == 't' else 'no folder that is there, and no hub id'}" in said
+
+
 def test_files_of_a_split(here):
     """Of one configuration, and all of them: half a split would have a score that looks like one of all."""
     root = here / "cn/dev"  # where it lies does not make a file Chinese
@@ -396,13 +455,16 @@ def test_files_of_a_split(here):
 def test_a_name_that_leads_out_of_the_folder(here):
     for name in ("../x.jpg", "/x.jpg"):
         with pytest.raises(ValueError, match="would not be in"):
-            save(here / "images", name, picture(0))
+            save(here / "images", name, picture(0)["bytes"])
+    with pytest.raises(ValueError, match=r"The data set has no image for x\.jpg"):
+        save(here / "images", "x.jpg", None)
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--fetch"], "--fetch needs --task"),
+        (["--task", "gqa", "--fetch", ""], "--fetch is given an empty SOURCE"),
         (["--task", "gqa", "--fetch", "x", "--embedded"], "neither --embedded nor --ready"),
         (["--task", "gqa", "pope", "--fetch", "x"], "is a source for one task, not for 2"),
     ],

@@ -4,8 +4,10 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -13,7 +15,7 @@ from pathlib import Path
 import native
 import pytest
 
-from llava.eval import endpoint, judge, report, run
+from llava.eval import data, endpoint, judge, report, run
 from llava.eval.metrics import judged
 
 ROOT = Path(__file__).parents[3]
@@ -36,7 +38,13 @@ def here(tmp_path, monkeypatch):
     for task in judge.BENCHES:
         rows = [{"question_id": number, "prompt": "", "text": f"answer {number}"} for number in range(3)]
         native.write(tmp_path / task / "full.jsonl", rows)
-        result = {"budget": "full", "scores": None, "questions": 3, "answered": 3, "tokens_per_image": {"mean": 576}}
+        result = {
+            "budget": "full",
+            "scores": None,
+            "questions": 3,
+            "answered": 3,
+            "tokens_per_image": {"mean": 576, "max": 576},
+        }
         settings = {"task": task, "checkpoint": "a/llava"}
         native.write(tmp_path / task / "full.jsonl.result.json", {**result, "settings": settings})
     return tmp_path
@@ -66,7 +74,7 @@ def test_mmvet_by_hand(here, serve, capsys):
     assert len(server.prompts) == 3
     scores = {"total": 50, "rec": 50, "ocr": 100, "gen": 0, "math": 50}
     assert result_of("mmvet")["scores"] == scores
-    record = {"asked": "gpt-4", "answered": ["gpt-4-0613"], "runs": 1, "std": 0, "unreadable": 0}
+    record = {"asked": "gpt-4", "answered": ["gpt-4-0613"], "runs": 1, "std": 0, "grades": 3, "unreadable": 0}
     assert result_of("mmvet")["judge"] == record
     assert result_of("mmvet")["budget"] == "full"
     assert "| mmvet/full.jsonl | gpt-4-0613 |  50.0 |" in capsys.readouterr().out
@@ -77,19 +85,51 @@ def test_several_runs_and_replies_without_a_grade(here, serve, capsys):
     halves = iter(["0.5", "1.0"])
     replies = {0: lambda: next(halves), 1: lambda: "1.0", 2: lambda: "It is"}
     server = serve(lambda prompt: by_answer(replies)(prompt)())
-    assert judge.main(command("mmvet", server, "--runs", "2")) == 0
+    assert judge.main(command("mmvet", server, "--runs", "2")) == 1
     again = [prompt for prompt in server.prompts if "answer 2" in prompt]
     assert len(again) == 10
     assert sum(prompt.endswith(judged.INSIST) for prompt in again) == 8
     assert result_of("mmvet")["scores"]["total"] == pytest.approx(58.3)  # (50 + 66.7) / 2
     record = result_of("mmvet")["judge"]
     assert (record["runs"], record["std"], record["unreadable"]) == (2, 8.3, 2)
-    assert "2 of 6" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert " 3 of 3 |     2 of 6 |" in out
+    assert "2 of 6 grades cannot be read and count as 0, as in" in err
+    assert "The judge said, for instance, 'It is'." in err
+
+
+@pytest.mark.parametrize("task", judge.BENCHES)
+@pytest.mark.parametrize(
+    "reply", ["I'm sorry.", "nan", "-1", "9.5", (200, '{"choices": [{"message": {"content": null}}]}')]
+)
+def test_a_judge_that_cannot_be_read_gives_no_score(here, serve, task, reply, capsys):
+    before = result_of(task)
+    server = serve(lambda _: reply)
+    assert judge.main(command(task, server)) == 1
+    out, err = capsys.readouterr()
+    assert "| answers " in out
+    assert "3 of 3 |" in out.splitlines()[-1]
+    assert f"{task}/full.jsonl: none of the 3 grades can be read, so there is no score" in err
+    assert f"for instance, {(reply if isinstance(reply, str) else '')!r}." in err
+    assert result_of(task) == before
+
+
+@pytest.mark.parametrize(("task", "readable"), [("mmvet", "1.0"), ("llava_bench", "8 8")])
+def test_what_could_not_be_read_is_asked_again(here, serve, task, readable):
+    server = serve(by_answer({0: readable, 1: "Well,", 2: readable}))
+    assert judge.main(command(task, server)) == 1
+    asked, server.reply = len(server.prompts), lambda _: readable
+    assert judge.main(command(task, server)) == 0
+    assert len(server.prompts) == asked + 1
+    assert result_of(task)["judge"]["unreadable"] == 0
+    assert set(result_of(task)["scores"].values()) == {100}
+    assert judge.main(command(task, server)) == 0
+    assert len(server.prompts) == asked + 1
 
 
 def test_llava_bench_by_hand(here, serve):
     server = serve(by_answer({0: "8 6\nFine.", 1: "10,5", 2: "I cannot say."}))
-    assert judge.main(command("llava_bench", server, model="org/judge")) == 0
+    assert judge.main(command("llava_bench", server, model="org/judge")) == 1
     (asked,) = (prompt for prompt in server.prompts if "answer 0" in prompt)
     assert asked.startswith("[Context]\nPicture 001.\nTwo lines.\n\n[Question]\nWhat about 0?\n")
     assert asked.endswith("[System]\nRate conv.\n\n")
@@ -115,7 +155,7 @@ def test_a_busy_endpoint_is_asked_again(here, serve):
     ("reply", "message"),
     [
         ((200, "<html>"), "answered no chat completion but '<html>'"),
-        ((401, "no key"), "refused the judge's prompt with HTTP 401: 'no key'"),
+        ((401, "no key"), "wants a key, and none was sent: HTTP 401: 'no key'"),
     ],
 )
 def test_what_was_graded_before_a_failure_is_not_asked_again(here, serve, reply, message, capsys, caplog):
@@ -136,19 +176,63 @@ def test_what_was_graded_before_a_failure_is_not_asked_again(here, serve, reply,
 
 
 def test_ctrl_c_keeps_what_is_on_its_way(here, serve, monkeypatch, capsys):
-    def interrupted(futures):
-        next(iter(futures)).result()
-        raise KeyboardInterrupt
+    class Interrupted(judge.tqdm):
+        def update(self, *_):
+            raise KeyboardInterrupt
 
     server = serve(by_answer({0: "1.0", 1: "1.0", 2: "1.0"}))
     with monkeypatch.context() as patch:
-        patch.setattr(judge, "as_completed", interrupted)
+        patch.setattr(judge, "tqdm", Interrupted)
         assert judge.main(command("mmvet", server, "--parallel", "1")) == 130
     assert capsys.readouterr().err.endswith("Stopped.\n")
     asked = len(server.prompts)
     assert 1 <= len(kept("mmvet")) == asked
     assert judge.main(command("mmvet", server)) == 0
     assert len(server.prompts) == 3
+
+
+@pytest.mark.slow
+def test_ctrl_c_twice_leaves_a_server_that_hangs(here, serve):
+    """The first answer is graded, to the others the server says nothing."""
+    asked, over = threading.Semaphore(0), threading.Event()
+
+    def reply(prompt):
+        if "answer 0" not in prompt:
+            asked.release()
+            over.wait()
+        return "1.0"
+
+    server = serve(reply)
+    arguments = [sys.executable, "-m", "llava.eval.judge", *command("mmvet", server)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        for _ in range(2):
+            assert asked.acquire(timeout=60)
+        while not Path("mmvet/full.jsonl.graded-by-gpt-4.jsonl").read_bytes():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        said = ""
+        while "Ctrl-C stops at once." not in said:
+            said = process.stderr.readline()
+            assert said, process.wait(10)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+    finally:
+        process.kill()
+        over.set()
+    assert "1 of 3 grades are kept" in process.stderr.read()
+    process.stderr.close()
+    assert len(kept("mmvet")) == 1
+
+
+def test_where_nobody_listens(here, capsys, caplog):
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{held.getsockname()[1]}/v1"
+        assert judge.main(["mmvet", "mmvet/full.jsonl", "--base-url", url, "--model", "x"]) == 2
+    assert f"{url}/chat/completions: nobody is there" in capsys.readouterr().err
+    assert not caplog.records
 
 
 @pytest.mark.slow
@@ -179,10 +263,14 @@ def test_a_killed_run_goes_on(here, serve):
     assert len(kept("mmvet")) == 27
 
 
-def test_grades_of_other_judges_and_of_other_answers_are_not_mixed(here, serve):
+def test_grades_of_other_judges_and_of_other_answers_are_not_mixed(here, serve, capsys):
     server = serve(lambda _: "1.0")
-    assert judge.main(command("mmvet", server)) == 0
+    for _ in range(2):
+        assert judge.main(command("mmvet", server)) == 0
+    assert "replaces" not in capsys.readouterr().err
     assert judge.main(command("mmvet", server, model="gpt-5")) == 0
+    assert "full.jsonl.result.json: replaces total 100.0, rec 100.0, ocr" in (err := capsys.readouterr().err)
+    assert "by gpt-4-0613." in err
     assert len(server.prompts) == 6
     assert result_of("mmvet")["judge"]["answered"] == ["gpt-5-0613"]
     answers = Path("mmvet/full.jsonl")
@@ -208,6 +296,7 @@ def test_the_key_is_in_the_header_and_nowhere_else(here, serve, verbose, monkeyp
     server = serve(lambda _: next(replies, "1.0"))
     assert judge.main(command("mmvet", server, "--key-env", "OPENAI_API_KEY", verbose)) == 0
     assert server.keys == ["Bearer sk-secret"] * 4
+    server.reply = lambda _: "8 6"
     assert judge.main(command("llava_bench", server)) == 0  # not named, not sent
     assert server.keys[4:] == [None] * 3
     out, err = capsys.readouterr()
@@ -219,12 +308,13 @@ def test_the_key_is_in_the_header_and_nowhere_else(here, serve, verbose, monkeyp
 
 
 @pytest.mark.parametrize(("task", "reply"), [("mmvet", "0.5"), ("llava_bench", "8 4")])
-def test_part_of_the_questions(here, serve, task, reply):
+def test_part_of_the_questions(here, serve, task, reply, capsys):
     """Only what is answered counts, as in every other benchmark here."""
     path = Path(task) / "full.jsonl"
     path.write_text(path.read_text().splitlines()[1] + "\n")
     server = serve(lambda _: reply)
     assert judge.main(command(task, server)) == 0
+    assert " 1 of 3 |     0 of 1 |" in capsys.readouterr().out
     assert set(result_of(task)["scores"].values()) == {50}
     assert len(server.prompts) == 1
 
@@ -271,11 +361,28 @@ def test_answers_without_a_result(here, serve, capsys):
         ("llava_bench", None, ["--runs", "5"], "--runs is for mmvet"),
         ("mmvet", None, ["--base-url", "localhost:80"], "must begin with http"),
         ("mmvet", None, ["--data", "elsewhere"], "elsewhere/mm-vet_evaluator.py, with which"),
-        ("mmvet", None, ["--rules", "mmvet/page.py"], "page.py: no Python that sets `prompt` to a text"),
+        ("mmvet", None, ["--rules", "page.py"], "page.py: no Python that sets `prompt` to a text"),
+        ("mmvet", None, ["--rules", "number.py"], "number.py: no few-shot table in it"),
+        ("mmvet", None, ["--rules", "empty.txt"], "empty.txt: no few-shot table in it"),
+        ("mmvet", None, ["--rules", "rules.json"], "rules.json: no few-shot table in it"),
+        ("mmvet", None, ["--rules", "latin.txt"], "latin.txt: no text"),
+        ("llava_bench", None, ["--rules", "list.json"], "list.json: must hold an object with a role and a prompt"),
+        ("llava_bench", None, ["--rules", "three.json"], "three.json: must hold an object with a role and a prompt"),
+        ("llava_bench", None, ["--rules", "page.py"], "page.py: not JSON"),
     ],
 )
 def test_what_is_told_before_anything_is_asked(here, serve, task, change, more, message, capsys):
-    Path("mmvet/page.py").write_text("<!DOCTYPE html>\n")
+    rules = {
+        "page.py": b"<!DOCTYPE html>\n",
+        "number.py": b"prompt = 3\n",
+        "empty.txt": b"",
+        "rules.json": json.dumps({"llava_bench_conv": {"role": "", "prompt": TABLE}}).encode(),
+        "latin.txt": b"\xe9",
+        "list.json": b"[]",
+        "three.json": b'{"llava_bench_conv": 3}',
+    }
+    for name, content in rules.items():
+        Path(name).write_bytes(content)
     if change:
         (Path("playground/data/eval") / change).unlink()
     server = serve(lambda _: "1.0")
@@ -293,8 +400,9 @@ def test_files_of_different_parts_are_in_one_table(here, serve, capsys):
     server = serve(by_answer({0: "8 6", 1: "10 5", 2: "0 5"}))
     assert judge.main(["llava_bench", *names, "--base-url", server.url, "--model", "x"]) == 0
     head, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
-    assert head == ["answers", "judge", "all", "conv", "detail", "unreadable"]
-    assert [row[2:] for row in rows] == [["61.1", "75.0", "50.0", "0 of 2"], ["100.0", "-", "50.0", "0 of 2"]]
+    assert head == ["answers", "judge", "all", "conv", "detail", "questions", "unreadable"]
+    counts = ["2 of 3", "0 of 2"]
+    assert [row[2:] for row in rows] == [["61.1", "75.0", "50.0", *counts], ["100.0", "-", "50.0", *counts]]
 
 
 def test_answers_to_another_benchmark(here, serve, capsys):
@@ -306,6 +414,46 @@ def test_answers_to_another_benchmark(here, serve, capsys):
     assert judge.main(command("mmvet", server)) == 2
     assert "1 of 1 answers are to none of the 3 questions" in capsys.readouterr().err
     assert not server.prompts
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "no answers in it"),
+        ('{"question_id": 0}', "line 1: no answer, which has a question_id and a text"),
+        ('{"question_id": 0, "image": "0.png", "text": "What?"}', "line 1: a question, not an answer"),
+    ],
+)
+@pytest.mark.parametrize("task", judge.BENCHES)
+def test_files_that_hold_no_answers(here, serve, task, content, message, capsys):
+    path = Path(task) / "full.jsonl"
+    path.write_text(content)
+    server = serve(lambda _: "1.0")
+    assert judge.main(command(task, server)) == 2
+    assert f"{path}" in (err := capsys.readouterr().err)
+    assert message in err
+    assert not server.prompts
+    assert len(list(path.parent.iterdir())) == 2
+
+
+def test_the_rules_are_among_the_data(here, capsys):
+    """Answers can be made without them, so they do not count."""
+    (here / "playground/data/eval/mm-vet/mm-vet_evaluator.py").unlink()
+    assert data.main(["--task", "mmvet", "llava_bench"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (there,) = (line for line in lines if "rule.json" in line)
+    assert [cell.strip() for cell in there.split("|")[1:-1]][::3] == ["llava_bench", "yes"]
+    (missing, note) = (line for line in lines if "mm-vet_evaluator.py" in line)
+    assert missing.rstrip(" |").endswith("no")
+    assert note.startswith("mmvet: for the judge, mm-vet_evaluator.py to ")
+    assert note.endswith(judge.MMVet.SOURCE)
+
+
+def test_unreadable_grades_show_in_the_report(here, serve, capsys):
+    server = serve(by_answer({0: "1.0", 1: "1.0", 2: "?"}))
+    assert judge.main(command("mmvet", server)) == 1
+    assert report.main([str(here)]) == 0
+    assert "do not compare. llava, full: 1 of 3 grades unreadable.\n" in capsys.readouterr().out
 
 
 def test_the_table_may_be_a_text(here):

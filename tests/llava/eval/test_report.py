@@ -8,6 +8,7 @@ import pytest
 from llava.eval import report
 from llava.eval.paper import COLUMNS, PAPER
 
+COLUMNS_OF_A_RESULT = ("budget", "scores", "questions", "answered", "tokens_per_image", "settings")
 MODEL = {"model_type": "llava", "hidden_size": 4096, "visual_tokens": 576}
 
 
@@ -105,10 +106,21 @@ def test_checkpoints_of_one_name_and_precisions_are_told_apart(tmp_path, capsys)
     assert headings == {"## a/llava", "## b/llava", "## other, float16", "## other, 4bit"}
 
 
-def test_what_is_no_result_is_named(tmp_path, capsys):
-    (tmp_path / "x.result.json").write_text("{}")
+@pytest.mark.parametrize("content", ["{}", "[]", "3", "{", *COLUMNS_OF_A_RESULT])
+def test_what_is_no_result_is_named(tmp_path, content, capsys):
+    if content in COLUMNS_OF_A_RESULT:
+        save(tmp_path, "pope", "full", 576, {"F1": 80.0})
+        (path,) = tmp_path.rglob("*.result.json")
+        content = json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != content})
+    (tmp_path / "x.result.json").write_text(content)
     assert report.main([str(tmp_path)]) == 2
-    assert "x.result.json is no result of llava.eval.run" in capsys.readouterr().err
+    assert "x.result.json is no result of llava.eval.run. Move it away, or run that" in capsys.readouterr().err
+
+
+def test_a_file_is_no_folder(results, capsys):
+    (path, *_) = results.rglob("*.result.json")
+    assert report.main([str(path)]) == 2
+    assert f"{path} is a file: name a folder" in capsys.readouterr().err
 
 
 def test_an_empty_folder_says_how_to_fill_it(tmp_path, capsys):

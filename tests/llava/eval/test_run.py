@@ -162,6 +162,29 @@ def test_embedded_model_starts_again(tmp_path):
         assert result_of(tmp_path / "full-first-4.jsonl")["timing"]["questions"] == 4
 
 
+def test_embedded_model_replaces_only_answers_of_the_same_settings(benchmark, tmp_path, no_model, capsys):
+    """Those of the user's own questions are nothing to be thrown away."""
+    command = ["textvqa", "--limit", "4", "--out", str(tmp_path / "out")]
+    signs = str(playground() / "checkpoints/llava-signs")
+    budgets = ["--dominant", "6", "--contextual", "1", "--compare-full"]
+    assert run.main(["textvqa", signs, *command[1:], *benchmark.flags, *budgets]) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    no_model()
+    assert run.main(command) == 2
+    assert "made with other settings" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_a_damaged_result_is_written_anew(checkpoint, benchmark, tmp_path, capsys):
+    command = ["textvqa", checkpoint, *benchmark.flags, "--answers-file", str(tmp_path / "a.jsonl")]
+    assert run.main(command) == 0
+    for content in ("{", "[1]"):
+        (tmp_path / "a.jsonl.result.json").write_text(content)
+        assert run.main(command) == 0
+        assert "a.jsonl.result.json was damaged, and is written anew" in capsys.readouterr().err
+        assert result_of(tmp_path / "a.jsonl")["answered"] == 12
+
+
 def test_playground_of_the_current_folder_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert (playground() / "data/eval/signs").is_dir()

@@ -129,6 +129,20 @@ def test_only_a_whole_run_has_a_submission(here, checkpoint, monkeypatch, capsys
     assert not path.exists()  # it went with the answers that it was made of
 
 
+def test_a_run_whose_submission_cannot_be_made_has_failed(here, checkpoint, monkeypatch, capsys):
+    """For VQAv2's test set there is nothing else to be had; MMBench has scores too."""
+    (picture,) = (here / "playground/data/eval/vizwiz/test").glob("*2.jpg")
+    picture.write_text("not an image")
+    assert run.main(["vizwiz_test", checkpoint, "--skip-bad", *OPTIONS]) == 1
+    said = capsys.readouterr().err
+    assert "no submission, which needs the answers to all questions" in said
+    assert "server" not in said
+    assert run.main(["vizwiz_test", checkpoint, "--limit", "2", *OPTIONS]) == 0  # a trial
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    assert run.main(["mmbench", checkpoint, *OPTIONS]) == 0
+    assert TASKS["mmbench"].elsewhere not in capsys.readouterr().err
+
+
 def test_the_whole_test_set_of_vqav2_is_asked_for(here, checkpoint, capsys):
     (here / "playground/data/eval/vqav2/llava_vqav2_mscoco_test2015.jsonl").unlink()
     assert run.main(["vqav2_test", checkpoint, *OPTIONS]) == 2
@@ -155,4 +169,4 @@ def test_both_spellings_of_a_folder(here, name, moves, folders):
     for source, target in moves:
         (root / target).parent.mkdir(parents=True, exist_ok=True)
         (root / source).rename(root / target)
-    assert [path.parent for path in files_of(name).parts().values()] == [root / folder for folder in folders]
+    assert [path.parent for _, path in files_of(name).parts()] == [root / folder for folder in folders]

@@ -248,7 +248,9 @@ def test_mmmu_needs_the_images_that_it_names(here, checkpoint, capsys):
         ("54+10+3", "is no budget"),
         ("full,full", "names a budget twice"),
         ("1000+1000", "asks for 2000 tokens"),
-        ("", "'' is no budget"),
+        (",", "'' is no budget"),
+        ("", "Empty: budgets"),
+        ("full,576", "no image has more than 576 tokens"),
     ],
 )
 def test_bad_lists_of_budgets(here, checkpoint, capsys, budgets, message):
@@ -270,10 +272,73 @@ def test_what_is_there_and_what_is_missing(here, capsys):
     assert "Fetch" not in capsys.readouterr().out
     assert data.main([]) == 1
     out = capsys.readouterr().out
-    assert out.count(" no ") == 4  # all of textvqa, and one of gqa
+    assert out.count(" no ") == 6  # all of textvqa, one of gqa, and the rules of two judges
     assert "gqa: Fetch" in out
     assert "textvqa: Fetch" in out
     assert "\n  or from Hugging Face: python -m llava.eval.data --task gqa --fetch\n" in out
+
+
+@pytest.mark.parametrize(
+    ("name", "lacking"), [("pope", "pope/coco/coco_pope_random.json"), ("scienceqa", "scienceqa/pid_splits.json")]
+)
+def test_all_files_of_answers_must_be_there(here, checkpoint, name, lacking, capsys):
+    path = Path("playground/data/eval", lacking)
+    path.unlink()
+    assert data.main(["--task", name]) == 1
+    said = capsys.readouterr().out
+    assert any(str(path) in line and line.endswith("| no    |") for line in said.splitlines())
+    assert run.main([name, checkpoint, *OPTIONS, "1"]) == 2
+    assert f"{name} needs files that are not there: {path}. Fetch\n" in capsys.readouterr().err
+
+
+def test_an_empty_folder_is_not_there(here, checkpoint, capsys):
+    folder = Path("playground/data/eval/vizwiz/val")
+    for path in folder.iterdir():
+        path.unlink()
+    assert data.main(["--task", "vizwiz"]) == 1
+    assert re.search(r"vizwiz/val +\| empty", capsys.readouterr().out)
+    assert run.main(["vizwiz", checkpoint, *OPTIONS, "1"]) == 2
+    assert f"not there: {folder} (an empty folder). Fetch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["[]", "3", '{"a": 1}', '[{"a": 1}]', "[3]", '["a"]', '"a"', "{", ""])
+@pytest.mark.parametrize("flag", ["--question-file", "--annotation-file"])
+def test_files_of_something_else(here, checkpoint, flag, content, monkeypatch, capsys):
+    """Of whatever kind: they are refused by name before the model is loaded."""
+    monkeypatch.setattr("llava.eval.loading.load_pretrained_model", None)
+    for name in [*MAKERS, "vqav2_test"]:
+        usual, other = TASKS[name].data.below(playground()), here / "other"
+        other.write_text(content)
+        if name == "mme" and flag == "--annotation-file":
+            continue  # a folder
+        if name == "scienceqa" and flag == "--annotation-file":
+            (here / "pid_splits.json").write_text('{"test": ["10", "11", "12"]}')
+        command = [name, checkpoint, "--question-file", str(usual.question_file), flag, str(other), *OPTIONS, "1"]
+        if usual.annotation_file and flag == "--question-file":
+            command += ["--annotation-file", str(usual.annotation_file)]
+        assert run.main(command) == 2, name
+        assert "other" in capsys.readouterr().err, name
+
+
+def test_the_annotation_of_another_benchmark(here, checkpoint, capsys):
+    root = Path("playground/data/eval")
+    command = ["gqa", checkpoint, *OPTIONS, "1"]
+    assert run.main([*command, "--annotation-file", str(root / "vizwiz/val.json")]) == 2
+    said = capsys.readouterr().err
+    assert f"{root}/vizwiz/val.json is not gqa's annotation file: " in said
+    questions = root / "seed_bench/llava-seed-bench.jsonl"
+    assert run.main([*command, "--question-file", str(questions), "--image-folder", str(root / "seed_bench")]) == 2
+    annotation = root / "gqa/data/testdev_balanced_questions.json"
+    said = capsys.readouterr().err
+    assert f"The questions of {questions} do not go with {annotation}: 3 of 3 questions are none of the 5 in" in said
+
+
+@pytest.mark.parametrize("content", ["index\tquestion\n0\tWhat?\n", "index\tquestion\timage\n0\tWhat?\n"])
+def test_a_table_of_mmbench_without_images(here, checkpoint, content, capsys):
+    path = here / "m3.tsv"
+    path.write_text(content)
+    assert run.main(["mmbench", checkpoint, "--question-file", str(path), *OPTIONS, "1"]) == 2
+    assert "m3.tsv: 1 of 1 rows have nothing in a column image, first index 0" in capsys.readouterr().err
 
 
 def test_images_of_mmbench_are_unpacked_once(here, checkpoint, capsys):
