@@ -18,6 +18,7 @@ __all__ = [
     "KeywordsStoppingCriteria",
     "divide_to_patches",
     "expand2square",
+    "find_pictures",
     "get_anyres_image_grid_shape",
     "get_model_name_from_path",
     "load_image",
@@ -30,6 +31,24 @@ __all__ = [
     "tokenizer_image_token",
 ]
 
+IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def find_pictures(folder: str | Path, *, deep: bool = False) -> list[Path]:
+    """The image files in `folder`, with `deep` also those in its subfolders, sorted. Told by their names alone.
+
+    Raises:
+        ValueError: no such folder, or no image in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder of pictures.")
+    names = folder.rglob("*") if deep else folder.iterdir()
+    found = sorted(path for path in names if path.suffix.lower() in IMAGE_TYPES and path.is_file())
+    if not found:
+        raise ValueError(f"{folder}: no pictures in this folder; looked for {', '.join(IMAGE_TYPES)}.")
+    return found
+
 
 def load_image(path: str | Path) -> Image.Image:
     """Open an image file, decode all of it and convert it to RGB; see `to_rgb` for how.
@@ -41,7 +60,7 @@ def load_image(path: str | Path) -> Image.Image:
     try:
         if Path(path).exists() and not Path(path).is_file():
             raise ValueError(f"{path}: no regular file.")
-        return _decode(io.BytesIO(Path(path).read_bytes()), str(path))
+        return decode_image(io.BytesIO(Path(path).read_bytes()), str(path))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}).") from None
 
@@ -52,10 +71,11 @@ def load_image_from_base64(image: str | bytes) -> Image.Image:
         content = base64.b64decode(image)
     except ValueError as error:
         raise ValueError(f"The image is not base64 ({error}).") from None
-    return _decode(io.BytesIO(content), "base64 image")
+    return decode_image(io.BytesIO(content), "base64 image")
 
 
-def _decode(file: io.BytesIO, name: str) -> Image.Image:
+def decode_image(file: io.BytesIO, name: str) -> Image.Image:
+    """The RGB image in `file`. Raises ValueError, which begins with `name`, if there is none that can be used."""
     try:
         image = Image.open(file)
         limit = Image.MAX_IMAGE_PIXELS

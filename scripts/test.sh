@@ -3,6 +3,7 @@
 #
 #   bash scripts/test.sh                    lint, format, shell scripts, quick tests
 #   bash scripts/test.sh -m slow            the slow tests (gpu: those that need a CUDA device)
+#   bash scripts/test.sh -m browser         the web demo in Chromium, found on PATH or named by CHROMIUM
 #   bash scripts/test.sh tests/test_x.py    anything after the name goes to pytest
 #
 # Uses the python3 on PATH if it has the project's requirements and the `dev` extra, otherwise sets up .venv once.
@@ -13,7 +14,9 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 source "$here/env.sh"
 
 help_if_asked "$@"
-if [[ -n ${PYTHON:-} ]]; then setup_env; else setup_env dev; fi
+extras=(dev)
+if [[ " $* " == *" -m browser "* ]]; then extras+=(browser); fi
+if [[ -n ${PYTHON:-} ]]; then setup_env; else setup_env "${extras[@]}"; fi
 cd "$ROOT"
 
 PATH=$("$PY" -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$PATH

@@ -14,7 +14,7 @@ PACKAGES = ("llava", "visionzip_patch")
 
 # From top to bottom: a module imports from its own line or from lines below it. The longest matching name counts.
 LAYERS = (
-    ("llava.train", "llava.eval", "llava.serve"),
+    ("llava.train", "llava.eval", "llava.analysis", "llava.serve", "visionzip_patch.visualize"),  # commands, all
     ("llava.model.builder", "llava.data", "llava.shapes"),
     ("llava.model", "llava.model.language_model"),
     ("llava.model.llava_arch",),
@@ -26,11 +26,17 @@ LAYERS = (
     ("llava.constants",),
     ("visionzip_patch",),
 )
-NEVER = (("llava.data", "llava.model"), ("llava.model", "llava.data"))  # (importer, imported), whatever their layers
+NEVER = (  # (importer, imported), whatever their layers
+    *(("llava.data", "llava.model"), ("llava.model", "llava.data")),
+    *(("llava", "visionzip_patch.visualize"), ("visionzip_patch", "visionzip_patch.visualize")),  # a command: nobody's
+)
 PLUGINS = {"llava.eval.lmms_model"}  # imported by the program that they extend
 FACADES = {"llava", "llava.model"}  # hand out names of upper layers when asked for them
 
-OPTIONAL = ("peft", "bitsandbytes", "flash_attn", "matplotlib", "deepspeed", "datasets", "gradio", "tensorboard")
+OPTIONAL = (
+    *("peft", "bitsandbytes", "flash_attn", "matplotlib", "deepspeed", "datasets", "gradio", "tensorboard", "av"),
+    "openpyxl",
+)
 
 
 class Import(NamedTuple):
@@ -105,6 +111,8 @@ def test_imports_run_one_way():
     [
         ("visionzip_patch.api", "from llava.constants import IGNORE_INDEX", "llava.constants"),
         ("visionzip_patch.api", "def f():\n    import llava", "llava"),
+        ("visionzip_patch.api", "from visionzip_patch.visualize import main", "visionzip_patch.visualize"),
+        ("llava.serve.web", "from visionzip_patch.visualize import main", "visionzip_patch.visualize"),
         ("visionzip_patch.api", "import importlib\nimportlib.import_module('llava.utils')", "llava.utils"),
         ("llava.model.splice", "from ..train import trainer", "llava.train.trainer"),
         ("llava.model.splice", "from llava.model import builder", "llava.model.builder"),

@@ -60,13 +60,21 @@ class VisionZip:
             before: the input of that layer, (B, L, C): any number of crops, each for itself.
             crops: how many of these crops make up one image; matters only to a budget per image.
         """
+        return self.scored_selection(layer, before, crops=crops)[1]
+
+    def scored_selection(self, layer: nn.Module, before: Tensor, *, crops: int = 1) -> tuple[Tensor, Selection]:
+        """`select`, and before it the scores (B, P) by which it chose."""
         dominant, contextual = self.config.per_crop(crops, self.available)
-        saliency, keys = (cls_saliency if self.has_cls else received_saliency)(layer, before)
+        saliency, keys = self.attention(layer, before)
         if self.config.selector == "random":
             saliency = random_pattern(saliency, self.config.seed)
         elif self.config.selector == "uniform":
             saliency = uniform_pattern(saliency, dominant - self.has_cls)
-        return select(keys, saliency, dominant=dominant, contextual=contextual)
+        return saliency, select(keys, saliency, dominant=dominant, contextual=contextual)
+
+    def attention(self, layer: nn.Module, before: Tensor) -> tuple[Tensor, Tensor]:
+        """What VisionZip chooses by: saliency (B, P) and keys (B, L, K)."""
+        return (cls_saliency if self.has_cls else received_saliency)(layer, before)
 
     def reduce(self, layer: nn.Module, before: Tensor, after: Tensor, *, crops: int = 1) -> Reduced:
         """Select by `layer` and its input, apply to its output: (B, L, C), (B, L, C) -> (B, N, C)."""
@@ -82,7 +90,7 @@ class VisionZip:
         return [Reduced(t, p) for t, p in zip(tokens.split(counts), position.split(counts), strict=True)]
 
     def __repr__(self) -> str:
-        return f"VisionZip({self.config})"
+        return f"{type(self).__name__}({self.config!r})"  # tells all settings apart: the engine keeps graphs by it
 
 
 # Blind selectors, to compare with. They are made on the CPU at each call: the one place that waits for the device.

@@ -2,9 +2,10 @@
 
 Each turn writes out the whole conversation and compares it with what the cache holds. The beginning that both share is
 kept, the rest is computed; so answers are those of a fresh start, whatever came between: an answer that was stopped, a
-turn taken back, another question asked in its place.
+turn taken back, another question asked in its place, another VisionZip budget.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -17,6 +18,9 @@ from llava.conversation import conv_templates
 from llava.eval.generate import Decoding
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.engine import configure
+from visionzip_patch import VisionZipConfig
+
+logger = logging.getLogger(__name__)
 
 ROOM = 512  # tokens that a cache is made for; it doubles when they are used up
 
@@ -26,6 +30,8 @@ class Shown(NamedTuple):
 
     key: int  # negative, and never given to another image of the session
     tokens: Tensor  # (n, C), as the language model gets them
+    image: Image.Image
+    budget: VisionZipConfig | None  # at which it was encoded; None is all tokens
 
 
 class ChatSession:
@@ -39,6 +45,8 @@ class ChatSession:
     Attributes:
         messages: (role, text) of each turn so far; text holds <image> where an image was shown.
         computed: tokens that the last turn put through the language model, the answer's included.
+        reused: tokens of the last turn that the cache held already.
+        answered: tokens of the last answer, its end included.
 
     Raises:
         ValueError: beams or another setting that the engine cannot do, or an attention kernel other than SDPA.
@@ -59,12 +67,13 @@ class ChatSession:
         self.last_key = 0
         self.sequences = model.engine().open_cache(1, ROOM)
         self.held: list[int] = []  # what the cache holds: ids, and for each token of an image its key
-        self.computed = 0
+        self.computed = self.reused = self.answered = 0
 
     def ask(self, text: str, images: Sequence[Image.Image] = ()) -> Iterator[str]:
         """Take a turn; yields the answer in pieces as it comes. Whoever stops listening stops the answer.
 
-        The turn is taken when its first piece is asked for.
+        The turn is taken when its first piece is asked for. If the model's VisionZip budget has changed, the images so
+        far are encoded anew.
 
         Args:
             text: what the user says.
@@ -85,7 +94,8 @@ class ChatSession:
         if getattr(self.model.config, "mm_use_im_start_end", False):
             marker = DEFAULT_IM_START_TOKEN + marker + DEFAULT_IM_END_TOKEN
         user, assistant = conv_templates[self.decoding.conv_mode].roles
-        shown = [*self.images, *map(self.encode, images)]
+        shown = [old if old.budget == self.budget else self.encode(old.image) for old in self.images]
+        shown += map(self.encode, images)
         messages = [*self.messages, (user, f"{marker}\n" * len(images) + text)]
         wanted = self.tokens_of(messages, shown)
         if len(wanted) >= self.context_length:
@@ -117,6 +127,12 @@ class ChatSession:
     def __exit__(self, *_) -> None:
         self.close()
 
+    @property
+    def budget(self) -> VisionZipConfig | None:
+        """VisionZip's setting that the model has now; None is all tokens."""
+        reducer = self.model.get_vision_tower().reducer
+        return reducer and reducer.config
+
     def require_open(self) -> None:
         if not self.sequences.is_open:
             raise ValueError("This session is closed: begin another.")
@@ -125,7 +141,8 @@ class ChatSession:
     def encode(self, image: Image.Image) -> Shown:
         self.last_key -= 1
         pixels = process_images([image], self.image_processor, self.model.config)[0]
-        return Shown(self.last_key, self.model.engine().image_features([pixels], [image.size])[0])
+        tokens = self.model.engine().image_features([pixels], [image.size])[0]
+        return Shown(self.last_key, tokens, image, self.budget)
 
     def tokens_of(self, messages: Sequence[tuple[str, str]], shown: Sequence[Shown]) -> list[int]:
         """The prompt for the next answer: ids, and for each token of an image its key."""
@@ -133,14 +150,19 @@ class ChatSession:
         for role, text in messages:
             conversation.append_message(role, text)
         conversation.append_message(conversation.roles[1], None)
-        ids = tokenizer_image_token(conversation.get_prompt(), self.tokenizer, IMAGE_TOKEN_INDEX)
+        prompt = conversation.get_prompt()
+        logger.debug("The model reads %r", prompt)
+        ids = tokenizer_image_token(prompt, self.tokenizer, IMAGE_TOKEN_INDEX)
         spread = ([image.key] * len(image.tokens) for image in shown)
         return [key for token in ids for key in (next(spread) if token == IMAGE_TOKEN_INDEX else [token])]
 
     def answer(
         self, known: list[tuple[str, str]], messages: list[tuple[str, str]], shown: list[Shown], wanted: list[int]
     ) -> Iterator[str]:
-        """Take the turn, and put down what is said as it is said: it may stop, or be taken back, at any piece."""
+        """Take the turn, and put down what is said as it is said: it may stop, or be taken back, at any piece.
+
+        An error undoes the turn; so does an interruption as long as there is nothing to put down.
+        """
         self.require_open()
         before = self.messages, self.images
         if self.messages is not known:
@@ -156,15 +178,16 @@ class ChatSession:
                     self.messages is not messages or not self.sequences.is_open
                 ):  # somebody went on without hearing this out
                     return
-        except Exception:
-            self.messages, self.images = before
+        except BaseException as error:
+            if isinstance(error, Exception) or not said:
+                self.messages, self.images = before
             raise
 
     def texts(self, wanted: list[int]) -> Iterator[str]:
         """Compute what of `wanted` is new; yields the answer so far, longer each time."""
         shared = min(common_prefix(self.held, wanted), len(wanted) - 1)  # the last one's logits are needed
         limit = min(self.config.max_new_tokens, self.context_length - len(wanted))
-        self.held = wanted[:shared]
+        self.held, self.reused = wanted[:shared], shared
         self.sequences.cache.set_counts([shared])
         logits = self.sequences.extend(self.embed(wanted[shared:])[None], [len(wanted) - shared])
         new: list[int] = []
@@ -173,6 +196,7 @@ class ChatSession:
             self.held = [*wanted, *new]
             self.computed = len(self.held) - shared
             new.append(int(ids))
+            self.answered = len(new)
             text = self.tokenizer.decode(new, skip_special_tokens=True)
             done = self.decoding.cut(text)
             if len(done) < len(text.strip()):  # the template's stop, where that is no single token

@@ -186,6 +186,44 @@ def test_turns_taken_back_while_they_are_answered_or_before(chat, afresh, pictur
     assert "".join(session.ask("Where?", pictures[1:2])) == afresh(["<image>\nWhere?"], pictures[1:2])
 
 
+def test_another_budget_between_turns(loaded, chat, afresh, pictures):
+    model, session = loaded[1], chat()
+    said = "".join(session.ask("What is it?", pictures[:2]))
+    turns, tokens = texts(session), []
+    for budget in ({"dominant": 20, "contextual": 3}, {"tokens_per_image": 23, "merge": "mean"}):
+        with zipped(model, **budget):
+            for question in QUESTIONS[1:3]:
+                said = "".join(session.ask(question))
+                assert said == afresh([*turns, question], pictures[:2])
+                turns += [question, said]
+                tokens.append(session.computed)
+        assert [len(shown.tokens) for shown in session.images] == [23, 23]
+    assert min(tokens[0], tokens[2]) > 2 * 23 > max(tokens[1], tokens[3])  # encoded anew, once
+    assert "".join(session.ask("Why?")) == afresh([*turns, "Why?"], pictures[:2])
+    assert session.reused < 2 * TOKENS < session.computed
+
+
+def test_an_answer_interrupted_before_its_first_piece_is_no_turn(chat, monkeypatch):
+    session = chat()
+    said = "".join(session.ask("What is it?"))
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "choose", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            list(session.ask("Why?"))
+    assert texts(session) == ["What is it?", said]
+
+
+def test_what_is_computed_reused_and_answered_is_counted(chat):
+    session = chat()
+    list(session.ask("What is it?"))
+    assert (session.reused, session.answered) == (0, 6)
+    assert session.computed == len(session.held)
+    held = session.computed
+    list(session.ask("Why?"))
+    assert held - 6 <= session.reused <= held
+    assert session.reused + session.computed == len(session.held)
+
+
 def test_reset_begins_anew(chat, afresh, pictures):
     session = chat()
     list(session.ask("What is it?", pictures[:1]))
@@ -299,6 +337,10 @@ def test_a_turn_that_fails_is_not_taken(chat, monkeypatch):
 
 def fail(*args):
     raise torch.OutOfMemoryError
+
+
+def interrupt(*args):
+    raise KeyboardInterrupt
 
 
 def test_an_answer_ends_with_its_session(chat):

@@ -1,0 +1,59 @@
+"""What the analyses share: how they begin, and files that are whole or not there at all."""
+
+import argparse
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from llava.eval.tasks import EMBEDDED_CHECKPOINT, playground
+from llava.files import make_folder, write_bytes, write_text
+from llava.mm_utils import get_model_name_from_path
+from llava.plots import pyplot
+
+COLORS = 64  # of a figure
+
+
+class Job(NamedTuple):
+    """What to look at, and where the results go."""
+
+    checkpoint: str
+    name: str  # of the checkpoint, for people
+    out: Path
+    plt: object  # matplotlib.pyplot
+
+
+def begin(analysis: str, args: argparse.Namespace) -> Job:
+    """All that can fail before the work does.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: no place to write.
+    """
+    plt = pyplot()
+    if plt is None:
+        raise ImportError("The plots need matplotlib: pip install matplotlib.")
+    checkpoint = args.checkpoint or str(playground() / EMBEDDED_CHECKPOINT)
+    name = get_model_name_from_path(checkpoint)
+    return Job(checkpoint, name, make_folder(args.out or playground() / "results/analysis" / analysis / name), plt)
+
+
+def write_csv(path: Path, rows: Sequence[NamedTuple]) -> None:
+    """Rows of one kind under the names of their fields; floats with four digits, nothing for None."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(rows[0]._fields)
+    writer.writerows([f"{value:.4g}" if isinstance(value, float) else value for value in row] for row in rows)
+    write_text(path, text.getvalue())
+
+
+def write_figure(plt, figure, path: Path) -> None:
+    """A PNG of few colours, which is a third as large."""
+    drawn, content = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=150)
+    plt.close(figure)
+    Image.open(drawn).convert("RGB").quantize(COLORS).save(content, "PNG", optimize=True)
+    write_bytes(path, content.getvalue())

@@ -1,0 +1,92 @@
+"""Pictures of what VisionZip sees and keeps, for `visionzip_patch.visualize`."""
+
+import argparse
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from llava.analysis.frames import frames_of
+from llava.eval.benchmark import asked_budget, most_crops
+from llava.eval.loading import device_of, load
+from llava.eval.tasks import EMBEDDED_CHECKPOINT, playground
+from llava.files import make_folder, write_bytes, write_text
+from llava.mm_utils import get_model_name_from_path
+from llava.model.builder import read_config
+from llava.shard import ALONE
+from llava.sight import SIDE, usual_budget, view_of
+from visionzip_patch import VisionZipConfig
+from visionzip_patch.pictures import KEPT, View, average_figure, figure, map_view, on_one_scale, page
+from visionzip_patch.reducer import VisionZip
+
+NARROWEST = 176  # pixels of a crop among many
+
+
+def draw(args: argparse.Namespace) -> int:
+    """Do what `visionzip_patch.visualize` was asked for; returns the exit status."""
+    frames = (frame for path in args.image for frame in frames_of(Path(path), None if args.average else args.frames))
+    if not args.average:
+        frames = list(frames)  # before the model, which may have to be fetched
+    checkpoint = args.model or str(playground() / EMBEDDED_CHECKPOINT)
+    budget = choose_budget(args, checkpoint)
+    out = make_folder(args.out or playground() / "results/pictures")
+    device = device_of(args.device, ALONE)
+    _, model, processor = load(checkpoint, model_base=args.model_base, device=device, visionzip=budget)
+
+    title = f"{get_model_name_from_path(checkpoint)} with VisionZip, {budget}"
+    stem = Path(args.image[0]).absolute().stem if len(args.image) == 1 else "frames"
+    if args.average:
+        views, count = average(model, processor, frames)
+        paint, kind, subtitle = average_figure, "visionzip-average", f"Average of {count} images"
+    else:
+        side = args.size or max(NARROWEST, SIDE * 2 // (1 + len(frames)))
+        views = on_one_scale([view_of(model, processor, image, title=name, side=side) for name, image in frames])
+        paint, kind, subtitle = figure, "visionzip", summary(views)
+    png, file = io.BytesIO(), out / f"{stem}-{kind}"  # never the name of the image itself
+    paint(views, title, subtitle).save(png, "PNG", optimize=True)
+    write_bytes(f"{file}.png", png.getvalue())
+    write_text(f"{file}.html", page(views, title, subtitle))
+    print(f"{title}. {subtitle}.\nWritten: {file}.png, {file}.html")
+    return 0
+
+
+def choose_budget(args: argparse.Namespace, checkpoint: str) -> VisionZipConfig:
+    """What the options ask for, else what the checkpoint carries, else the usual one.
+
+    Raises:
+        ValueError: more than the checkpoint's vision tower gives; nothing is loaded yet.
+    """
+    config, tower = read_config(checkpoint)
+    budget = asked_budget(args) or (tower.reducer.config if tower.reducer else usual_budget(tower))
+    VisionZip(budget, tower).tokens(most_crops(config, tower))
+    return budget
+
+
+def average(model, image_processor, frames: Iterable[tuple[str, Image.Image]]) -> tuple[list[View], int]:
+    """Maps of the mean score of each patch, and of how often it is kept; and how many images they are of."""
+    tower, scores, kept, count = model.get_vision_tower(), [], [], 0
+    for title, image in frames:
+        view = view_of(model, image_processor, image, title=title, side=tower.num_patches_per_side)
+        scores += [crop.score for crop in view.crops]
+        kept += [crop.token == KEPT for crop in view.crops]
+        count += 1
+    whose = "images" if len(scores) == count else "crops"
+    meaning = f"of the {whose}, in which it is kept"
+    maps = [
+        map_view(np.mean(scores, axis=0), title="mean score", meaning=view.meaning, side=SIDE),
+        map_view(100 * np.mean(kept, axis=0), title="how often kept", meaning=meaning, side=SIDE),
+    ]
+    return maps, count
+
+
+def summary(views: Sequence[View]) -> str:
+    """The tokens of an image in a sentence."""
+    view = views[0]
+    crops = len(view.crops)
+    parts = [f"{view.dominant} patches"]
+    if view.has_cls:
+        parts.insert(0, "CLS" if crops == 1 else f"{crops} CLS")
+    text = f"{view.tokens} tokens for {view.patches} patches: {' + '.join(parts)} kept, {view.contextual} contextual"
+    return text if len({view.tokens for view in views}) == 1 else f"{text} (first image)"

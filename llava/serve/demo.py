@@ -1,0 +1,62 @@
+"""A web page to compare all tokens with few: `python -m llava.serve.demo [CHECKPOINT]`.
+
+Needs the `demo` extra. Serves this machine only, unless --host says otherwise; the page asks nobody else for anything.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from llava.cli import EXIT_STATUSES, add_verbose, positive, status_of
+from llava.serve.options import add_talk_options
+
+LAST_PORT = 65535
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    return status_of(run, parse_arguments(argv))
+
+
+def run(args: argparse.Namespace) -> int:
+    from llava.serve.web import serve  # torch and all: not before the flags are known to be right
+
+    return serve(args)
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.serve.demo",
+        description="Serve a web page: one picture, two conversations about it, with all its tokens and with few. "
+        "Ctrl-C ends it.",
+        epilog=EXIT_STATUSES,
+    )
+    add = parser.add_argument
+    add("checkpoint", nargs="?", metavar="CHECKPOINT", help="folder or hub id (default: the embedded model)")
+    add("--dominant", type=int, metavar="D", help="at first: tokens kept of each crop, CLS included")
+    add("--contextual", type=int, metavar="C", help="at first: tokens merged from the rest; 0 drops the rest")
+    add("--pictures", metavar="DIR", help="folder of pictures to pick from (default: some of the embedded ones)")
+    add("--host", default="127.0.0.1", help="address to serve (default: 127.0.0.1, this machine only; 0.0.0.0 all)")
+    add("--port", type=port, default=7860, help="default: 7860")
+    add(
+        "--visitors",
+        type=positive,
+        default=8,
+        metavar="N",
+        help="at most so many at once, each with two caches; one more, and who was idle longest goes (default: 8)",
+    )
+    add_verbose(parser)
+    add_talk_options(parser, max_new_tokens=256)
+    parser.set_defaults(merge=None, tokens_per_image=None)
+    return parser.parse_args(argv)
+
+
+def port(text: str) -> int:
+    number = positive(text)
+    if number > LAST_PORT:
+        raise argparse.ArgumentTypeError(f"{text}: ports are numbers from 1 to {LAST_PORT}")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,26 @@
+"""Options that the commands of this package share. Imports nothing heavy, as `llava.cli`."""
+
+import argparse
+
+from llava.cli import positive
+
+
+def add_talk_options(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
+    """Which model answers, and how; `llava.serve.opening` makes it of them."""
+    add = parser.add_argument_group("model").add_argument
+    add("--model-base", help="language model that a projector-only or LoRA checkpoint goes on")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto, a GPU if there is one")
+    add("--load-8bit", action="store_true", help="quantize the language model to 8 bits (bitsandbytes)")
+    add("--load-4bit", action="store_true", help="quantize the language model to 4 bits (bitsandbytes)")
+
+    add = parser.add_argument_group("answers").add_argument
+    add("--conv-mode", metavar="NAME", help="prompt template (default: that of LLaVA's models of the same kind)")
+    add("--suffix", metavar="TEXT", help="a line under every question (default: none, but for the embedded model)")
+    add("--temperature", type=float, default=0.0, help="above 0, answers are sampled (default: 0, the likeliest words)")
+    add(
+        "--max-new-tokens",
+        type=positive,
+        default=max_new_tokens,
+        metavar="N",
+        help=f"longest answer, in tokens (default: {max_new_tokens})",
+    )

@@ -1,0 +1,291 @@
+"""A chat in a terminal: pictures, questions, commands, and what each turn took."""
+
+import argparse
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from http.client import HTTPException
+from pathlib import Path
+from typing import NamedTuple
+from urllib.request import Request, urlopen
+
+import torch
+from PIL import Image
+
+from llava.cli import QUESTIONS_REFUSED
+from llava.eval.benchmark import asked_budget, set_budget
+from llava.eval.loading import describe_device
+from llava.eval.results import budget_name
+from llava.eval.tasks import playground
+from llava.files import write_json, write_text
+from llava.mm_utils import decode_image, load_image
+from llava.serve.cost import Cost, TimedAnswer
+from llava.serve.opening import read_options, require_possible
+from llava.serve.photo import upright
+from llava.serve.session import ChatSession
+from visionzip_patch import VisionZipConfig
+
+EMBEDDED_PICTURE = "data/eval/signs/train_images/sign000000000.png"  # relative to playground/
+MOST_BYTES, PATIENCE = 64 * 2**20, 30  # of a picture from the web; seconds that its server may be silent
+
+HELP = """\
+/image PATH    show a picture with the next question: a file or a URL
+/budget D C    keep D tokens of each crop of a picture and merge the rest into C, as in /budget 54 10
+/budget N      N tokens for each picture
+/full          all tokens
+/new           begin anew with the same pictures; the same question at two budgets, say
+/clear         begin anew without pictures
+/undo          take back the last question
+/save FILE     write the conversation to FILE, .md or .json
+/help, /quit   this list; the end, as Ctrl-D
+Ctrl-C stops an answer."""
+
+
+class Picture(NamedTuple):
+    """A picture and where it comes from."""
+
+    name: str
+    image: Image.Image
+
+
+class Turn(NamedTuple):
+    """A question, its answer, and what it took."""
+
+    question: str
+    pictures: list[Picture]  # those that came with it
+    answer: str
+    stopped: bool  # by the user
+    budget: str
+    cost: Cost
+
+    def effort(self) -> str:
+        """What it took, in words."""
+        cost = self.cost
+        pace = "" if cost.ms_per_token is None else f", then {cost.ms_per_token:.1f} ms per token"
+        return (
+            f"{cost.visual_tokens} visual tokens ({self.budget}); {cost.computed} tokens computed, {cost.reused} "
+            f"reused; first words after {cost.first_ms:.0f} ms{pace}{'; stopped' * self.stopped}"
+        )
+
+    def row(self) -> dict:
+        """For a JSON file."""
+        row = {**self._asdict(), "pictures": [picture.name for picture in self.pictures]}
+        cost = row.pop("cost")
+        return {**row, **cost._asdict()}
+
+
+class Chat:
+    """A conversation that a person leads, line by line.
+
+    Args:
+        session: the conversation as the model has it.
+        name: what to call the model.
+        pictures: to be shown with the first question.
+        suffix: a line put under every question.
+    """
+
+    def __init__(self, session: ChatSession, name: str, pictures: Sequence[Picture] = (), suffix: str = ""):
+        self.session, self.name, self.suffix = session, name, suffix
+        self.turns: list[Turn] = []
+        self.waiting = list(pictures)  # for the next question
+
+    def take(self, line: str) -> None:
+        """Answer a question or obey a command. Raises ValueError if that cannot be done; the chat is as it was."""
+        match line.split():
+            case []:
+                pass
+            case ["/image", _, *_]:
+                self.waiting.append(load_picture(line.split(maxsplit=1)[1].strip("'\"")))
+                print(describe(self.waiting))
+            case ["/budget", *counts] if 1 <= len(counts) <= 2:
+                self.set_budget(budget_of(counts))
+            case ["/full"]:
+                self.set_budget(None)
+            case ["/new"]:
+                self.begin_anew([picture for turn in self.turns for picture in turn.pictures] + self.waiting)
+            case ["/clear"]:
+                self.begin_anew([])
+            case ["/undo"]:
+                self.undo()
+            case ["/save", _, *_]:
+                self.save(Path(line.split(maxsplit=1)[1]).expanduser())
+            case ["/help"]:
+                print(HELP)
+            case [word, *_] if word.startswith("/"):
+                raise ValueError(f"{line!r} is no command: /help shows how they are written.")
+            case _:
+                self.ask(line)
+
+    def ask(self, question: str) -> None:
+        """Print the answer as it comes, and what it took. An interruption stops it; what was said until then stays."""
+        session, before, stopped = self.session, self.session.messages, False
+        text = "\n".join(filter(None, [question, self.suffix]))
+        answer = TimedAnswer(session, text, [picture.image for picture in self.waiting])
+        try:
+            for piece in answer:
+                print(piece, end="", flush=True)
+        except KeyboardInterrupt:
+            if session.messages is before:  # nothing was said yet
+                raise
+            stopped = True
+        turn = Turn(
+            question=question,
+            pictures=self.waiting,
+            answer=session.messages[-1][1],
+            stopped=stopped,
+            budget=budget_name(session.budget),
+            cost=answer.cost(),
+        )
+        self.turns.append(turn)
+        self.waiting = []
+        print(f"\n[{turn.effort()}]")
+
+    def set_budget(self, budget: VisionZipConfig | None) -> None:
+        model = self.session.model
+        if budget:
+            require_possible(budget, model.config, model.get_vision_tower())
+        set_budget(model, budget)
+        print(f"From now on: {budget or 'all tokens'}.", end=" " if self.session.images else "\n")
+        if self.session.images:
+            print("The pictures so far are encoded anew; what was said stays, /new forgets it.")
+
+    def undo(self) -> None:
+        if not self.turns:
+            raise ValueError("There is no question to take back.")
+        turn = self.turns.pop()
+        self.session.undo()
+        self.waiting = turn.pictures + self.waiting
+        print(f"Taken back: {turn.question}")
+
+    def begin_anew(self, pictures: list[Picture]) -> None:
+        self.session.reset()
+        self.turns, self.waiting = [], pictures
+        print(f"A new conversation. {describe(pictures)}")
+
+    def save(self, path: Path) -> None:
+        if not self.turns:
+            raise ValueError("Nothing was said yet.")
+        try:
+            if path.suffix == ".json":
+                write_json(path, {**self.setting(), "turns": [turn.row() for turn in self.turns]})
+            elif path.suffix == ".md":
+                write_text(path, self.markdown(path.parent))
+            else:
+                raise ValueError(f"{path}: write a conversation to a name that ends in .md or .json.")
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be written ({error.strerror}). Choose another place.") from None
+        print(f"Written: {path}")
+
+    def setting(self) -> dict:
+        decoding = self.session.decoding
+        return {
+            "model": self.name,
+            "conv_mode": decoding.conv_mode,
+            "temperature": decoding.temperature,
+            "suffix": self.suffix,
+        }
+
+    def markdown(self, folder: Path) -> str:
+        """The conversation, with pictures as links from `folder`."""
+        setting = ", ".join(f"{name} {value!r}" for name, value in self.setting().items() if name != "model")
+        parts = [f"# A conversation with {self.name}", setting]
+        for turn in self.turns:
+            parts += [f"![picture](<{link(picture.name, folder)}>)" for picture in turn.pictures]
+            parts += [f"**You:** {turn.question}", f"**{self.name}:** {turn.answer}", f"*{turn.effort()}*"]
+        return "\n\n".join(parts) + "\n"
+
+
+def talk(args: argparse.Namespace) -> int:
+    """Do what `llava.serve.cli` was asked for; returns the exit status."""
+    sys.stdin.reconfigure(errors="replace")  # bytes that are no text
+    sys.stdout.reconfigure(errors="replace", line_buffering=True)  # letters the terminal lacks; errors in their place
+    asked = read_options(args)
+    names = args.image_file or [str(playground() / EMBEDDED_PICTURE)] * asked.is_embedded
+    pictures = [load_picture(name) for name in names]  # before the model, which may have to be fetched
+    if budget := asked_budget(args):
+        require_possible(budget, asked.config, asked.tower)
+    tokenizer, model, processor = asked.load(visionzip=budget, fast=args.fast)
+    with ChatSession(model, tokenizer, processor, asked.decoding) as session:
+        tokens, template = session.budget or f"all {asked.tower.num_patches} tokens per crop", asked.decoding.conv_mode
+        print(f"{asked.name} on {describe_device(asked.device)}, template {template}, {tokens}. /help for commands.")
+        if asked.suffix:
+            print(f"Under every question: {asked.suffix!r} (--suffix '' leaves it out).")
+        print(describe(pictures))
+        return lead(Chat(session, asked.name, pictures, asked.suffix))
+
+
+def lead(chat: Chat) -> int:
+    """Take lines until they end; errors are said, and the chat goes on. Returns the exit status."""
+    is_person, refused = sys.stdin.isatty(), 0
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  gives `input` its line editing
+    for line in lines(is_person):
+        try:
+            chat.take(line)
+        except KeyboardInterrupt:
+            if not is_person:
+                raise
+            print("\nStopped: nothing has changed.")
+        except torch.OutOfMemoryError:
+            refused += 1
+            print("Out of memory. Ask with fewer tokens (/budget), or about fewer pictures (/clear).", file=sys.stderr)
+        except ValueError as error:
+            refused += 1
+            print(error, file=sys.stderr)
+    return QUESTIONS_REFUSED if refused and not is_person else 0
+
+
+def lines(is_person: bool) -> Iterator[str]:
+    """What is typed, or comes from a pipe and is shown, until /quit or the end; for a person Ctrl-C is an end too."""
+    while True:
+        try:
+            line = input("> " if is_person else "").strip()
+        except (EOFError, KeyboardInterrupt) as end:
+            if is_person:
+                print()
+            elif isinstance(end, KeyboardInterrupt):
+                raise
+            return
+        if not is_person:
+            print(f"> {line}")
+        if line == "/quit":
+            return
+        yield line
+
+
+def load_picture(name: str) -> Picture:
+    """A picture of a file or a http(s) URL. Raises ValueError if there is none that can be used."""
+    if not name.startswith(("http://", "https://")):
+        return Picture(name, upright(load_image(Path(name).expanduser())))
+    try:
+        with urlopen(Request(name, headers={"User-Agent": "llava-visionzip"}), timeout=PATIENCE) as response:
+            content = response.read(MOST_BYTES + 1)
+    except (OSError, HTTPException, ValueError) as error:
+        raise ValueError(f"{name}: cannot be fetched ({getattr(error, 'reason', error)}).") from None
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"{name}: more than {MOST_BYTES >> 20} MiB. Fetch it by other means, and make it smaller.")
+    return Picture(name, upright(decode_image(io.BytesIO(content), name)))
+
+
+def budget_of(counts: Sequence[str]) -> VisionZipConfig:
+    """54 10 are dominant and contextual tokens of a crop, 160 alone those of a picture."""
+    if not all(count.isdecimal() for count in counts):
+        raise ValueError(
+            f"/budget {' '.join(counts)}: give two numbers, as in /budget 54 10, or one for a whole picture."
+        )
+    numbers = [int(count) for count in counts]
+    return VisionZipConfig(*numbers) if len(numbers) == 2 else VisionZipConfig(tokens_per_image=numbers[0])
+
+
+def describe(waiting: Sequence[Picture]) -> str:
+    if not waiting:
+        return "The next question comes without a new picture: /image PATH shows one."
+    listed = ", ".join(f"{picture.name} ({picture.image.width}×{picture.image.height})" for picture in waiting)
+    return f"With the next question: {listed}."
+
+
+def link(name: str, folder: Path) -> str:
+    """How a file in `folder` names a picture."""
+    return name if "://" in name else os.path.relpath(Path(name).expanduser().resolve(), folder.resolve())

@@ -1,0 +1,233 @@
+"""The web demo without a browser: what it draws, what it refuses, and that its page can be built."""
+
+import re
+import socket
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+from llava.model.builder import load_pretrained_model
+from llava.serve import cards, demo, web
+from llava.serve.cost import Cost
+from llava.serve.studio import Answer, Studio, Turn
+from visionzip_patch import VisionZipConfig
+
+COST = Cost(visual_tokens=64, computed=121, reused=0, first_ms=41.26, ms_per_token=3.0)
+ANSWER = Answer("a <b>cat</b> & more", COST, cache_bytes=1536, peak_bytes=None)
+
+
+class Words(HTMLParser):
+    """The text of some HTML, which must be well-formed."""
+
+    def __init__(self, source: str):
+        super().__init__()
+        self.words, self.opened = [], []
+        self.feed(source)
+        assert self.opened == []
+
+    def handle_starttag(self, tag, attrs):
+        self.opened.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.opened.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def studio(golden):
+    loaded = load_pretrained_model(golden / "models/llava-v1.5-tiny", device="cpu")[:3]
+    return Studio(*loaded, budget=VisionZipConfig(dominant=20, contextual=3), visitors=2)
+
+
+def test_a_turn_in_the_making_and_whole():
+    assert Words(cards.talk([])).words == [cards.HINT]
+    waiting = Words(cards.talk([Turn("is 1 < 2?", False, ANSWER)])).words
+    assert waiting[:4] == ["is 1 < 2?", "All tokens", "64 visual tokens", "a <b>cat</b> & more"]
+    assert waiting[-2:] == ["VisionZip", "…"]
+    cheap = COST._replace(visual_tokens=1, computed=60, ms_per_token=None)
+    source = cards.talk([Turn("?", True, ANSWER, ANSWER._replace(cost=cheap, peak_bytes=5 * 2**30))])
+    words = Words(source).words
+    assert words[words.index("Picked by hand") + 1] == "1 visual token"
+    assert [words[words.index(name) + 1] for name in ("first words after", "then, per token", "tokens computed")] == [
+        *("41.3 ms", "3 ms", "121")
+    ]
+    assert words.count("then, per token") == 1  # nothing followed on the other side
+    assert words.count("GPU memory, peak") == 1
+    shares = re.findall(r"--share:([\d.]+)", source)
+    assert shares == ["1.000"] * 4 + ["1.000", "0.496", "1.000", "1.000"]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (2**20, "1 MiB"), (28 * 2**30, "28 GiB")]
+)
+def test_sizes(count, text):
+    assert cards.size(count) == text
+
+
+def test_counts(studio, golden):
+    comparison = studio.enter("a")
+    assert Words(cards.count(comparison)).words == ["No picture yet."]
+    comparison.show(Image.open(next((golden / "images").glob("*.png"))))
+    assert "".join(Words(cards.count(comparison)).words[:3]) == "23 of 576 tokensCLS + 19 patches + 3 merged"
+    comparison.clear()
+    comparison.set_budget(20, 0)
+    comparison.pick(1, 1)
+    assert "".join(Words(cards.count(comparison)).words[:3]) == "2 of 576 tokensCLS + 1 patch by hand"
+    assert Words(cards.refusal("3 < 4")).words == ["3 < 4"]
+    assert "All crops keep equally many" not in cards.count(comparison)
+    tiled = SimpleNamespace(crops=(1, 2), dominant=6, contextual=2, tokens=10, patches=1152, has_cls=True)
+    words = "".join(Words(cards.count(SimpleNamespace(view=tiled, picks=None))).words)
+    assert words.startswith("10 tokens for 1,152 patches2 CLS + 6 patches + 2 mergedClick")
+    assert "All crops keep equally many" in words
+
+
+def test_the_page_can_be_built(studio, tmp_path):
+    pytest.importorskip("gradio", reason="gradio is not installed: the demo extra has it")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    page = web.build(studio, cards.heading("a <model>", "CPU", "Be short."), web.list_samples(str(tmp_path)))
+    config = page.get_config_file()
+    assert not any(entry["api_visibility"] == "public" for entry in config["dependencies"] if entry["backend_fn"])
+    assert not page.analytics_enabled
+    sliders = [part["props"] for part in config["components"] if part["type"] == "slider"]
+    assert [(slider["minimum"], slider["maximum"]) for slider in sliders] == [(1, 577), (0, 576)]
+
+
+@pytest.fixture
+def visitor(studio, golden, monkeypatch):
+    """A comparison with a picture, what is done when its page asks, and that page's request."""
+    gradio = pytest.importorskip("gradio", reason="gradio is not installed: the demo extra has it")
+    comparison = studio.enter("a")
+    comparison.show(Image.open(next((golden / "images").glob("*.png"))))
+    said = []
+    monkeypatch.setattr(gradio, "Warning", said.append)
+    return comparison, web.handlers(studio, []), gradio.Request(session_hash="a"), said
+
+
+def test_a_budget_that_is_refused_puts_the_sliders_back(visitor):
+    comparison, do, request, _ = visitor
+    _, _, _, *sliders = do.set_budget(30, 2, "Tokens", request)
+    assert not any(isinstance(slider, int) for slider in sliders)  # they may be on their way further
+    _, count, _, *sliders = do.set_budget(600, 2, "Tokens", request)
+    assert "asks for 602 tokens" in count
+    assert "<b>32</b>" in count
+    assert sliders == [30, 2] == [comparison.dominant, comparison.contextual]
+
+
+def test_what_fails_is_said_and_logged(visitor, monkeypatch, caplog):
+    comparison, do, request, said = visitor
+    for error, reason in ((torch.OutOfMemoryError(), "Out of memory"), (KeyError("x"), "This failed")):
+        with monkeypatch.context() as patch:
+            patch.setattr(comparison, "view_by", fail_with(error))
+            assert reason in do.set_budget(30, 3, "Tokens", request)[1]
+        with monkeypatch.context() as patch:
+            patch.setattr(comparison, "answers", fail_with(error))
+            (last,) = do.ask("What?", request)
+        assert reason in said.pop()
+        assert last[2].interactive is False  # Stop
+        assert comparison.turns == []
+        assert not comparison.is_busy
+    assert caplog.text.count("KeyError") == 2
+
+
+def test_an_answer_that_fails_half_way_leaves_nothing(visitor, monkeypatch):
+    comparison, do, request, said = visitor
+    steps = do.ask("What?", request)
+    _, box, stop = next(steps)
+    assert (box, stop.interactive) == ("", True)
+    monkeypatch.setattr(cards, "talk", lambda turns: len(turns))
+    monkeypatch.setattr(comparison.sessions[0], "embed", fail_with(KeyError("x")))
+    monkeypatch.setattr(comparison.sessions[1], "embed", fail_with(KeyError("x")))
+    talk, box, stop = list(steps)[-1]
+    assert (talk, stop.interactive) == (0, False)
+    assert not isinstance(box, str)  # what is typed meanwhile stays
+    assert len(said) == 1
+
+
+def fail_with(error):
+    def fail(*_):
+        raise error
+
+    return fail
+
+
+def test_samples(tmp_path):
+    samples = web.list_samples(None)
+    assert len(samples) == web.SAMPLES
+    assert all(sample.path.is_file() and 3 <= len(sample.questions) <= web.QUESTIONS for sample in samples)
+    with pytest.raises(ValueError, match="no pictures in this folder"):
+        web.list_samples(str(tmp_path))
+    with pytest.raises(ValueError, match="no such folder"):
+        web.list_samples(str(tmp_path / "absent"))
+
+
+def test_uploads(tmp_path, monkeypatch):
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "good.png")
+    assert web.open_picture(tmp_path / "good.png").getpixel((0, 0)) == (255, 0, 0)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new("L", (30, 20)).save(tmp_path / "photo.jpg", exif=exif)
+    assert web.open_picture(tmp_path / "photo.jpg").size == (20, 30)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 599)
+    with pytest.raises(ValueError, match=r"^good.png: cannot be decoded \(30x20 pixels, the limit is 599\)"):
+        web.open_picture(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"^bad.png: not an image of a known format \(7 bytes\)"):
+        web.open_picture(tmp_path / "bad.png")
+
+
+def test_budgets(golden):
+    from llava.eval.tasks import EMBEDDED_CHECKPOINT, playground
+    from llava.model.builder import read_config
+
+    def budget(name, *flags):
+        chosen = web.choose_budget(demo.parse_arguments([*flags]), *read_config(golden / "models" / name))
+        return chosen.dominant, chosen.contextual
+
+    assert budget("llava-v1.5-tiny") == (54, 10)
+    assert budget((playground() / EMBEDDED_CHECKPOINT).absolute()) == (6, 1)
+    assert budget("llava-v1.6-tiny", "--dominant", "30", "--contextual", "2") == (30, 2)
+    with pytest.raises(ValueError, match="go together"):
+        budget("llava-v1.5-tiny", "--dominant", "30")
+    with pytest.raises(ValueError, match="asks for 610 tokens"):
+        budget("llava-v1.5-tiny", "--dominant", "600", "--contextual", "10")
+
+
+def test_flags():
+    args = demo.parse_arguments([])
+    assert (args.checkpoint, args.host, args.port) == (None, "127.0.0.1", 7860)
+    assert demo.parse_arguments(["--port", "65535"]).port == 65535
+    for port in ("0", "65536", "http"):
+        with pytest.raises(SystemExit):
+            demo.parse_arguments(["--port", port])
+
+
+def test_a_port_that_is_taken_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(web, "require_gradio", lambda: None)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert demo.main(["--port", str(port)]) == 2
+    assert f"--host 127.0.0.1 --port {port}: cannot be served" in capsys.readouterr().err
+    web.require_free("127.0.0.1", port)
+
+
+def test_the_policy_goes_with_every_answer():
+    import asyncio
+
+    sent = []
+
+    async def page(scope, receive, send):
+        await send({"type": "http.response.start", "headers": [(b"a", b"b")]})
+        await send({"type": "http.response.body"})
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(web.KeepAtHome(page)({}, None, send))
+    assert sent[0]["headers"] == [(b"a", b"b"), (b"content-security-policy", web.POLICY.encode())]
+    assert sent[1] == {"type": "http.response.body"}
+    assert "http" not in web.POLICY
