@@ -165,6 +165,7 @@ def test_samples(tmp_path):
         web.list_samples(str(tmp_path / "absent"))
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_uploads(tmp_path, monkeypatch):
     Image.new("RGB", (30, 20), "red").save(tmp_path / "good.png")
     assert web.open_picture(tmp_path / "good.png").getpixel((0, 0)) == (255, 0, 0)
