@@ -12,7 +12,14 @@ from PIL import Image
 from transformers import StoppingCriteria
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
-from llava.model.anyres import get_anyres_image_grid_shape, select_best_resolution
+from llava.model.anyres import (
+    KNOWN_ASPECTS,
+    POSSIBLE_ASPECTS,
+    get_anyres_image_grid_shape,
+    is_anyres,
+    parse_pinpoints,
+    select_best_resolution,
+)
 
 __all__ = [
     "KeywordsStoppingCriteria",
@@ -112,7 +119,7 @@ def process_images(
         images: PIL images of any mode, or a single one.
         image_processor: the tower's; its PIL version gives the pixels that published numbers rest on.
         model_cfg: "pad" as aspect ratio fills each image up to a square with the mean colour; what starts with
-            "anyres" makes a base crop and tiles, on a grid from `model_cfg.image_grid_pinpoints`; anything else, and a
+            "anyres" makes a base crop and tiles, on a grid from `model_cfg.image_grid_pinpoints`; "square", and a
             config without the field, leaves all to the processor.
 
     Returns:
@@ -120,16 +127,18 @@ def process_images(
         image if their shapes differ.
 
     Raises:
-        ValueError: no images, one so long and thin that preparing it would exhaust the memory, or anyres without a grid
-            to choose from.
+        ValueError: no images, one so long and thin that preparing it would exhaust the memory, an unknown aspect ratio,
+            or anyres without a grid to choose from.
     """
     if isinstance(images, Image.Image):
         images = [images]
     if len(images) == 0:
         raise ValueError("process_images got no images. For a text-only prompt pass images=None to generate.")
     images = [to_rgb(image) for image in images]
-    aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None) or ""
-    if aspect_ratio.startswith("anyres"):
+    aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None) or "square"
+    if not KNOWN_ASPECTS.fullmatch(aspect_ratio):
+        raise ValueError(f"image_aspect_ratio={aspect_ratio!r} is unknown; choose {POSSIBLE_ASPECTS}.")
+    if is_anyres(model_cfg):
         pinpoints = getattr(model_cfg, "image_grid_pinpoints", None)
         if not pinpoints:
             raise ValueError(
@@ -170,7 +179,8 @@ def process_anyres_image(image: Image.Image, processor, grid_pinpoints: str | Se
     size = processor.size
     side = getattr(processor, "crop_size", None) or size  # SigLIP's processor does not crop
     base_side = size["shortest_edge"] if "shortest_edge" in size else size["height"]
-    whole = resize_and_pad_image(image, select_best_resolution(image.size, grid_pinpoints))
+    pinpoints = parse_pinpoints(grid_pinpoints, side["height"])
+    whole = resize_and_pad_image(image, select_best_resolution(image.size, pinpoints))
     crops = [image.resize((base_side, base_side)), *divide_to_patches(whole, side["height"])]
     return processor(crops, return_tensors="pt")["pixel_values"]
 

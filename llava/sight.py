@@ -5,7 +5,8 @@ import copy
 from PIL import Image
 from torch import Tensor
 
-from llava.mm_utils import process_images, select_best_resolution, to_rgb
+from llava.mm_utils import process_images, to_rgb
+from llava.model.anyres import get_anyres_image_grid_shape, is_anyres
 from visionzip_patch import VisionZipConfig
 from visionzip_patch.pictures import View, look, make_view
 
@@ -67,10 +68,9 @@ def shown_crops(model, image_processor, image: Image.Image, side: int) -> tuple[
     if getattr(large, "crop_size", None):
         large.crop_size = {"height": side, "width": side}
     large.do_normalize = False
-    if (getattr(config, "image_aspect_ratio", None) or "").startswith("anyres"):
+    if is_anyres(config):
         crop = model.get_vision_tower().config.image_size
-        width, height = select_best_resolution(image.size, config.image_grid_pinpoints)
-        cols, rows = width // crop, height // crop
+        cols, rows = get_anyres_image_grid_shape(image.size, config.image_grid_pinpoints, crop)
         config.image_grid_pinpoints = [(cols * side, rows * side)]
     pixels = crops_of(process_images([to_rgb(image)], large, config)).clamp(0, 1)
     return [Image.fromarray((crop * 255).round().byte().permute(1, 2, 0).numpy()) for crop in pixels], cols

@@ -19,7 +19,7 @@ from llava.eval.results import budget_name, print_report, summarize
 from llava.eval.tasks import EMBEDDED_CHECKPOINT, TASKS, Task, playground
 from llava.files import read_json, write_bytes, write_json
 from llava.mm_utils import get_model_name_from_path
-from llava.model.anyres import parse_pinpoints
+from llava.model.anyres import is_anyres, parse_pinpoints
 from llava.model.builder import read_config
 from llava.model.graphs import OFF
 from llava.shard import ALONE, Shard, current_shard
@@ -127,10 +127,10 @@ def require_possible(budget: VisionZipConfig, config, tower) -> None:
 
 def most_crops(config, tower) -> int:
     """Crops of the largest grid that an image can be cut into."""
-    if not (getattr(config, "image_aspect_ratio", None) or "").startswith("anyres"):
+    if not is_anyres(config):
         return 1
     side = tower.config.image_size
-    return 1 + max((w // side) * (h // side) for w, h in parse_pinpoints(config.image_grid_pinpoints))
+    return 1 + max((w // side) * (h // side) for w, h in parse_pinpoints(config.image_grid_pinpoints, side))
 
 
 def asked_budget(args: argparse.Namespace) -> VisionZipConfig | None:

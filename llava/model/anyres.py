@@ -7,6 +7,7 @@ Shapes: T tiles, side x side patches in a crop, N tokens of a crop, C channels, 
 
 import ast
 import math
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -26,11 +27,58 @@ class VisionFeatures(NamedTuple):
 
 
 Pinpoints = str | Sequence[tuple[int, int]]
+MOST_GRIDS = 10_000  # a longer range is a slip of the pen
+GRID_RANGE = re.compile(r"\s*\((\d+)x(\d+)\)\s*,\s*\.\.\.\s*,\s*\((\d+)x(\d+)\)\s*")
+KNOWN_ASPECTS = re.compile(r"square|pad|anyres(_max_[1-9]\d*)?")
+MERGE_TYPES = ("flat", "spatial", "spatial_unpad")
+POSSIBLE_ASPECTS = "square, pad, anyres or anyres_max_N (N tiles)"
 
 
-def parse_pinpoints(pinpoints: Pinpoints) -> list[tuple[int, int]]:
-    """Resolutions (width, height) from a config: a list of pairs, or its text."""
-    return [tuple(p) for p in (ast.literal_eval(pinpoints) if isinstance(pinpoints, str) else pinpoints)]
+def is_anyres(config) -> bool:
+    """Tell whether a model's images are cut into tiles, as `config.image_aspect_ratio` says."""
+    return (getattr(config, "image_aspect_ratio", None) or "").startswith("anyres")
+
+
+def most_tiles(config) -> int | None:
+    """Return N where `config.image_aspect_ratio` is `anyres_max_N`, the tiles whose tokens are kept; None without."""
+    limit = re.fullmatch(r"anyres_max_(\d+)", getattr(config, "image_aspect_ratio", None) or "")
+    return int(limit[1]) if limit else None
+
+
+def parse_pinpoints(pinpoints: Pinpoints, side: int | None = None) -> list[tuple[int, int]]:
+    """Read the resolutions, (width, height) in pixels, that a config lets an image be scaled to.
+
+    Args:
+        pinpoints: a list of pairs; its text; or a range of grids, `"(1x1),...,(6x6)"`, which stands for every number
+            of columns and of rows between the two, counted in tiles.
+        side: pixels a side of a tile; needed by a range alone.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if isinstance(pinpoints, str) and (ends := GRID_RANGE.fullmatch(pinpoints)):
+        least_cols, least_rows, most_cols, most_rows = map(int, ends.groups())
+        columns, rows = range(least_cols, most_cols + 1), range(least_rows, most_rows + 1)
+        if side is None or min(least_cols, least_rows) < 1 or not 0 < len(columns) * len(rows) <= MOST_GRIDS:
+            raise ValueError(wrong_pinpoints(pinpoints))
+        return [(side * col, side * row) for col in columns for row in rows]
+    try:
+        pairs = ast.literal_eval(pinpoints) if isinstance(pinpoints, str) else pinpoints
+        pairs = [(width, height) for width, height in pairs]
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        raise ValueError(wrong_pinpoints(pinpoints)) from error
+    if not pairs or not all(type(size) is int and size > 0 for pair in pairs for size in pair):
+        raise ValueError(wrong_pinpoints(pinpoints))
+    return pairs
+
+
+def wrong_pinpoints(pinpoints) -> str:
+    found = repr(pinpoints)
+    return (
+        f"image_grid_pinpoints={found if len(found) < 100 else found[:100] + ' …'} are no resolutions: expected a list "
+        f"of (width, height) in pixels, for LLaVA-1.6 [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]], "
+        f'or a range of grids such as "(1x1),...,(6x6)".'
+    )
 
 
 def select_best_resolution(original_size: tuple[int, int], possible_resolutions: Pinpoints) -> tuple[int, int]:
@@ -52,7 +100,7 @@ def get_anyres_image_grid_shape(
     image_size: tuple[int, int], grid_pinpoints: Pinpoints, patch_size: int
 ) -> tuple[int, int]:
     """(columns, rows) of the tiles of an image of (width, height) pixels; `patch_size` is the side of a tile."""
-    width, height = select_best_resolution(image_size, grid_pinpoints)
+    width, height = select_best_resolution(image_size, parse_pinpoints(grid_pinpoints, patch_size))
     return width // patch_size, height // patch_size
 
 
@@ -99,9 +147,9 @@ def pack(
     tokens, position, side = features
     if merge_type == "flat":
         return tokens.flatten(0, 1)
-    if not merge_type.startswith("spatial"):
-        raise ValueError(f"mm_patch_merge_type={merge_type!r} is unknown; choose flat, spatial or spatial_unpad.")
-    unpad = "unpad" in merge_type
+    if merge_type not in MERGE_TYPES:
+        raise ValueError(f"mm_patch_merge_type={merge_type!r} is unknown; choose one of {', '.join(MERGE_TYPES)}.")
+    unpad = merge_type == "spatial_unpad"
     if len(tokens) == 1:
         return torch.cat([tokens[0], newline[None].to(tokens)]) if unpad else tokens[0]
     if grid is None:

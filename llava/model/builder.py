@@ -2,6 +2,7 @@
 
 import logging
 import re
+from dataclasses import replace
 from importlib.util import find_spec
 
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PretrainedConfig
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
+from llava.model.adapter import merge_adapter
 from llava.model.checkpoint import (
-    ADAPTER,
     CONTENTS,
     HF_KEYS,
     HUB_ARGUMENTS,
@@ -27,6 +28,7 @@ from llava.model.checkpoint import (
     resolve_tower,
 )
 from llava.model.engine import require_sdpa
+from llava.model.fields import check_fields, check_tower
 from llava.model.graphs import MODES, OFF
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
@@ -34,6 +36,7 @@ from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
 from llava.model.llava_arch import owns_tower
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.tower import VisionTower
+from llava.model.weights import copy_weights, fit_vocabulary, refuse, untie, without_peft_prefix
 from llava.tokenizer import load_tokenizer
 from visionzip_patch.config import VisionZipConfig
 
@@ -45,7 +48,7 @@ CLASSES = {
     "llava_qwen": LlavaQwenForCausalLM,
 }
 NEVER_QUANTIZED = ["lm_head", "model.vision_tower", "model.mm_projector"]  # full names: parts would not match
-EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
+PROJECTOR_KEYS = "model.mm_projector."
 
 
 def load_pretrained_model(
@@ -59,6 +62,7 @@ def load_pretrained_model(
     use_flash_attn: bool = False,
     visionzip: VisionZipConfig | dict | None = None,
     fast: str | None = None,
+    overwrite_config: dict | None = None,
     **kwargs,
 ):
     """Load any LLaVA checkpoint: full, projector-only, LoRA, or in Hugging Face's format.
@@ -77,20 +81,21 @@ def load_pretrained_model(
         visionzip: a VisionZip setting; it replaces one that the checkpoint carries.
         fast: what `generate` does if its caller does not say: "static", "graphs" or "compile" (see there); None, or
             "off", is transformers' own loop.
+        overwrite_config: fields of config.json and the values to put in their place, under LLaVA's names.
         kwargs: `dtype` (or `torch_dtype`; default fp16 on a GPU, fp32 on a CPU), `attn_implementation`, `revision`,
-            `token`, and what else `from_pretrained` takes. `multimodal` and `customized_config`, which evaluators pass,
-            are ignored.
+            `token`, and what else `from_pretrained` takes. `multimodal`, which evaluators pass, is not needed.
 
     Returns:
         tokenizer, model (in eval mode), image processor (None for a model without vision), context length in tokens.
 
     Raises:
         ValueError: no checkpoint there, a base missing, a damaged file, weights missing, unexpected or of a wrong shape
-            (named), a bad budget.
+            (named), a field of config.json whose value is not known, a bad budget.
         ImportError: bitsandbytes or flash-attn is asked for but not installed.
     """
     kwargs.pop("multimodal", None)
-    kwargs.pop("customized_config", None)
+    if kwargs.pop("customized_config", None) is not None:
+        raise ValueError("customized_config is not taken: give the fields that differ as overwrite_config={...}.")
     use_flash_attn |= bool(kwargs.pop("use_flash_attention_2", False))
     if fast not in (None, OFF, *MODES):
         raise ValueError(f"fast={fast!r} is unknown; choose one of {', '.join(MODES)}, or {OFF}.")
@@ -100,36 +105,38 @@ def load_pretrained_model(
     hub = {name: placement.pop(name) for name in HUB_ARGUMENTS if name in placement}
     checkpoint = Checkpoint.inspect(model_path, **hub)
     base = find_base(checkpoint, model_base)
-    config = make_config(checkpoint, base, visionzip)
+    config = make_config(checkpoint, base, visionzip, overwrite_config)
 
     model, absent = load_weights(base, config, placement)
     model.fast = fast
+    source = checkpoint if checkpoint.has_tokenizer() else base
+    tokenizer = load_tokenizer(source.path, **source.hub)
     trained = trained_beside(checkpoint)
-    adapter = checkpoint.tensors(ADAPTER) if checkpoint.kind == "lora" else {}
-    tables = [value for key, value in [*trained.items(), *adapter.items()] if without_peft_prefix(key) in EMBEDDINGS]
-    grow_vocabulary(model, tables)
+    refuse(own_weights(model, checkpoint, trained) - trained.keys(), "missing from", checkpoint.path)
+    fit_vocabulary(model, trained, least=len(tokenizer))
+    untie(model, trained)
     copy_weights(model, trained, checkpoint.path)
+    if checkpoint.kind == "lora":
+        model, filled = merge_adapter(model, checkpoint, base, least=len(tokenizer))
+        absent -= filled
     places = checkpoint.path if base is checkpoint else f"{checkpoint.path} and {base.path}"
     refuse(absent - trained.keys(), "missing from", places)
-    if adapter:
-        model = merge_lora(model, checkpoint, adapter)
-    tokenizer = load_tokenizer(base.path, **base.hub)
     if (tower := model.get_vision_tower()) is None:
         return tokenizer, model.eval(), None, context_length(model.config)
     add_image_tokens(model, tokenizer)
-    if not tower.is_loaded:  # after LoRA, whose target names would match the tower's layers too
-        read_tower(model)
     return tokenizer, model.eval(), tower.image_processor, context_length(model.config)
 
 
-def read_config(model_path: str) -> tuple[PretrainedConfig, VisionTower]:
-    """A checkpoint's config, and its vision tower without weights: for checks before anything is loaded.
+def read_config(model_path: str, model_base: str | None = None) -> tuple[PretrainedConfig, VisionTower]:
+    """Read a checkpoint's config, and make its vision tower without weights: for checks before anything is loaded.
 
     Raises:
         ValueError: no checkpoint there, or one of a model that sees no images.
     """
-    checkpoint = Checkpoint.inspect(model_path)
-    config = make_config(checkpoint, checkpoint, None)
+    checkpoint = base = Checkpoint.inspect(model_path)
+    if checkpoint.kind == "lora" and (not checkpoint.config or "text_config" in checkpoint.config):
+        base = find_base(checkpoint, model_base)
+    config = make_config(checkpoint, base)
     if not getattr(config, "mm_vision_tower", None):
         raise ValueError(f"{model_path} sees no images: there is no mm_vision_tower in its config.json.")
     return config, build_vision_tower(config, delay_load=True)
@@ -158,13 +165,27 @@ def find_base(checkpoint: Checkpoint, model_base: str | None) -> Checkpoint:
     return base
 
 
-def make_config(checkpoint: Checkpoint, base: Checkpoint, visionzip: VisionZipConfig | dict | None):
-    """The config of our class for a checkpoint, with the tower's place settled."""
-    if checkpoint.kind == "lora" and not checkpoint.config:
-        raise ValueError(
-            f"{checkpoint.path!r} has adapter files but no config.json: it does not say which tower it uses."
-        )
-    values = from_hf_config(checkpoint) if checkpoint.kind == "hf" else resolve_tower(checkpoint)
+def make_config(
+    checkpoint: Checkpoint,
+    base: Checkpoint,
+    visionzip: VisionZipConfig | dict | None = None,
+    overwrite: dict | None = None,
+) -> PretrainedConfig:
+    """Make the config of our class for a checkpoint, with the tower's place settled, and whose weights it has.
+
+    Args:
+        checkpoint, base: what is loaded, and where its language model is.
+        visionzip: a setting in place of the checkpoint's.
+        overwrite: fields in place of the checkpoint's, under LLaVA's names.
+
+    Raises:
+        ValueError: a config that makes no model, does not fit its base, or has nothing to zip.
+    """
+    source = described_by(checkpoint, base)
+    values = from_hf_config(source) if source.kind == "hf" else resolve_tower(source, base)
+    if not isinstance(overwrite, dict | None):
+        raise ValueError(f"overwrite_config={overwrite!r}: expected fields of config.json and their values, {{...}}.")
+    values |= overwrite or {}
     kind = language_model(values)
     if base is not checkpoint:
         own = from_hf_config(base) if base.kind == "hf" else base.config
@@ -181,9 +202,49 @@ def make_config(checkpoint: Checkpoint, base: Checkpoint, visionzip: VisionZipCo
             raise ValueError(f"{checkpoint.path!r} holds {CONTENTS[checkpoint.kind]}: there is nothing to zip.")
         values["visionzip"] = visionzip.to_dict()
     try:
-        return CLASSES[kind].config_class.from_dict({**values, "model_type": kind})
+        config = CLASSES[kind].config_class.from_dict({**values, "model_type": kind})
     except StrictDataclassError as error:
         raise ValueError(f"config.json of {checkpoint.path!r} makes no model: {error.__cause__ or error}") from error
+    check_fields(config)
+    if getattr(config, "mm_vision_tower", None):
+        tower = build_vision_tower(config, delay_load=True)
+        check_tower(config, tower)
+        if trained_its_tower(config, tower, base):
+            config.unfreeze_mm_vision_tower = True
+    return config
+
+
+def described_by(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
+    """Return what describes the model: the checkpoint, or its base, which adapters of peft leave the description to.
+
+    Raises:
+        ValueError: neither says which vision tower there is.
+    """
+    if checkpoint is base or ("text_config" not in checkpoint.config and checkpoint.config):
+        return checkpoint
+    if base.kind == "text" or (checkpoint.config and base.kind != "hf"):
+        config = "a config.json in Hugging Face's format" if checkpoint.config else "no config.json"
+        raise ValueError(
+            f"{checkpoint.path!r} has adapter files but {config}, and its base {base.path!r} holds "
+            f"{CONTENTS[base.kind]}: neither says which tower it uses. Pass the LLaVA model it was trained on as "
+            f"model_base."
+        )
+    return replace(base, config=checkpoint.config or base.config)
+
+
+def trained_its_tower(config: PretrainedConfig, tower: VisionTower, base: Checkpoint) -> bool:
+    """Tell whether a model's tower was trained, so that its weights are the checkpoint's and not mm_vision_tower's.
+
+    LLaVA says so by `unfreeze_mm_vision_tower`, LLaVA-NeXT by `mm_tunable_parts`. Forks say nothing; but a checkpoint
+    that holds a whole tower was saved with it.
+    """
+    parts = getattr(config, "mm_tunable_parts", None) or ""
+    if owns_tower(config) or "mm_vision_tower" in re.split(r"[\s,]+", str(parts)):
+        return True
+    if getattr(config, "unfreeze_mm_vision_tower", None) is not None or base.kind != "full":
+        return False
+    names = "\n".join(name for name in base.weight_names() if name.startswith(TOWER_KEYS))
+    return all(f".encoder.layers.{i}." in names for i in range(tower.depth))
 
 
 def placement_of(device, device_map, load_8bit, load_4bit, use_flash_attn, kwargs) -> dict:
@@ -233,6 +294,7 @@ def load_weights(base: Checkpoint, config, placement: dict) -> tuple[nn.Module, 
         CLASSES[config.model_type], base.path, config=config, key_mapping=mapping, **placement, **base.hub
     )
     ignored = ("rotary_emb.inv_freq",)  # old files hold this buffer
+    tower = model.get_vision_tower()
     if owns_tower(config):
         of_tower = {key for key in model.state_dict() if key.startswith(TOWER_KEYS)}
         if of_tower and of_tower <= absent:
@@ -241,20 +303,41 @@ def load_weights(base: Checkpoint, config, placement: dict) -> tuple[nn.Module, 
                 base.path,
                 config.mm_vision_tower,
             )
-            model.get_vision_tower().drop()
-            read_tower(model)
+            tower.drop()
             absent -= of_tower
+        elif lacking := {key.removeprefix(TOWER_KEYS) for key in absent & of_tower}:
+            absent = absent - of_tower | {TOWER_KEYS + key for key in tower.drop_unread(lacking)}
     else:
-        ignored += (TOWER_KEYS,)  # as upstream: these come from mm_vision_tower
+        ignored += (TOWER_KEYS,)
+    if tower is not None and not tower.is_loaded:
+        tower.load_model(dtype=model.dtype)
+        tower.to(model.device)
+        report_other_tower(model, base, {key for key in unexpected if TOWER_KEYS in key})
     refuse({key for key in unexpected if not any(part in key for part in ignored)}, "not expected in", base.path)
     return model, absent
 
 
-def read_tower(model: nn.Module) -> None:
-    """The weights of `mm_vision_tower`, beside those of the language model."""
-    tower = model.get_vision_tower()
-    tower.load_model(dtype=model.dtype)
-    tower.to(model.device)
+def report_other_tower(model: nn.Module, base: Checkpoint, names: set[str]) -> None:
+    """Warn if a checkpoint holds weights of a tower, by `names`, that are not those of its mm_vision_tower.
+
+    LLaVA uses mm_vision_tower where `unfreeze_mm_vision_tower` is false, and saves its weights all the same.
+    """
+    own = dict(model.get_vision_tower().vision_tower.named_parameters())
+    for name, theirs in base.tensors_of_model(names).items():
+        ours = own.get(without_peft_prefix(name).removeprefix(TOWER_KEYS))
+        if ours is None or ours.is_meta or ours.numel() != theirs.numel():  # also parts that ZeRO-3 has taken away
+            continue
+        like = min(ours.dtype, theirs.dtype, key=lambda dtype: dtype.itemsize)  # one may be a rounded copy of the other
+        if not torch.equal(ours.detach().cpu().to(like), theirs.to(like)):
+            logger.warning(
+                "%s holds weights of a vision tower that differ from those of %s (%s, for one). They are not used, "
+                "because config.json does not say that the tower was trained: if it was, set unfreeze_mm_vision_tower "
+                "to true there.",
+                base.path,
+                model.config.mm_vision_tower,
+                name,
+            )
+            return
 
 
 def trained_beside(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -266,58 +349,16 @@ def trained_beside(checkpoint: Checkpoint) -> dict[str, Tensor]:
     return {}
 
 
-def merge_lora(model: nn.Module, checkpoint: Checkpoint, adapter: dict[str, Tensor]) -> nn.Module:
-    """The model with LoRA weights added in. The tower's layers bear names that adapters target: it is left out, unless
-    the adapter holds weights for it."""
-    from peft import PeftConfig, PeftModel, get_peft_model_state_dict  # only LoRA needs it
-
-    config = PeftConfig.from_pretrained(checkpoint.path, **checkpoint.hub)
-    tower = model.get_vision_tower()
-    if tower is not None and tower.is_loaded and not any("vision_tower." in key for key in adapter):
-        config.exclude_modules = r".*\bvision_tower\b.*"
-    wrapped = PeftModel.from_pretrained(model, checkpoint.path, config=config, **checkpoint.hub)
-    expected = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
-    given = {key for key in adapter if without_peft_prefix(key) not in EMBEDDINGS}
-    refuse(given - expected, "not expected in", checkpoint.path)
-    refuse(expected - given, "missing from", checkpoint.path)
-    return wrapped.merge_and_unload()
-
-
-def without_peft_prefix(key: str) -> str:
-    """peft's `base_model.model.model.x` -> `model.x`; a tower's keys without the `vision_model.` of old."""
-    key = re.sub(r"^(?:base_model\.)?(?:model\.)?(?=(?:model|lm_head)\.)", "", key)
-    return key.replace(f"{TOWER_KEYS}vision_model.", TOWER_KEYS)
-
-
-def grow_vocabulary(model: nn.Module, tables: list[Tensor]) -> None:
-    """Make room for a vocabulary that training made larger."""
-    size = max(map(len, tables), default=0)
-    if size > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(size, mean_resizing=False)
-
-
-def copy_weights(model: nn.Module, tensors: dict[str, Tensor], path: str) -> None:
-    """Copy tensors into a model by name; a name that it lacks, or another shape, is an error."""
-    own = dict(model.named_parameters(remove_duplicate=False))
-    refuse(tensors.keys() - own.keys(), "not expected in", path)
-    for key, value in tensors.items():
-        if value.shape != own[key].shape:
-            raise ValueError(
-                f"{key} in {path} has shape {tuple(value.shape)}, but the model built from config.json has "
-                f"{tuple(own[key].shape)}: this base model and this checkpoint do not belong together."
-            )
-        if own[key].is_meta:
-            raise ValueError(f"{key} was offloaded to CPU or disk, and cannot be filled in: choose another device_map.")
-        own[key].data.copy_(value)
-
-
-def refuse(keys: set[str], fault: str, path: str) -> None:
-    if keys:
-        some = ", ".join(sorted(keys)[:6]) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")
-        raise ValueError(
-            f"{len(keys)} weights are {fault} {path}: {some}. Its config.json does not describe these weights: check "
-            f"that the download is complete, and mm_projector_type, mm_vision_tower and unfreeze_mm_vision_tower."
-        )
+def own_weights(model: nn.Module, checkpoint: Checkpoint, trained: dict[str, Tensor]) -> set[str]:
+    """Names of the projector's weights if the checkpoint must hold them, even where its base has a projector too."""
+    is_whole = checkpoint.kind == "projector" or (
+        checkpoint.kind == "lora"
+        and checkpoint.find(*NON_LORA)
+        and not getattr(model.config, "freeze_mm_mlp_adapter", False)
+    )
+    if is_whole or any(name.startswith(PROJECTOR_KEYS) for name in trained):
+        return {name for name, _ in model.named_parameters() if name.startswith(PROJECTOR_KEYS)}
+    return set()
 
 
 def add_image_tokens(model: nn.Module, tokenizer) -> None:

@@ -10,11 +10,12 @@ import logging
 import os
 import pickle
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CONFIG_MAPPING
@@ -24,6 +25,7 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 PROJECTOR = ("mm_projector.safetensors", "mm_projector.bin")
 ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 NON_LORA = ("non_lora_trainables.safetensors", "non_lora_trainables.bin")
+TOKENIZER = ("tokenizer.model", "tokenizer.json", "vocab.json")
 PROCESSOR = ("preprocessor_config.json", "processor_config.json")
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 TOWER_KEYS = "model.vision_tower.vision_tower."
@@ -46,6 +48,7 @@ HF_KEYS = {
     r"^(?:model\.)?multi_modal_projector\.linear_2\.": "model.mm_projector.2.",
     r"^image_newline$": "model.image_newline",
 }
+HF_SELECT = {"default": "patch", "full": "cls_patch"}  # vision_feature_select_strategy
 
 
 @dataclass(frozen=True)
@@ -95,17 +98,41 @@ class Checkpoint:
             return load_tensors(file)
         raise ValueError(f"{self.path!r} has none of {', '.join(names)}: {what_is_there(self.path)}")
 
+    def has_tokenizer(self) -> bool:
+        return self.find(*TOKENIZER) is not None
+
+    def weight_names(self) -> set[str]:
+        """Names of the weights in the model's own files, as written there; the weights are not read."""
+        file = self.find(*WEIGHTS)
+        if file is None:
+            return set()
+        if file.endswith(".json"):
+            return set(read_json(file).get("weight_map", {}))
+        return set(load_tensors(file, device="meta"))
+
+    def tensors_of_model(self, names: Collection[str]) -> dict[str, Tensor]:
+        """Load some weights of the model's own files, on the CPU, and no others.
+
+        Raises:
+            ValueError: a file is missing or cannot be read.
+        """
+        if not names:
+            return {}
+        files = dict.fromkeys(names, self.find(*WEIGHTS))
+        if (index := files[min(names)]).endswith(".json"):
+            places = read_json(index).get("weight_map", {})
+            files = {name: self.find(places[name]) for name in names if name in places}
+        found = {}
+        for file in sorted(set(files.values())):
+            found |= {name: value for name, value in load_tensors(file).items() if name in names}
+        return found
+
 
 def language_model(config: dict) -> str:
     """Which of ours a config asks for: "llava_llama", "llava_mistral" or "llava_qwen"."""
     for architecture in config.get("architectures") or []:
-        for family, ours in (
-            ("LlavaMistral", "llava_mistral"),
-            ("LlavaQwen", "llava_qwen"),
-            ("LlavaLlama", "llava_llama"),
-        ):
-            if architecture.startswith(family):
-                return ours
+        if family := re.fullmatch(r"\w*?(Llama|Mistral|Qwen2?)ForCausalLM", architecture):  # also of LLaVA's forks
+            return LANGUAGE_MODELS["qwen2" if family[1] == "Qwen" else family[1].lower()]
     kind = config.get("model_type")
     if kind is None:
         raise ValueError(f"config.json has no model_type; known are {', '.join(LANGUAGE_MODELS)}.")
@@ -129,11 +156,16 @@ def from_hf_config(checkpoint: Checkpoint) -> dict:
         raise ValueError(f"{checkpoint.path!r} is a Hugging Face {kind!r} model; llava and llava_next can be loaded.")
     config = CONFIG_MAPPING[kind].from_dict(checkpoint.config)  # fills in what published configs leave out
     text, vision = config.text_config.to_dict(), config.vision_config
-    if config.projector_hidden_act != "gelu" or not isinstance(config.vision_feature_layer, int):
-        raise ValueError(
-            f"{checkpoint.path!r} has projector_hidden_act={config.projector_hidden_act!r} and "
-            f"vision_feature_layer={config.vision_feature_layer!r}; only 'gelu' and a single layer can be loaded."
-        )
+    for name, is_known, possible in (
+        ("projector_hidden_act", config.projector_hidden_act == "gelu", "'gelu'"),
+        ("multimodal_projector_bias", config.multimodal_projector_bias is True, "true"),
+        ("vision_feature_layer", type(config.vision_feature_layer) is int, "a single layer"),
+        ("vision_feature_select_strategy", config.vision_feature_select_strategy in HF_SELECT, " or ".join(HF_SELECT)),
+    ):
+        if not is_known:
+            raise ValueError(
+                f"{checkpoint.path!r} has {name}={getattr(config, name)!r}; only {possible} can be loaded."
+            )
     is_next = kind == "llava_next"
     return {
         **text,
@@ -144,7 +176,7 @@ def from_hf_config(checkpoint: Checkpoint) -> dict:
         "mm_hidden_size": vision.hidden_size,
         "mm_projector_type": "mlp2x_gelu",
         "mm_vision_select_layer": config.vision_feature_layer,
-        "mm_vision_select_feature": "cls_patch" if config.vision_feature_select_strategy == "full" else "patch",
+        "mm_vision_select_feature": HF_SELECT[config.vision_feature_select_strategy],
         "mm_use_im_start_end": False,
         "mm_use_im_patch_token": False,
         "unfreeze_mm_vision_tower": True,
@@ -161,14 +193,19 @@ def first_given(*values):
     return next((value for value in values if value is not None), None)
 
 
-def resolve_tower(checkpoint: Checkpoint) -> dict:
-    """A config that says where the tower is: `mm_vision_tower` may be relative to the checkpoint's folder, and a tower
-    that was saved in it, with its config and its image processor, is there."""
+def resolve_tower(checkpoint: Checkpoint, base: Checkpoint) -> dict:
+    """Return a config that says where the tower is.
+
+    `mm_vision_tower` may be relative to the folder of the checkpoint, or to that of its base, from which config.json
+    may have been copied. A tower that was saved in one of them, with its config and its image processor, is there.
+    """
     config = dict(checkpoint.config)
     if tower := config.get("mm_vision_tower"):
-        config["mm_vision_tower"] = resolve_beside(checkpoint.path, tower)
+        places = [resolve_beside(place.path, tower) for place in (checkpoint, base)]
+        config["mm_vision_tower"] = next((place for place in places if place != tower), tower)
     if own := config.get("mm_vision_tower_config"):
-        config["mm_vision_tower_config"] = {**own, "name_or_path": processor_folder(checkpoint)}
+        folder = processor_folder(checkpoint) or processor_folder(base)
+        config["mm_vision_tower_config"] = {**own, "name_or_path": folder}
     return config
 
 
@@ -237,7 +274,11 @@ def load_tensors(file: str, device: str = "cpu") -> dict[str, Tensor]:
     """
     try:
         if file.endswith(".safetensors"):
-            return load_file(file, device="cpu" if device == "meta" else device)
+            if device == "meta":
+                with safe_open(file, "pt") as opened:
+                    shapes = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
+                return {name: torch.empty(shape, device=device) for name, shape in shapes.items()}
+            return load_file(file, device=device)
         tensors = torch.load(file, map_location=device, weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
         raise ValueError(

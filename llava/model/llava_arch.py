@@ -4,7 +4,6 @@ Shapes: B rows, T ids in a row, S slots in the longest spliced row, N tokens of 
 """
 
 import logging
-import re
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
@@ -14,7 +13,7 @@ from transformers import GenerationConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.model.anyres import VisionFeatures, get_anyres_image_grid_shape, pack
+from llava.model.anyres import VisionFeatures, get_anyres_image_grid_shape, is_anyres, most_tiles, pack
 from llava.model.engine import Engine, configure
 from llava.model.graphs import MODES, OFF
 from llava.model.loss import next_token_loss
@@ -39,7 +38,7 @@ class LlavaMetaModel:
         if owns_tower(config):
             self.vision_tower.build()
         self.mm_projector = build_vision_projector(config)
-        if "unpad" in merge_type(config):
+        if merge_type(config) == "spatial_unpad":
             self.image_newline = nn.Parameter(torch.randn(config.hidden_size) * config.hidden_size**-0.5)
 
     def get_vision_tower(self):
@@ -299,19 +298,17 @@ class LlavaMetaForCausalLM:
 
     def _pack(self, features, image_size) -> Tensor:
         config = self.config
-        aspect = getattr(config, "image_aspect_ratio", None) or "square"
         grid = None
-        if aspect.startswith("anyres") and image_size is not None and len(features.tokens) > 1:
+        if is_anyres(config) and image_size is not None and len(features.tokens) > 1:
             crop = self.get_vision_tower().config.image_size
             grid = get_anyres_image_grid_shape(image_size, config.image_grid_pinpoints, crop)
-        at_most = re.fullmatch(r"anyres_max_(\d+)", aspect)
         return pack(
             features,
             merge_type=merge_type(config),
             grid=grid,
             image_size=image_size,
             newline=getattr(self.get_model(), "image_newline", None),
-            max_tiles=int(at_most[1]) if at_most else None,
+            max_tiles=most_tiles(config),
         )
 
     def _splice(self, input_ids, attention_mask, features, labels=None, *, device, padding_side) -> Spliced:

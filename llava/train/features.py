@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from llava.eval.pictures import Picture, free_workers, lost_workers, read_pictures
 from llava.files import make_folder, write_json
-from llava.model.anyres import VisionFeatures, parse_pinpoints
+from llava.model.anyres import VisionFeatures, is_anyres, parse_pinpoints
 from llava.shard import current_shard
 
 logger = logging.getLogger(__name__)
@@ -77,8 +77,7 @@ def cache_key(model, image_processor) -> dict:
     The tower's weights are hashed as they are in memory, so all of them must be there (not partitioned by ZeRO-3).
     """
     tower, config = model.get_vision_tower(), model.config
-    aspect = getattr(config, "image_aspect_ratio", None)
-    is_anyres = (aspect or "").startswith("anyres")
+    side = tower.config.image_size
     shapeless = ("model_type", "image_size", "patch_size", "num_attention_heads", "hidden_act", "layer_norm_eps")
     key = {
         "format": FORMAT,
@@ -89,8 +88,8 @@ def cache_key(model, image_processor) -> dict:
         "channels": tower.hidden_size,
         "dtype": str(tower.dtype).removeprefix("torch."),
         "visionzip": tower.reducer and tower.reducer.config.to_dict(),
-        "image_aspect_ratio": aspect,
-        "image_grid_pinpoints": parse_pinpoints(config.image_grid_pinpoints) if is_anyres else None,
+        "image_aspect_ratio": getattr(config, "image_aspect_ratio", None),
+        "image_grid_pinpoints": parse_pinpoints(config.image_grid_pinpoints, side) if is_anyres(config) else None,
         "image_processor": {"class": type(image_processor).__name__, **image_processor.to_dict()},
     }
     return json.loads(json.dumps(key))  # tuples become lists and enums numbers, as in a key that was read

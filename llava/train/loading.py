@@ -12,22 +12,18 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from llava.model.builder import (
     NEVER_QUANTIZED,
+    PROJECTOR_KEYS,
     add_image_tokens,
-    copy_weights,
     load_weights,
     make_config,
-    read_tower,
-    refuse,
-    without_peft_prefix,
 )
 from llava.model.checkpoint import CONTENTS, Checkpoint, load_tensors
 from llava.model.multimodal_encoder.builder import build_vision_tower
+from llava.model.weights import copy_weights, refuse, without_peft_prefix
 from llava.tokenizer import load_tokenizer
 from llava.train.arguments import Run
 from llava.train.saving import load_adapter
 from llava.train.sharding import gathered
-
-PROJECTOR_KEYS = "model.mm_projector."
 
 
 def load(run: Run) -> tuple:
@@ -60,8 +56,6 @@ def load(run: Run) -> tuple:
     model, absent = load_weights(checkpoint, config, placement(run))
     is_new = checkpoint.kind == "text"  # a language model has no projector: it starts with random weights
     refuse({key for key in absent if not (is_new and key.startswith(PROJECTOR_KEYS))}, "missing from", path)
-    if not model.get_vision_tower().is_loaded:
-        read_tower(model)
     if file := run.model.pretrain_mm_mlp_adapter:
         load_projector(model, file)
     tokenizer = load_tokenizer(path, model_max_length=run.training.model_max_length, padding_side="right")

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from llava.model.builder import copy_weights, refuse
 from llava.model.checkpoint import ADAPTER, NON_LORA, PROJECTOR, WEIGHTS, find, load_tensors, read_json
+from llava.model.weights import copy_weights, refuse
 from llava.tokenizer import save_tokenizer
 from llava.train.sharding import collect, gathered
 

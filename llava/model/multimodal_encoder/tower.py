@@ -6,7 +6,8 @@ layer, from which a reducer computes its scores, is at hand without a hook.
 Shapes: B crops, S pixels a side, P patches, L tokens (1 + P with CLS), N tokens that leave the tower, C channels.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -57,10 +58,10 @@ class VisionTower(nn.Module):
         self.vision_tower, absent, _ = read_model(
             self.model_class, self.vision_tower_name, device_map=device_map, dtype=dtype or torch.float32
         )
-        if absent:
+        if needed := self.drop_unread(absent):
             raise ValueError(
-                f"mm_vision_tower={self.vision_tower_name!r} lacks {len(absent)} weights that its config.json asks "
-                f"for, {min(absent)} among them: the download is incomplete, or this is no vision tower."
+                f"mm_vision_tower={self.vision_tower_name!r} lacks {len(needed)} weights that its config.json asks "
+                f"for, {min(needed)} among them: the download is incomplete, or this is no vision tower."
             )
         self.vision_tower.requires_grad_(False)
         self.is_loaded = True
@@ -86,6 +87,32 @@ class VisionTower(nn.Module):
         """Forget the encoder, so that `load_model` reads it: the LLaVA checkpoint had no weights for it after all."""
         del self.vision_tower
         self.is_loaded = False
+
+    def drop_unread(self, absent: Collection[str]) -> set[str]:
+        """Drop the parts of the encoder that have no weights and that nothing reads.
+
+        LLaVA-NeXT deletes the layers behind the one that is read before it trains, so its checkpoints lack them. Left
+        in place, they would hold random weights, and be saved.
+
+        Args:
+            absent: names of weights, from the encoder on, that the files lack.
+
+        Returns:
+            Those of them that are needed.
+        """
+        for name in (name for name in absent if not self.is_read(name)):
+            part = name.split(".")[0]
+            if part == "encoder":
+                self.vision_tower.encoder.layers = self.layers[: self.depth]
+            elif hasattr(self.vision_tower, part):  # the norm and the head that follow the last layer
+                delattr(self.vision_tower, part)
+        return {name for name in absent if self.is_read(name)}
+
+    def is_read(self, name: str) -> bool:
+        """Tell whether a module or weight of the encoder, by its name, has a part in the tokens."""
+        if layer := re.match(r"encoder\.layers\.(\d+)", name):
+            return int(layer[1]) < self.depth
+        return name.split(".")[0] in ("embeddings", "pre_layrnorm", "encoder")
 
     def forward(self, images: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
         """Tokens of each crop: (B, 3, S, S) -> (B, N, C); a list of (3, S, S) or (crops, 3, S, S) -> a list."""

@@ -7,6 +7,7 @@ from llava.model.anyres import (
     VisionFeatures,
     get_anyres_image_grid_shape,
     pack,
+    parse_pinpoints,
     select_best_resolution,
     unpad_slices,
 )
@@ -57,7 +58,7 @@ def test_a_large_grid_is_scaled_down():
 
 def test_errors():
     features = VisionFeatures(torch.rand(3, 4, 2), None, side=2)
-    with pytest.raises(ValueError, match="choose flat, spatial or spatial_unpad"):
+    with pytest.raises(ValueError, match="choose one of flat, spatial, spatial_unpad"):
         pack(features, merge_type="snake")
     with pytest.raises(ValueError, match=r"3 crops.*pass image_sizes"):
         pack(features, merge_type="spatial")
@@ -98,3 +99,21 @@ def test_grids_and_token_counts_equal_the_goldens(golden):
 def test_ties_go_to_the_first_resolution():
     assert select_best_resolution((336, 336), PINPOINTS) == (336, 672)
     assert select_best_resolution((336, 336), PINPOINTS[1:]) == (672, 336)
+
+
+def test_a_range_of_grids_is_every_number_of_columns_and_rows_between():
+    assert parse_pinpoints("(1x1),...,(2x3)", 14) == [(14, 14), (14, 28), (14, 42), (28, 14), (28, 28), (28, 42)]
+    assert len(parse_pinpoints(" (1x1) , ... , (6x6) ", 384)) == 36
+    assert get_anyres_image_grid_shape((100, 200), "(1x1),...,(3x3)", 56) == (2, 3)
+    assert parse_pinpoints("[(14, 28), [28, 14]]") == parse_pinpoints([[14, 28], (28, 14)]) == [(14, 28), (28, 14)]
+
+
+@pytest.mark.parametrize(
+    "pinpoints",
+    ["(1x1),(2x2)", "(0x1),...,(2x2)", "(3x3),...,(2x2)", "(1x1),...,(9999x9999)", "grids", "", [], None, 5, [[1, 2, 3]],
+     [["336", "672"]], [[336, 0]], [[336, -336]], [[1.5, 2]], "[" * 100_000, "__import__('os')"],
+    ids=lambda value: str(value)[:24],
+)  # fmt: skip
+def test_what_is_no_list_of_resolutions_is_refused_by_name(pinpoints):
+    with pytest.raises(ValueError, match="image_grid_pinpoints="):
+        parse_pinpoints(pinpoints, 14)

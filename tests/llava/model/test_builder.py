@@ -20,7 +20,7 @@ from transformers import (
     SiglipModel,
 )
 
-from llava.model.builder import load_pretrained_model
+from llava.model.builder import load_pretrained_model, read_config
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
 from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
@@ -483,8 +483,8 @@ def test_lora_files_that_do_not_fit(checkpoint, tmp_path):
         load(folder)
     save_safetensors(tensors, weights)
     (folder / "config.json").unlink()
-    with pytest.raises(ValueError, match=r"adapter files but no config.json"):
-        load(folder)
+    with pytest.raises(ValueError, match=r"adapter files but no config.json.*neither says which tower"):
+        load(folder, text_part(whole, tmp_path / "base"))
 
 
 def test_lora_whose_base_is_elsewhere(checkpoint, tmp_path):
@@ -629,10 +629,157 @@ def test_half_an_own_tower_is_an_error(checkpoint):
 
 
 @pytest.mark.parametrize("keys", [OLD_TOWER, NEW_TOWER])
-def test_tower_weights_of_a_1_5_checkpoint_are_ignored(checkpoint, outputs, same, keys):
-    folder, model = checkpoint()
+@pytest.mark.parametrize("changes", [{"unfreeze_mm_vision_tower": False}, {}], ids=["not trained", "half a tower"])
+def test_tower_weights_that_are_not_used_are_told(checkpoint, outputs, same, caplog, keys, changes):
+    """As LLaVA does where the config says that the tower was not trained."""
+    folder, model = checkpoint(**changes)
     own = {f"{keys}embeddings.class_embedding": torch.ones(32), f"{keys}encoder.layers.0.mlp.fc1.bias": torch.ones(64)}
     change_weights(folder, lambda tensors: tensors | own)
+    same(outputs(load_model(folder)), outputs(model))
+    assert "weights of a vision tower that differ" in caplog.text
+
+
+def tuned(checkpoint, family="llama", kind="clip", **said):
+    """A checkpoint with a tower of its own, in which config.json says of the tower what `said` says; and its model."""
+    folder, model = checkpoint(family, kind, unfreeze_mm_vision_tower=True)
+    change_config(folder, drop=("mm_vision_tower_config", "unfreeze_mm_vision_tower"), **said)
+    return folder, model
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "said"),
+    [
+        ("llama", "clip", {"mm_tunable_parts": "mm_vision_tower,mm_mlp_adapter,mm_language_model"}),
+        ("qwen", "siglip", {"mm_tunable_parts": "mm_mlp_adapter, mm_vision_tower", "unfreeze_mm_vision_tower": False}),
+        ("llama", "siglip", {}),
+        ("mistral", "clip", {"tune_vision_tower": True}),
+    ],
+    ids=["LLaVA-NeXT", "LLaVA-NeXT, both fields", "no word", "a fork's word"],
+)
+def test_a_trained_tower_is_used_whoever_says_so(checkpoint, outputs, same, tmp_path, caplog, family, kind, said):
+    folder, model = tuned(checkpoint, family, kind, **said)
+    loaded = load_model(folder)
+    same(outputs(loaded), outputs(model))
+    loaded.save_pretrained(tmp_path / "again")
+    for file in ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(folder / file, tmp_path / "again")
+    same(outputs(load_model(tmp_path / "again")), outputs(model))
+    assert not caplog.records
+
+
+def test_a_tower_that_is_a_rounded_copy_of_the_original_needs_no_word(checkpoint, tower_of, caplog):
+    """LLaVA-1.5 saves the frozen tower too, in half precision."""
+    folder, _ = checkpoint()
+    original = load_file(Path(tower_of("clip")) / WEIGHTS)
+    change_weights(folder, lambda tensors: tensors | {f"{OLD_TOWER}{k}": v.half() for k, v in original.items()})
+    change_config(folder, unfreeze_mm_vision_tower=False)
+    load(folder)
+    assert not caplog.records
+
+
+def behind(name, layer):
+    return f"encoder.layers.{layer}." in name or "post_layernorm" in name or ".head." in name
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+@pytest.mark.parametrize("place", ["checkpoint", "tower folder"])
+def test_weights_that_nobody_reads_may_be_absent(checkpoint, outputs, same, tmp_path, tower_of, kind, place):
+    """LLaVA-NeXT deletes SigLIP's last layer and head before training."""
+    tower = Path(shutil.copytree(tower_of(kind), tmp_path / "tower"))
+    folder, model = tuned(checkpoint, kind=kind) if place == "checkpoint" else checkpoint(tower=kind)
+    change_config(folder, mm_vision_tower=str(tower), unfreeze_mm_vision_tower=place == "checkpoint")
+    holder = folder if place == "checkpoint" else tower
+    change_weights(holder, lambda tensors: {k: v for k, v in tensors.items() if not behind(k, 2)})
+    loaded = load_model(folder)
+    same(outputs(loaded), outputs(model))
+    names = loaded.get_vision_tower().vision_tower.state_dict()
+    assert not any(behind(name, 2) for name in names)  # random weights would be saved with it
+    change_weights(holder, lambda tensors: {k: v for k, v in tensors.items() if not behind(k, 1)})
+    with pytest.raises(ValueError, match=r"encoder\.layers\.1"):
+        load(folder)
+
+
+# Fields of config.json
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_aspect_ratio": "highres"}, "image_aspect_ratio='highres'.*square, pad, anyres"),
+        ({"image_aspect_ratio": "anyres_max_0"}, "image_aspect_ratio='anyres_max_0'"),
+        ({"image_aspect_ratio": 3}, "image_aspect_ratio=3"),
+        ({"mm_patch_merge_type": "spatial_unpad_maxpool2x2"}, "mm_patch_merge_type='spatial_unpad_maxpool2x2'"),
+        ({"mm_projector_type": "mlp2x_res2x_gelu"}, "mm_projector_type='mlp2x_res2x_gelu'.*linear"),
+        ({"mm_projector_type": "pooler"}, "mm_projector_type='pooler'"),
+        ({"mm_projector_type": "mlp0x_gelu"}, "mm_projector_type='mlp0x_gelu'"),
+        ({"mm_projector_type": "identity"}, "mm_projector_type='identity'.*32 channels.*takes 48"),
+        ({"mm_vision_select_layer": [-2, -5]}, r"mm_vision_select_layer=\[-2, -5\].*whole number"),
+        ({"mm_vision_select_layer": "-2"}, "mm_vision_select_layer='-2'"),
+        ({"mm_vision_select_feature": "slicefour_patch"}, "mm_vision_select_feature='slicefour_patch'"),
+        ({"mm_hidden_size": 96}, "mm_hidden_size=96.*gives 32 channels"),
+        ({"mm_hidden_size": None}, "mm_hidden_size=None.*gives 32 channels"),
+        ({"s2": True, "s2_scales": "56,112"}, "s2=True"),
+        ({"mm_resampler_type": "qformer"}, "mm_resampler_type='qformer'"),
+        ({"mm_vision_tower_aux": "convnext"}, "mm_vision_tower_aux='convnext'"),
+        ({"mm_video_tower": "video"}, "mm_video_tower='video'"),
+        ({"image_grid": 2}, "image_grid=2"),
+        ({"use_mm_proj": False}, "use_mm_proj=False"),
+        ({"tokenizer_padding_side": "middle"}, "tokenizer_padding_side='middle'.*left"),
+        ({"unfreeze_mm_vision_tower": "yes"}, "unfreeze_mm_vision_tower='yes'"),
+        ({"image_aspect_ratio": "anyres"}, "image_grid_pinpoints=None"),
+        ({"image_aspect_ratio": "anyres", "image_grid_pinpoints": "(1x1)"}, r"image_grid_pinpoints='\(1x1\)'"),
+        ({"image_aspect_ratio": "anyres", "image_grid_pinpoints": [[56, 100]]}, r"\(56, 100\).*crops of 56x56"),
+        ({"image_aspect_ratio": "anyres", "image_grid_pinpoints": [[56, 112, 3]]}, "image_grid_pinpoints="),
+    ],
+    ids=str,
+)
+def test_a_field_that_is_not_computed_here_is_refused_by_name(checkpoint, changes, message):
+    folder, _ = checkpoint()
+    change_config(folder, **changes)
+    with pytest.raises(ValueError, match=message):
+        load(folder)
+    with pytest.raises(ValueError, match=message):
+        read_config(str(folder))
+
+
+def test_fields_that_sound_decisive_are_named_and_records_of_training_are_not(checkpoint, caplog):
+    folder, _ = checkpoint()
+    change_config(
+        folder, mm_projector_lr=2e-5, mm_spatial_pool_stride=2, tune_vit_from_layer=12, mm_resampler_type=None
+    )
+    load(folder)
+    assert not caplog.records
+    change_config(folder, mm_dense_connector_type="sti", second_tower="dino")
+    load(folder)
+    assert "mm_dense_connector_type='sti', second_tower='dino'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "changes", [{"image_aspect_ratio": "pad"}, {"mm_spatial_pool_stride": 2}, {"use_cache": False}]
+)
+def test_fields_of_the_config_can_be_overwritten(checkpoint, changes):
+    folder, _ = checkpoint(image_aspect_ratio="square")
+    config = load_model(folder, overwrite_config=changes).config
+    assert {name: getattr(config, name) for name in changes} == changes
+
+
+def test_what_is_overwritten_is_checked_too(checkpoint):
+    folder, _ = checkpoint()
+    with pytest.raises(ValueError, match="mm_projector_type='bag'"):
+        load(folder, overwrite_config={"mm_projector_type": "bag"})
+    with pytest.raises(ValueError, match="overwrite_config='pad'"):
+        load(folder, overwrite_config="pad")
+    with pytest.raises(ValueError, match=r"customized_config is not taken.*overwrite_config"):
+        load(folder, customized_config={"image_aspect_ratio": "pad"})
+
+
+@pytest.mark.parametrize(
+    ("model_type", "architecture", "family"),
+    [("share4v", "Share4VLlamaForCausalLM", "llama"), ("llava_med", "LlavaMedMistralForCausalLM", "mistral")],
+)
+def test_a_fork_of_llava_under_its_own_name(checkpoint, outputs, same, model_type, architecture, family):
+    folder, model = checkpoint(family)
+    change_config(folder, model_type=model_type, architectures=[architecture])
     same(outputs(load_model(folder)), outputs(model))
 
 

@@ -1,0 +1,226 @@
+"""LoRA adapters, whoever trained them, merged into our classes.
+
+An adapter speaks of modules by the names that they had in its training: LLaVA's, those of old transformers, or those of
+transformers' own LLaVA classes. Its weights are renamed to ours, and peft merges them, told module by module where they
+go. Patterns of names in adapter_config.json serve to find out what a damaged file lacks.
+
+Source of the arithmetic: peft (LoRA arXiv 2106.09685, rank-stabilised 2312.03732, DoRA 2402.09353).
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+
+from torch import Tensor, nn
+
+from llava.model.checkpoint import ADAPTER, HF_KEYS, TOWER_KEYS, Checkpoint, read_json
+from llava.model.weights import copy_weights, fit_vocabulary, refuse, untie, without_peft_prefix
+
+# adapter_config.json: fields that are heeded, here or by peft, and those that only record how training went.
+HEEDED = {
+    "peft_type", "r", "target_modules", "exclude_modules", "lora_alpha", "fan_in_fan_out", "bias", "use_rslora",
+    "modules_to_save", "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
+    "trainable_token_indices", "use_dora", "lora_bias",
+}  # fmt: skip
+RECORDS = {
+    "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "inference_mode",
+    "loftq_config", "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core", "peft_version",
+    "qalora_group_size", "revision", "runtime_config", "task_type",
+}  # fmt: skip
+OF_ADAPTER = re.compile(r"\.(lora_\w+|token_adapter)(\..+)?$")  # what follows a module's name in an adapter's keys
+
+
+def merge_adapter(
+    model: nn.Module, checkpoint: Checkpoint, base: Checkpoint, *, least: int
+) -> tuple[nn.Module, set[str]]:
+    """Add the weights of an adapter to its base model, and take over those that it holds in full.
+
+    Args:
+        model: the base model, in our class, with its vision tower.
+        checkpoint: a folder or hub id with adapter_config.json and adapter weights.
+        base: where the base model came from: whether its names are Hugging Face's.
+        least: how many tokens the tokenizer has: embeddings of fewer rows do not belong to it.
+
+    Returns:
+        The model, merged: equal to what peft's `merge_and_unload` makes of the two; and the names of the weights that
+        the adapter held in full.
+
+    Raises:
+        ValueError: another kind of adapter, a field that is not known, or weights that are missing or not expected.
+    """
+    from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict  # only LoRA needs it
+
+    config = read_adapter_config(checkpoint)
+    in_file, tensors = {}, {}
+    for key, value in checkpoint.tensors(ADAPTER).items():
+        if not is_unread(model, name := rename(key, base)):
+            in_file[name], tensors[name] = key, value
+    whole = {name: value for name, value in tensors.items() if not OF_ADAPTER.search(name)}
+    fit_vocabulary(model, whole, least=least)
+    untie(model, whole)
+    check_names(model, config, base, tensors, checkpoint.path)
+    copy_weights(model, whole, checkpoint.path)
+
+    low_rank = {f"base_model.model.{name}": value for name, value in tensors.items() if name not in whole}
+    if low_rank:
+        wrapped = PeftModel(model, for_our_names(config, base, tensors, in_file))
+        expected = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+        refuse(low_rank.keys() - expected, "not expected in", checkpoint.path)
+        refuse(expected - low_rank.keys(), "missing from", checkpoint.path)
+        set_peft_model_state_dict(wrapped, low_rank)
+        model = wrapped.merge_and_unload()
+    if any(name.startswith(TOWER_KEYS) for name in tensors):
+        model.config.unfreeze_mm_vision_tower = True  # it is no longer mm_vision_tower's: to be saved with the model
+    return model, set(whole)
+
+
+def read_adapter_config(checkpoint: Checkpoint):
+    """Read adapter_config.json as peft's `LoraConfig`.
+
+    Raises:
+        ValueError: an adapter other than LoRA, or a field that would change the merge and is not known.
+    """
+    from peft import LoraConfig
+
+    file = checkpoint.find("adapter_config.json")
+    values = read_json(file)
+    if values.get("peft_type") != "LORA":
+        raise ValueError(f"{file} has peft_type={values.get('peft_type')!r}; LORA can be loaded.")
+    neutral = LoraConfig().to_dict()
+    strange = {
+        name: value
+        for name, value in values.items()
+        if name not in HEEDED | RECORDS and value and value != neutral.get(name)
+    }
+    if strange:
+        raise ValueError(
+            f"{file} has {', '.join(f'{name}={value!r}' for name, value in sorted(strange.items()))}, which cannot be "
+            f"merged here. Merge the adapter where it was trained (peft's merge_and_unload), and load the result."
+        )
+    known = {field.name for field in fields(LoraConfig) if field.init}
+    try:
+        return LoraConfig(**{name: value for name, value in values.items() if name in known})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file} describes no LoRA adapter: {error}") from error
+
+
+def rename(key: str, base: Checkpoint) -> str:
+    """Translate an adapter's key into the name that our class has for it."""
+    key = key.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+    if base.kind == "hf":
+        for pattern, ours in HF_KEYS.items():
+            key = re.sub(pattern, ours, key)
+    return without_peft_prefix(key)
+
+
+def for_our_names(config, base: Checkpoint, tensors: dict[str, Tensor], in_file: dict[str, str]):
+    """Return the adapter's config with every module by our full name, its own rank and its own scale.
+
+    What is held in full (`modules_to_save`, biases) is left out: it is copied.
+    """
+    from peft.utils.other import get_pattern_key
+
+    ranks, alphas = {}, {}
+    for name, value in tensors.items():
+        if match := re.search(r"\.lora_(?:embedding_)?A(?:\.weight)?$", name):
+            module = name[: match.start()]
+            trained_as = OF_ADAPTER.sub("", in_file[name]).removeprefix("base_model.model.")
+            ranks[module] = len(value)
+            pattern = get_pattern_key(config.alpha_pattern.keys(), trained_as)
+            alphas[module] = config.alpha_pattern.get(pattern, config.lora_alpha)
+    tokens = config.trainable_token_indices
+    if isinstance(tokens, dict):
+        tokens = {rename(f"{name}.", base).removesuffix("."): rows for name, rows in tokens.items()}
+    changes = {
+        "target_modules": sorted(ranks),
+        "exclude_modules": None,
+        "layers_to_transform": None,
+        "layers_pattern": None,
+        "rank_pattern": {re.escape(module): rank for module, rank in ranks.items()},
+        "alpha_pattern": {re.escape(module): alpha for module, alpha in alphas.items()},
+        "modules_to_save": None,
+        "bias": "none",
+        "trainable_token_indices": tokens,
+    }
+    for name, value in changes.items():
+        setattr(config, name, value)
+    return config
+
+
+def check_names(model: nn.Module, config, base: Checkpoint, tensors: dict[str, Tensor], path: str) -> None:
+    """Refuse an adapter with weights for no module of the model, or without those of one that it names.
+
+    LLaVA puts the tower in after the adapter, so its modules bear names that the adapter's patterns match without being
+    meant: of a LLaVA, only those parts count of which there are weights at all.
+    """
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    given, parts = {OF_ADAPTER.sub("", name) for name in tensors}, {part_of(name) for name in tensors}
+    saved = tuple(f".{name}" for name in config.modules_to_save or ())
+    modules = dict(model.named_modules())
+    strange = {key for key in tensors if OF_ADAPTER.search(key) and OF_ADAPTER.sub("", key) not in modules}
+    refuse({f"base_model.model.{key}" for key in strange}, "not expected in", path)
+    missing = {other for key in tensors if (other := other_half(key)) and other not in tensors}
+    for name, module in modules.items():
+        if not name or (base.kind != "hf" and part_of(name) not in parts) or is_unread(model, name):
+            continue
+        spellings = list(spelled(name, base))
+        is_target = isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d) and (
+            is_linear_target(module, name)
+            if config.target_modules == "all-linear"
+            else any(check_target_module_exists(config, spelling) for spelling in spellings)
+        )
+        if is_target and name not in given:
+            missing.add(f"{spellings[0]}.lora_A.weight")
+        if any(f".{spelling}".endswith(saved) for spelling in spellings):
+            missing |= {key for part, _ in module.named_parameters() if (key := f"{name}.{part}") not in tensors}
+        has_bias = getattr(module, "bias", None) is not None
+        if has_bias and (config.bias == "all" or (config.bias == "lora_only" and is_target)):
+            missing |= {f"{name}.bias"} - tensors.keys()
+    refuse({f"base_model.model.{name}" for name in missing}, "missing from", path)
+
+
+def other_half(name: str) -> str | None:
+    """Name the other one of the two matrices of a module's LoRA; None for what is neither."""
+    half = re.search(r"\.lora_(?:embedding_)?([AB])(?=$|\.weight$)", name)
+    return half and f"{name[: half.start(1)]}{'BA'['AB'.index(half[1])]}{name[half.end(1) :]}"
+
+
+def part_of(name: str) -> str:
+    """Tell to which part of LLaVA a module or weight belongs."""
+    for part in ("model.vision_tower", "model.mm_projector", "model.embed_tokens", "lm_head"):
+        if name.startswith(part):
+            return part
+    return "the language model"
+
+
+def is_unread(model: nn.Module, name: str) -> bool:
+    """Tell whether a module is one of the tower's behind the layer that is read."""
+    return name.startswith(TOWER_KEYS) and not model.get_vision_tower().is_read(name.removeprefix(TOWER_KEYS))
+
+
+def is_linear_target(module: nn.Module, name: str) -> bool:
+    return isinstance(module, nn.Linear) and name != "lm_head"
+
+
+def spelled(name: str, base: Checkpoint) -> Iterator[str]:
+    """Ways in which the trainers of adapters may have spelled the name of a module of ours, the newest first."""
+    inner = name.removeprefix(TOWER_KEYS)
+    if base.kind != "hf":
+        yield name
+        if inner != name:
+            yield f"{TOWER_KEYS}vision_model.{inner}"
+    elif inner != name:
+        for prefix in ("model.vision_tower.", "vision_tower."):
+            yield prefix + inner
+            yield f"{prefix}vision_model.{inner}"
+    elif match := re.fullmatch(r"model\.mm_projector\.([02])", name):
+        linear = f"multi_modal_projector.linear_{1 + int(match[1]) // 2}"
+        yield from (f"model.{linear}", linear)
+    elif name == "model.mm_projector":
+        yield from ("model.multi_modal_projector", "multi_modal_projector")
+    elif name.startswith("lm_head"):
+        yield from (name, f"language_model.{name}")
+    else:
+        inner = name.removeprefix("model.")
+        yield from (f"model.language_model.{inner}", f"language_model.model.{inner}")

@@ -1,0 +1,129 @@
+"""The fields of a LLaVA config.json that change what the model computes: known by value, or refused by name.
+
+Forks of LLaVA write fields of their own into config.json. One that is overlooked loads without a word and answers
+wrongly, so every field that a tower, a projector or the packing of tokens would need is looked at while loading.
+"""
+
+import logging
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from llava.model.anyres import KNOWN_ASPECTS, MERGE_TYPES, POSSIBLE_ASPECTS, is_anyres, parse_pinpoints
+from llava.model.multimodal_projector.builder import KNOWN_PROJECTORS, POSSIBLE_PROJECTORS
+
+logger = logging.getLogger(__name__)
+
+
+class Field(NamedTuple):
+    """One field: which of its values are computed here. None always means the default."""
+
+    is_known: Callable[[Any], bool]
+    possible: str  # what an error offers
+
+
+def one_of(*values) -> Field:
+    known = [value for value in values if value is not None]
+    return Field(lambda value: any(type(value) is type(k) and value == k for k in known), ", ".join(map(repr, known)))
+
+
+def matching(pattern: re.Pattern, possible: str) -> Field:
+    return Field(lambda value: isinstance(value, str) and pattern.fullmatch(value) is not None, possible)
+
+
+def absent(what: str) -> Field:
+    """A field of `what`, which is not computed here."""
+    return Field(lambda value: not value, f"leave it out: {what} cannot be loaded here")
+
+
+WHOLE = Field(lambda value: type(value) is int, "a whole number")
+POSITIVE = Field(lambda value: type(value) is int and value > 0, "a whole number, at least 1")
+SWITCH = one_of(True, False)
+
+DECISIVE = {
+    "image_aspect_ratio": matching(KNOWN_ASPECTS, POSSIBLE_ASPECTS),
+    "mm_patch_merge_type": one_of(*MERGE_TYPES),
+    "mm_projector_type": matching(KNOWN_PROJECTORS, POSSIBLE_PROJECTORS),
+    "mm_vision_select_layer": WHOLE,
+    "mm_vision_select_feature": one_of("patch", "cls_patch"),
+    "mm_hidden_size": POSITIVE,
+    "mm_use_im_start_end": SWITCH,
+    "mm_use_im_patch_token": SWITCH,
+    "tokenizer_padding_side": one_of("left", "right"),
+    "tokenizer_model_max_length": POSITIVE,
+    "max_sequence_length": POSITIVE,
+    "unfreeze_mm_vision_tower": SWITCH,
+    "use_mm_proj": one_of(True),
+    # Of other systems.
+    "s2": absent("S² (an image at several scales)"),
+    "mm_resampler_type": absent("a resampler between tower and projector"),
+    "mm_vision_tower_aux": absent("a second tower (Mini-Gemini)"),
+    "image_grid": Field(lambda value: value == 1, "1: Mini-Gemini's grids of crops cannot be loaded here"),
+    "image_global": absent("Mini-Gemini's global crop"),
+    "mm_image_tower": absent("a tower for images beside mm_vision_tower (Video-LLaVA)"),
+    "mm_video_tower": absent("a tower for videos"),
+    "mm_audio_tower": absent("a tower for sound"),
+    "mm_speech_encoder": absent("an encoder of speech"),
+    "mm_im_mask": absent("masking of image tokens"),
+}
+
+# What training wrote down, and what matters to videos alone, which are refused wherever they are given.
+IDLE = re.compile(
+    r"(tune|freeze|unfreeze)_\w+|mm_tunable_parts|pretrain_mm_\w+|mm_\w+_lr|mm_perceiver_\w+|mm_qformer_\w+"
+    r"|mm_spatial_pool_\w+|mm_pooling_position|mm_newline_position|mm_mask_drop_\w+|mm_vision_tower(_config)?"
+    r"|mm_resampler_\w+|mm_vision_resampler"
+)
+CLOSE = re.compile(r"mm_\w+|\w+_(tower|projector|resampler)\w*")  # a name that sounds decisive
+
+
+def check_fields(config) -> None:
+    """Refuse a LLaVA config that asks for something that is not computed here.
+
+    Fields whose names sound decisive, but are not known, are named in a warning.
+
+    Args:
+        config: a LLaVA config, with `mm_vision_tower`.
+
+    Raises:
+        ValueError: a field has a value that is not known, or belongs to another system; it and the choices are named.
+    """
+    for name, field in DECISIVE.items():
+        value = getattr(config, name, None)
+        if value is not None and not field.is_known(value):
+            raise ValueError(f"config.json has {name}={value!r}; possible is: {field.possible}.")
+    strange = [name for name in vars(config) if CLOSE.fullmatch(name) and name not in DECISIVE]
+    if strange := [name for name in strange if not IDLE.fullmatch(name) and getattr(config, name) not in (None, False)]:
+        logger.warning(
+            "config.json has fields that are not known here, and not used: %s. If they change what the model computes, "
+            "its answers will differ.",
+            ", ".join(f"{name}={getattr(config, name)!r}" for name in sorted(strange)),
+        )
+
+
+def check_tower(config, tower) -> None:
+    """Refuse a config that does not fit its vision tower.
+
+    Raises:
+        ValueError: `mm_hidden_size` is not the tower's, or the resolutions of anyres cannot be cut into its crops.
+    """
+    channels = getattr(config, "mm_hidden_size", None)
+    if channels != tower.hidden_size:
+        raise ValueError(
+            f"config.json has mm_hidden_size={channels!r}, but the vision tower {config.mm_vision_tower!r} gives "
+            f"{tower.hidden_size} channels: this config.json needs another tower, or features that are joined in a way "
+            f"that is not known here."
+        )
+    if getattr(config, "mm_projector_type", None) == "identity" and channels != config.hidden_size:
+        raise ValueError(
+            f"config.json has mm_projector_type='identity', but the vision tower gives {channels} channels and the "
+            f"language model takes {config.hidden_size}."
+        )
+    if not is_anyres(config):
+        return
+    side = tower.config.image_size
+    resolutions = parse_pinpoints(getattr(config, "image_grid_pinpoints", None), side)
+    if uneven := [size for size in resolutions if size[0] % side or size[1] % side]:
+        raise ValueError(
+            f"image_grid_pinpoints holds {uneven[0]}, which cannot be cut into crops of {side}x{side} pixels, the size "
+            f"that the vision tower takes."
+        )
