@@ -53,7 +53,7 @@ def merge_adapter(
     config = read_adapter_config(checkpoint)
     in_file, tensors = {}, {}
     for key, value in checkpoint.tensors(ADAPTER).items():
-        if not is_unread(model, name := rename(key, base)):
+        if ".original_module." not in key and not is_unread(model, name := rename(key, base)):
             in_file[name], tensors[name] = key, value
     whole = {name: value for name, value in tensors.items() if not OF_ADAPTER.search(name)}
     fit_vocabulary(model, whole, least=least)
@@ -68,7 +68,10 @@ def merge_adapter(
         refuse(low_rank.keys() - expected, "not expected in", checkpoint.path)
         refuse(expected - low_rank.keys(), "missing from", checkpoint.path)
         set_peft_model_state_dict(wrapped, low_rank)
-        model = wrapped.merge_and_unload()
+        try:
+            model = wrapped.merge_and_unload()
+        except RuntimeError as error:
+            raise ValueError(f"The adapter in {checkpoint.path} cannot be merged: {error}") from error
     if any(name.startswith(TOWER_KEYS) for name in tensors):
         model.config.unfreeze_mm_vision_tower = True  # it is no longer mm_vision_tower's: to be saved with the model
     return model, set(whole)
@@ -97,6 +100,9 @@ def read_adapter_config(checkpoint: Checkpoint):
             f"{file} has {', '.join(f'{name}={value!r}' for name, value in sorted(strange.items()))}, which cannot be "
             f"merged here. Merge the adapter where it was trained (peft's merge_and_unload), and load the result."
         )
+    for name in ("r", "lora_alpha"):
+        if type(values.get(name, 8)) not in (int, float):
+            raise ValueError(f"{file} has {name}={values[name]!r}; expected a number.")
     known = {field.name for field in fields(LoraConfig) if field.init}
     try:
         return LoraConfig(**{name: value for name, value in values.items() if name in known})
@@ -150,19 +156,20 @@ def for_our_names(config, base: Checkpoint, tensors: dict[str, Tensor], in_file:
 def check_names(model: nn.Module, config, base: Checkpoint, tensors: dict[str, Tensor], path: str) -> None:
     """Refuse an adapter with weights for no module of the model, or without those of one that it names.
 
-    LLaVA puts the tower in after the adapter, so its modules bear names that the adapter's patterns match without being
-    meant: of a LLaVA, only those parts count of which there are weights at all.
+    LLaVA puts the tower in after the adapter, so its layers bear names that the adapter's patterns match without being
+    meant: they count only if there are weights of any of them.
     """
     from peft.tuners.tuners_utils import check_target_module_exists
 
-    given, parts = {OF_ADAPTER.sub("", name) for name in tensors}, {part_of(name) for name in tensors}
+    given = {OF_ADAPTER.sub("", name) for name in tensors}
+    knew_tower = base.kind == "hf" or any(name.startswith(TOWER_KEYS) for name in given)
     saved = tuple(f".{name}" for name in config.modules_to_save or ())
     modules = dict(model.named_modules())
     strange = {key for key in tensors if OF_ADAPTER.search(key) and OF_ADAPTER.sub("", key) not in modules}
     refuse({f"base_model.model.{key}" for key in strange}, "not expected in", path)
     missing = {other for key in tensors if (other := other_half(key)) and other not in tensors}
     for name, module in modules.items():
-        if not name or (base.kind != "hf" and part_of(name) not in parts) or is_unread(model, name):
+        if not name or is_unread(model, name) or (name.startswith(TOWER_KEYS) and not knew_tower):
             continue
         spellings = list(spelled(name, base))
         is_target = isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d) and (
@@ -184,14 +191,6 @@ def other_half(name: str) -> str | None:
     """Name the other one of the two matrices of a module's LoRA; None for what is neither."""
     half = re.search(r"\.lora_(?:embedding_)?([AB])(?=$|\.weight$)", name)
     return half and f"{name[: half.start(1)]}{'BA'['AB'.index(half[1])]}{name[half.end(1) :]}"
-
-
-def part_of(name: str) -> str:
-    """Tell to which part of LLaVA a module or weight belongs."""
-    for part in ("model.vision_tower", "model.mm_projector", "model.embed_tokens", "lm_head"):
-        if name.startswith(part):
-            return part
-    return "the language model"
 
 
 def is_unread(model: nn.Module, name: str) -> bool:

@@ -18,6 +18,9 @@ SIZES = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+HF_IMAGE_ID, HF_VOCABULARY = 1001, 1010  # as published: more rows than the tokenizer has tokens
+HF_PINPOINTS = [[56, 168], [112, 56], [112, 112]]  # (height, width), as transformers reads them
+TEXT_CONFIGS = {"llama": "LlamaConfig", "mistral": "MistralConfig", "qwen2": "Qwen2Config"}
 
 
 @pytest.fixture(scope="session")
@@ -74,6 +77,45 @@ def checkpoint(tower_of, add_tokenizer, tmp_path):
         folder = tmp_path / name
         model.save_pretrained(folder)
         return add_tokenizer(folder), model.eval()
+
+    return make
+
+
+@pytest.fixture
+def hf_folder(tmp_path, add_tokenizer, sizes, shaken):
+    """Make a Hugging Face model and its folder, saved by today's transformers."""
+
+    def make(family="llama", tower="clip", anyres=False, text=None, **options):
+        import torch
+        import transformers as hf
+
+        vision = {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "image_size": 56,
+            "patch_size": 14,
+        }
+        if tower == "clip":
+            vision = hf.CLIPVisionConfig(**vision)
+            processor = hf.CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size=56)
+        else:
+            vision = hf.SiglipVisionConfig(**vision, vision_use_head=False)
+            processor = hf.SiglipImageProcessorPil(size={"height": 56, "width": 56})
+            options = {"vision_feature_select_strategy": "full", "vision_feature_layer": -1, **options}
+        text = getattr(hf, TEXT_CONFIGS[family])(**{**sizes, "vocab_size": HF_VOCABULARY, **(text or {})})
+        config_class, model_class = hf.LlavaConfig, hf.LlavaForConditionalGeneration
+        if anyres:
+            config_class, model_class = hf.LlavaNextConfig, hf.LlavaNextForConditionalGeneration
+            options |= {"image_grid_pinpoints": HF_PINPOINTS}
+        torch.manual_seed(0)
+        config = config_class(vision_config=vision, text_config=text, image_token_index=HF_IMAGE_ID, **options)
+        model = shaken(model_class(config)).eval()
+        folder = tmp_path / "hf"
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        return add_tokenizer(folder), model
 
     return make
 

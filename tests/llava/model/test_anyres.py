@@ -110,8 +110,8 @@ def test_a_range_of_grids_is_every_number_of_columns_and_rows_between():
 
 @pytest.mark.parametrize(
     "pinpoints",
-    ["(1x1),(2x2)", "(0x1),...,(2x2)", "(3x3),...,(2x2)", "(1x1),...,(9999x9999)", "grids", "", [], None, 5, [[1, 2, 3]],
-     [["336", "672"]], [[336, 0]], [[336, -336]], [[1.5, 2]], "[" * 100_000, "__import__('os')"],
+    ["(1x1),(2x2)", "(0x1),...,(2x2)", "(3x3),...,(2x2)", "(1x1),...,(9999x9999)", "grids", "", [], None, 5,
+     [[1, 2, 3]], [["336", "672"]], [[336, 0]], [[336, -336]], [[1.5, 2]], "[" * 100_000, "__import__('os')"],
     ids=lambda value: str(value)[:24],
 )  # fmt: skip
 def test_what_is_no_list_of_resolutions_is_refused_by_name(pinpoints):
