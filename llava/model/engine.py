@@ -93,7 +93,8 @@ class Engine:
     @torch.inference_mode()
     def image_features(self, images: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]] | None) -> list[Tensor]:
         """As `model.image_features`, with the tower as a graph where crops are few."""
-        if self.is_static or len(images) == 0 or not all(isinstance(image, Tensor) for image in images):
+        is_eager = self.is_static or self.model.is_encoded_by_others()
+        if is_eager or len(images) == 0 or not all(isinstance(image, Tensor) for image in images):
             return self.model.image_features(images, image_sizes)
         tower = self.model.get_vision_tower()
         crops = [image if image.ndim == 4 else image[None] for image in images]

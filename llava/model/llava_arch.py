@@ -18,8 +18,10 @@ from llava.model.engine import Engine, configure
 from llava.model.graphs import MODES, OFF
 from llava.model.loss import next_token_loss
 from llava.model.multimodal_encoder.builder import build_vision_tower
+from llava.model.multimodal_encoder.tower import VisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.save import all_or_nothing, upstream_keys, without_idle_sampling
+from llava.model.seams import is_hooked, is_replaced, warn_of_hidden_encoder, warn_once
 from llava.model.splice import Spliced, splice
 
 logger = logging.getLogger(__name__)
@@ -202,6 +204,7 @@ class LlavaMetaForCausalLM:
         if len(images) == 0:
             return []
         if isinstance(images, Tensor) and images.ndim == 4:
+            self.is_encoded_by_others()  # whatever takes no effect is reported
             return list(self.encode_images(images))
         if image_sizes is None:
             image_sizes = [None] * len(images)
@@ -211,6 +214,9 @@ class LlavaMetaForCausalLM:
             features = images
         elif all(isinstance(image, Tensor) for image in images):
             crops = [image if image.ndim == 4 else image[None] for image in images]
+            if self.is_encoded_by_others():
+                encoded = zip(self._encode_as_upstream(crops), image_sizes, strict=True)
+                return [self._pack(features, size) for features, size in encoded]
             features = self.get_vision_tower().features_of(crops)
         else:
             raise ValueError(f"images holds {type(images[0]).__name__}: make tensors of them with process_images.")
@@ -291,6 +297,33 @@ class LlavaMetaForCausalLM:
             return None, None
         return self.engine(fast), config
 
+    def is_encoded_by_others(self) -> bool:
+        """Tell whether another program has changed `encode_images` or the tower, so that images must go through them.
+
+        A change that takes no effect is reported once.
+        """
+        tower = self.get_vision_tower()
+        if tower is None or not tower.is_loaded:
+            return False
+        warn_of_hidden_encoder(tower.vision_tower)
+        changed = (
+            is_replaced(self, "encode_images", OUR_ENCODING)
+            or is_replaced(tower, "forward", VisionTower.forward)
+            or is_hooked(tower)
+        )
+        if changed and tower.reducer is not None:
+            warn_once(
+                "Another program has changed encode_images, or the vision tower. It takes no effect on images in a "
+                "list, because VisionZip orders their tokens by where they come from: call unzip(model) to see it."
+            )
+        return changed and tower.reducer is None
+
+    def _encode_as_upstream(self, images: Sequence[Tensor]) -> list[VisionFeatures]:
+        """Encode and project images of (crops, 3, S, S) each by one call of `encode_images`."""
+        tower = self.get_vision_tower()
+        tokens = self.encode_images(torch.cat([image.to(tower.device) for image in images]))
+        return [VisionFeatures(t, None, tower.num_patches_per_side) for t in tokens.split(list(map(len, images)))]
+
     def _project(self, tokens: Tensor) -> Tensor:
         embeddings = self.get_model().embed_tokens.weight  # says where to: parts that are offloaded have no device
         like = next(self.get_model().mm_projector.parameters(), embeddings)
@@ -358,6 +391,9 @@ class LlavaMetaForCausalLM:
                 "belong, and tokenize with tokenizer_image_token.",
                 len(images),
             )
+
+
+OUR_ENCODING = LlavaMetaForCausalLM.encode_images
 
 
 def merge_type(config) -> str:
