@@ -116,6 +116,8 @@ def load_pretrained_model(
     fit_vocabulary(model, trained, least=len(tokenizer))
     untie(model, trained)
     copy_weights(model, trained, checkpoint.path)
+    if any(name.startswith(TOWER_KEYS) for name in trained):
+        model.config.unfreeze_mm_vision_tower = True  # it is no longer mm_vision_tower's: to be saved with the model
     if checkpoint.kind == "lora":
         model, filled = merge_adapter(model, checkpoint, base, least=len(tokenizer))
         absent -= filled
@@ -341,12 +343,11 @@ def report_other_tower(model: nn.Module, base: Checkpoint, names: set[str]) -> N
 
 
 def trained_beside(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """What a projector-only or LoRA checkpoint holds in full: the projector, the newline, perhaps the vocabulary."""
-    if checkpoint.kind == "projector":
-        return checkpoint.tensors(PROJECTOR)
-    if checkpoint.kind == "lora" and checkpoint.find(*NON_LORA):
-        return {without_peft_prefix(key): value for key, value in checkpoint.tensors(NON_LORA).items()}
-    return {}
+    """Read what a projector-only or LoRA checkpoint holds in full: the projector, perhaps newline, tower, vocabulary."""
+    names = {"projector": PROJECTOR, "lora": NON_LORA}.get(checkpoint.kind, ())
+    if checkpoint.kind != "projector" and not checkpoint.find(*names):
+        return {}
+    return {without_peft_prefix(key): value for key, value in checkpoint.tensors(names).items()}
 
 
 def own_weights(model: nn.Module, checkpoint: Checkpoint, trained: dict[str, Tensor]) -> set[str]:

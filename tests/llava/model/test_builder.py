@@ -298,6 +298,17 @@ def test_a_projector_on_its_base(projector, outputs, same):
     same(outputs(loaded), outputs(model))
 
 
+def test_the_tokenizer_beside_a_projector_is_the_one_that_is_used(projector, add_tokenizer):
+    folder, base, _ = projector
+    assert "<spot>" not in load(folder, base)[0].get_vocab()
+    tokenizer = load(folder, base)[0]
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<spot>"]})
+    tokenizer.save_pretrained(folder)
+    loaded, model, _, _ = load(folder, base)
+    assert loaded.convert_tokens_to_ids("<spot>") == 1000
+    assert model.get_input_embeddings().num_embeddings == 1001
+
+
 def test_a_whole_model_with_its_first_projector_beside_it(checkpoint, outputs, same):
     """As liuhaotian/llava-v1.5-7b: the file is of the stage before."""
     folder, model = checkpoint()
@@ -433,7 +444,12 @@ def test_lora_beside_a_tower_that_was_trained_in_full(checkpoint, outputs, tmp_p
     trained = torch.load(folder / "non_lora_trainables.bin")
     assert sum(part in key for key in trained) == 2
     torch.save({k.replace(NEW_TOWER, prefix): v for k, v in trained.items()}, folder / "non_lora_trainables.bin")
-    agree(outputs, load_model(folder), wrapped.get_base_model())
+    loaded = load_model(folder)
+    agree(outputs, loaded, wrapped.get_base_model())
+    loaded.save_pretrained(tmp_path / "merged")
+    for file in ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(whole / file, tmp_path / "merged")
+    agree(outputs, load_model(tmp_path / "merged"), wrapped.get_base_model())
 
 
 def test_lora_on_a_whole_llava(checkpoint, outputs, tmp_path):
@@ -656,8 +672,12 @@ def tuned(checkpoint, family="llama", kind="clip", **said):
     ],
     ids=["LLaVA-NeXT", "LLaVA-NeXT, both fields", "no word", "a fork's word"],
 )
-def test_a_trained_tower_is_used_whoever_says_so(checkpoint, outputs, same, tmp_path, caplog, family, kind, said):
+@pytest.mark.parametrize("layout", ["", "bin", "shards"])
+def test_a_trained_tower_is_used_whoever_says_so(
+    checkpoint, outputs, same, tmp_path, caplog, family, kind, said, layout
+):
     folder, model = tuned(checkpoint, family, kind, **said)
+    {"": lambda: None, "bin": lambda: to_bin(folder), "shards": lambda: shard(folder, "bin")}[layout]()
     loaded = load_model(folder)
     same(outputs(loaded), outputs(model))
     loaded.save_pretrained(tmp_path / "again")
