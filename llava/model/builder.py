@@ -343,7 +343,7 @@ def report_other_tower(model: nn.Module, base: Checkpoint, names: set[str]) -> N
 
 
 def trained_beside(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Read what a projector-only or LoRA checkpoint holds in full: the projector, perhaps newline, tower, vocabulary."""
+    """Read what a projector-only or LoRA checkpoint holds in full: the projector, perhaps tower and vocabulary."""
     names = {"projector": PROJECTOR, "lora": NON_LORA}.get(checkpoint.kind, ())
     if checkpoint.kind != "projector" and not checkpoint.find(*names):
         return {}
