@@ -110,5 +110,11 @@ def at_least(least: int, text: str) -> int:
     return value
 
 
+def add_conv_mode(group) -> None:
+    """Let the user choose the prompt template, on a parser or a group of options."""
+    told = "prompt template (default: the checkpoint's own, by its config.json and tokenizer)"
+    group.add_argument("--conv-mode", metavar="NAME", help=told)
+
+
 def add_verbose(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verbose", action="store_true", help="say more, and where an error comes from")

@@ -1,13 +1,18 @@
-"""Prompt templates: how a talk between a user and an assistant becomes one text.
+"""Prompt templates: how a talk between a user and an assistant becomes one text, and which one a checkpoint takes.
 
 The texts, spaces and separators are part of every checkpoint trained with them; a changed character changes answers.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from functools import cache
+from typing import NamedTuple
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
+
+logger = logging.getLogger(__name__)
 
 
 class SeparatorStyle(Enum):
@@ -19,6 +24,7 @@ class SeparatorStyle(Enum):
     PLAIN = auto()  # messages alone
     LLAMA_2 = auto()  # [INST] question [/INST] answer
     CHATML = auto()  # as MPT, with a line break after role and after separator
+    LLAMA_3 = auto()  # a header with the role, an empty line, the message without blanks around it, <|eot_id|>
 
 
 @dataclass
@@ -82,6 +88,8 @@ class Conversation:
                 return self.system + "".join(f"{text}{seps[i % 2]}" for i, (_, text) in enumerate(turns) if text)
             case SeparatorStyle.LLAMA_2:
                 return self._llama_2(turns)
+            case SeparatorStyle.LLAMA_3:
+                return self._llama_3(turns)
         raise AssertionError(self.sep_style)
 
     def _turns(self) -> list[tuple[str, str | None]]:
@@ -112,6 +120,14 @@ class Conversation:
                 text = f"<<SYS>>\n{self.system}\n<</SYS>>\n\n{text}"
             prompt += f"{self.sep}[INST] {text} [/INST]" if i % 2 == 0 else f" {text} {self.sep2}"
         return prompt.removeprefix(self.sep)  # the tokenizer puts the first <s>
+
+    def _llama_3(self, turns: list[tuple[str, str | None]]) -> str:
+        """As the chat template of Llama-3's tokenizer writes it, which needs no tokenizer here."""
+        if self.system:
+            turns = [("<|start_header_id|>system", self.system), *turns]
+        headed = ((f"{role}<|end_header_id|>\n\n", text) for role, text in turns)
+        said = (f"{head}{text.strip()}{self.sep}" if text else head for head, text in headed)
+        return "<|begin_of_text|>" + "".join(said)
 
 
 _HUMAN = (
@@ -195,6 +211,13 @@ _qwen = Conversation(
     sep_style=SeparatorStyle.CHATML,
     sep="<|im_end|>",
 )
+_llama_3 = Conversation(
+    system=_LLAVA_LLAMA_2_SYSTEM,
+    roles=("<|start_header_id|>user", "<|start_header_id|>assistant"),
+    version="llama_v3",
+    sep_style=SeparatorStyle.LLAMA_3,
+    sep="<|eot_id|>",
+)
 
 default_conversation = _vicuna_v1
 conv_templates = {
@@ -213,7 +236,117 @@ conv_templates = {
     "llava_v1": replace(_vicuna_v1, system=_HUMAN),
     "v1_mmtag": replace(_vicuna_v1, system=_TAGGED, version="v1_mmtag"),
     "llava_llama_2": replace(_llama_2, system=_LLAVA_LLAMA_2_SYSTEM),
+    "llava_llama_3": _llama_3,
     "mpt": _mpt,
     "qwen_1_5": _qwen,
     "qwen_2": _qwen,
 }
+
+
+# Which template a checkpoint takes. In order: what its config.json says, what its tokenizer shows, the language model.
+
+RECORDED = ("conv_mode", "conv_template", "conversation_template", "conv_version", "version")  # in a config.json
+MARKS = {  # in a tokenizer's chat template or vocabulary -> template, by language model; "" is any other
+    "<|start_header_id|>": {"": "llava_llama_3"},
+    "<|im_start|>": {"llava_qwen": "qwen_1_5", "": "chatml_direct"},
+    "[INST]": {"llava_mistral": "mistral_instruct", "": "llava_llama_2"},
+    "ASSISTANT:": {"": "vicuna_v1"},
+}
+TEMPLATES = {  # LLaVA's own by language model, where nothing else tells; LLaMA's have several
+    "llava_mistral": "mistral_instruct",
+    "llava_qwen": "qwen_1_5",
+}
+
+
+class Template(NamedTuple):
+    """Which template a checkpoint takes, and how that is known."""
+
+    name: str  # key of `conv_templates`
+    reason: str
+    is_assumed: bool = False  # nothing in the checkpoint tells
+
+
+def template_for(config, tokenizer) -> Template:
+    """Find the template of a checkpoint in its config and its tokenizer; a name or a path never decides.
+
+    Args:
+        config: the model's, of one of our classes.
+        tokenizer: the model's; its chat template and its vocabulary are looked at.
+    """
+    if found := recorded_template(config) or marked_template(config, tokenizer):
+        return found
+    said = next((f"{field} {name!r} is unknown" for field, name in recorded(config) if name not in conv_templates), "")
+    kind = getattr(config, "model_type", None)
+    if name := TEMPLATES.get(kind):
+        return Template(name, said or f"the tokenizer shows none, and LLaVA's {kind} models take it", is_assumed=True)
+    is_llama = (tokenizer.bos_token, tokenizer.eos_token) == ("<s>", "</s>") and not chat_template(tokenizer)
+    if is_llama and not said:
+        return Template("vicuna_v1", "the tokenizer is LLaMA's without a chat template, as Vicuna's is")
+    return Template("vicuna_v1", said or "the tokenizer shows none that is known here", is_assumed=True)
+
+
+def choose_template(asked: str | None, config, tokenizer, flag: str = "--conv-mode") -> str:
+    """Choose the template that was asked for, else the checkpoint's; warn, once, where this is assumed or does not fit.
+
+    Args:
+        asked: key of `conv_templates`, which is taken whatever the checkpoint says.
+        config, tokenizer: as for `template_for`.
+        flag: by which the user can choose another.
+    """
+    if asked:
+        own = recorded_template(config) or marked_template(config, tokenizer)
+        styles = [conv_templates[name].sep_style for name in (asked, own.name if own else asked)]
+        if SeparatorStyle.PLAIN not in styles and styles[0] is not styles[1]:
+            warn_once(f"The prompt template is {asked}, as asked. The checkpoint's own seems {own.name}: {own.reason}.")
+        return asked
+    found = template_for(config, tokenizer)
+    if found.is_assumed:
+        warn_once(
+            f"The checkpoint does not say its prompt template: {found.name} is assumed ({found.reason}). If it was "
+            f"trained with another, choose that with {flag}: {', '.join(conv_templates)}."
+        )
+    return found.name
+
+
+def recorded(config) -> list[tuple[str, str]]:
+    """The fields of a config that name a template, known or not; a mere `version` may be that of anything."""
+    values = [(field, getattr(config, field, None)) for field in RECORDED]
+    given = [(field, name) for field, name in values if isinstance(name, str) and name]
+    return [(field, name) for field, name in given if name in conv_templates or field != "version"]
+
+
+def recorded_template(config) -> Template | None:
+    """What config.json says; "plain" is how captions are learnt, nothing can be asked with it."""
+    for field, name in recorded(config):
+        if name in conv_templates and conv_templates[name].sep_style is not SeparatorStyle.PLAIN:
+            return Template(name, f"its config.json has {field} {name!r}")
+    return None
+
+
+def marked_template(config, tokenizer) -> Template | None:
+    """What the tokenizer shows: its chat template, else its vocabulary."""
+    written, kind = chat_template(tokenizer), getattr(config, "model_type", None)
+    for mark, names in MARKS.items():
+        if mark in written:
+            return Template(names.get(kind, names[""]), f"the tokenizer's chat template has {mark}")
+    for mark, names in MARKS.items():
+        if token_id(tokenizer, mark) is not None:
+            return Template(names.get(kind, names[""]), f"the vocabulary has {mark}")
+    return None
+
+
+def chat_template(tokenizer) -> str:
+    """The chat template of a tokenizer; of several, all of them; "" if there is none."""
+    found = getattr(tokenizer, "chat_template", None) or ""
+    return "\n".join(found.values()) if isinstance(found, dict) else found
+
+
+def token_id(tokenizer, text: str) -> int | None:
+    """The id of a text that is one token of the vocabulary, else None."""
+    found = tokenizer.convert_tokens_to_ids(text)
+    return found if found is not None and tokenizer.convert_ids_to_tokens(found) == text else None
+
+
+@cache
+def warn_once(message: str) -> None:
+    logger.warning(message)

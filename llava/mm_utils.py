@@ -225,7 +225,8 @@ def tokenizer_image_token(
 ) -> list[int] | torch.Tensor:
     """Ids of a prompt, with `image_token_index` where it says <image>.
 
-    The text before, between and after the images is tokenized piece by piece, and only the first piece keeps its BOS.
+    The text before, between and after the images is tokenized piece by piece. The whole has one BOS, at its head, where
+    the tokenizer puts any or the template has written it.
 
     Returns:
         a list of ids, or with `return_tensors="pt"` an int64 tensor of one dimension.
@@ -235,12 +236,23 @@ def tokenizer_image_token(
     """
     if return_tensors not in (None, "pt"):
         raise ValueError(f"return_tensors={return_tensors!r} is unknown; choose 'pt', or None for a list.")
-    first, *others = tokenizer(prompt.split(DEFAULT_IMAGE_TOKEN)).input_ids
-    starts_with_bos = len(first) > 0 and first[0] == tokenizer.bos_token_id
+    pieces = tokenizer(prompt.split(DEFAULT_IMAGE_TOKEN)).input_ids
+    first, *others = (piece[surplus:] for piece, surplus in zip(pieces, surplus_bos(pieces, tokenizer), strict=True))
     ids = list(first)
-    for chunk in others:
-        ids += [image_token_index, *chunk[starts_with_bos:]]
+    for piece in others:
+        ids += [image_token_index, *piece]
     return torch.tensor(ids, dtype=torch.long) if return_tensors == "pt" else ids
+
+
+def surplus_bos(pieces: Sequence[Sequence[int]], tokenizer) -> list[int]:
+    """How many ids to drop from the head of each piece of a prompt, so that the whole has one BOS.
+
+    A tokenizer that adds its BOS puts it before every piece; Llama-3's template has written it already.
+    """
+    bos = tokenizer.bos_token_id
+    if bos is None or list(tokenizer("").input_ids[:1]) != [bos]:
+        return [0] * len(pieces)
+    return [int(list(pieces[0][1:2]) == [bos]), *[1] * (len(pieces) - 1)]
 
 
 def get_model_name_from_path(model_path: str) -> str:

@@ -54,18 +54,16 @@ class Gallery:
     def accuracy(self, chosen: Sequence[Tensor], bar: tqdm) -> float:
         """Answer each question from the patches chosen for it, the others as if they were not there; in %."""
         bench, texts = self.bench, [""] * len(self.prompts)
-        padding = bench.tokenizer.pad_token_id
-        padding = bench.tokenizer.eos_token_id if padding is None else padding
+        options = bench.decoding.options(bench.model, bench.tokenizer)
         for batch in self.batches():
-            input_ids, mask = pad_left([prompt.ids for prompt in batch], padding)
+            input_ids, mask = pad_left([prompt.ids for prompt in batch], options["pad_token_id"])
             output = bench.model.generate(
                 input_ids.to(bench.model.device),
                 image_features=self.project([self.seen[p.image].tokens[chosen[p.row]] for p in batch]),
                 attention_mask=mask.to(bench.model.device),
                 fast="static",
-                pad_token_id=padding,
                 use_cache=True,
-                **bench.decoding.options(),
+                **options,
             )
             for prompt, text in zip(batch, bench.tokenizer.batch_decode(output, skip_special_tokens=True), strict=True):
                 texts[prompt.row] = bench.decoding.cut(text)

@@ -32,7 +32,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from llava.analysis.cli import make_parser
-from llava.cli import at_least, positive, status_of
+from llava.cli import add_conv_mode, at_least, positive, status_of
 from llava.eval.cli import add_data_options
 
 
@@ -66,6 +66,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--seeds", type=positive, default=3, metavar="N", help="random choices to average (default: 3)")
     add("--max-new-tokens", type=positive, default=32, metavar="N", help="longest answer, in tokens (default: 32)")
+    add_conv_mode(parser)
     add_data_options(parser)
     return parser.parse_args(argv)
 

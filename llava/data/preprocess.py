@@ -20,6 +20,7 @@ from llava.constants import (
 )
 from llava.conversation import Conversation, SeparatorStyle
 from llava.data.records import turn_texts
+from llava.mm_utils import surplus_bos
 
 
 class Example(NamedTuple):
@@ -120,15 +121,15 @@ def tokenize(prompt: str, tokenizer, has_image: bool) -> tuple[Tensor, Tensor]:
     """As `tokenizer_image_token`, and at which character of `prompt` each id begins: (T,) and (T,), int64."""
     chunks = prompt.split(DEFAULT_IMAGE_TOKEN) if has_image else [prompt]
     encoded = tokenizer(chunks, return_offsets_mapping=True)
-    bos = int(encoded.input_ids[0][:1] == [tokenizer.bos_token_id])
+    drops = surplus_bos(encoded.input_ids, tokenizer)
     ids, begins, position = [], [], 0
-    for i, (chunk, chunk_ids, spans) in enumerate(zip(chunks, encoded.input_ids, encoded.offset_mapping, strict=True)):
+    pieces = zip(chunks, encoded.input_ids, encoded.offset_mapping, drops, strict=True)
+    for i, (chunk, chunk_ids, spans, drop) in enumerate(pieces):
         if i:
             ids.append(IMAGE_TOKEN_INDEX)
             begins.append(-1)  # begins nowhere, so an image in an answer is not learnt either
             position += len(DEFAULT_IMAGE_TOKEN)
-        skip = bos if i else 0  # the first chunk alone keeps its BOS
-        ids += chunk_ids[skip:]
-        begins += [position + begin for begin, _ in spans[skip:]]
+        ids += chunk_ids[drop:]
+        begins += [position + begin for begin, _ in spans[drop:]]
         position += len(chunk)
     return torch.tensor(ids), torch.tensor(begins)

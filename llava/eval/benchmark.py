@@ -13,7 +13,7 @@ from llava.eval.answers import AnswerFile, describe_settings, process_group, set
 from llava.eval.cli import choose_data, require_images
 from llava.eval.data import Data
 from llava.eval.generate import Decoding, answer_and_merge
-from llava.eval.loading import describe_device, device_of, load, use_one_thread
+from llava.eval.loading import describe_device, device_of, load, read_tokenizer, use_one_thread
 from llava.eval.questions import Question
 from llava.eval.results import budget_name, print_report, summarize
 from llava.eval.tasks import EMBEDDED_CHECKPOINT, TASKS, Task, playground
@@ -192,6 +192,7 @@ def prepare(args: argparse.Namespace, checkpoint: str, data: Data, config, tower
     questions = task.read(data.question_file, args.limit)
     require_annotations(task, data, questions, args.limit)
     decoding = Decoding(args.conv_mode, args.max_new_tokens or task.max_new_tokens)
+    decoding = decoding.settled(config, read_tokenizer(checkpoint, args.model_base))
     return Run(
         task=task,
         data=data,

@@ -6,7 +6,7 @@ Shapes: B questions, T ids of the longest prompt, S pixels a side.
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -17,12 +17,19 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
-from llava.conversation import SeparatorStyle, conv_templates
+from llava.conversation import (
+    Conversation,
+    SeparatorStyle,
+    choose_template,
+    conv_templates,
+    default_conversation,
+    token_id,
+)
 from llava.eval.answers import AnswerFile
 from llava.eval.pictures import Picture, free_workers, lost_workers, read_pictures
 from llava.eval.questions import Question, by_image
 from llava.mm_utils import tokenizer_image_token
-from llava.model.engine import Engine, configure
+from llava.model.engine import Engine, configure, end_tokens
 from llava.model.graphs import OFF
 from llava.model.kv_cache import cache_bytes
 
@@ -38,7 +45,8 @@ class Decoding:
     """How answers are drawn.
 
     Args:
-        conv_mode: key of `llava.conversation.conv_templates`.
+        conv_mode: key of `llava.conversation.conv_templates`. None is the template of the checkpoint that is asked,
+            see `settled`; where no checkpoint is known, LLaVA's `default_conversation`.
         max_new_tokens: longest answer, in tokens.
         temperature: 0 is greedy; above, answers are sampled.
         top_p: sample only from the most likely tokens that hold this share of the probability.
@@ -48,14 +56,14 @@ class Decoding:
         ValueError: a value out of range; what is possible is named.
     """
 
-    conv_mode: str = "vicuna_v1"
+    conv_mode: str | None = None
     max_new_tokens: int = 128
     temperature: float = 0.0
     top_p: float | None = None
     num_beams: int = 1
 
     def __post_init__(self):
-        if self.conv_mode not in conv_templates:
+        if self.conv_mode is not None and self.conv_mode not in conv_templates:
             raise ValueError(
                 f"conv_mode={self.conv_mode!r} is unknown; choose one of {', '.join(sorted(conv_templates))}."
             )
@@ -67,6 +75,14 @@ class Decoding:
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p}: must be above 0 and at most 1.")
 
+    def settled(self, config, tokenizer) -> "Decoding":
+        """The same with its template chosen: that of a checkpoint, by its config and tokenizer, if none was named."""
+        return replace(self, conv_mode=choose_template(self.conv_mode, config, tokenizer))
+
+    @property
+    def template(self) -> Conversation:
+        return conv_templates[self.conv_mode] if self.conv_mode else default_conversation
+
     def prompt(self, question: str, use_start_end: bool = False, images: int = 1) -> str:
         """The whole prompt for a question about so many images; `use_start_end` is `mm_use_im_start_end`.
 
@@ -76,20 +92,21 @@ class Decoding:
         if use_start_end:
             image = DEFAULT_IM_START_TOKEN + image + DEFAULT_IM_END_TOKEN
         shown = " ".join([image] * images)
-        conversation = conv_templates[self.conv_mode].copy()
+        conversation = self.template.copy()
         conversation.append_message(conversation.roles[0], f"{shown}\n{question}" if images else question)
         conversation.append_message(conversation.roles[1], None)
         return conversation.get_prompt()
 
     def ids(self, question: str, tokenizer, config, images: int = 1) -> list[int]:
         """The same as ids, with one IMAGE_TOKEN_INDEX for each image."""
-        prompt = self.prompt(question, getattr(config, "mm_use_im_start_end", False), images)
+        decoding = self.settled(config, tokenizer)
+        prompt = decoding.prompt(question, getattr(config, "mm_use_im_start_end", False), images)
         return tokenizer_image_token(prompt, tokenizer, IMAGE_TOKEN_INDEX)
 
     @property
     def stop(self) -> str:
         """What the template puts behind an answer; may be empty."""
-        conversation = conv_templates[self.conv_mode]
+        conversation = self.template
         two_seps = conversation.sep_style in (SeparatorStyle.TWO, SeparatorStyle.LLAMA_2)
         return conversation.sep2 if two_seps else conversation.sep
 
@@ -97,7 +114,13 @@ class Decoding:
         """The answer without what a model wrote past its own turn."""
         return text.split(self.stop)[0].strip() if self.stop else text.strip()
 
-    def options(self) -> dict:
+    def ends(self, model, tokenizer) -> list[int] | None:
+        """Ids that end an answer: the checkpoint's own, and the template's `stop` where that is one token."""
+        ids = end_tokens(model.generation_config)
+        stop = token_id(tokenizer, self.stop)
+        return [*ids, *([stop] if stop is not None and stop not in ids else [])] or None
+
+    def options(self, model, tokenizer) -> dict:
         """Arguments for `model.generate`; None overrides what a checkpoint's generation_config suggests."""
         sampled = self.temperature > 0
         return {
@@ -106,6 +129,8 @@ class Decoding:
             "top_p": self.top_p if sampled else None,
             "num_beams": self.num_beams,
             "max_new_tokens": self.max_new_tokens,
+            "eos_token_id": self.ends(model, tokenizer),
+            "pad_token_id": tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         }
 
 
@@ -157,6 +182,7 @@ def generate_batches(
     Yields:
         Which of the questions a batch held, and the answers to them.
     """
+    decoding = decoding.settled(model.config, tokenizer)
     prompts = [
         decoding.ids(question, tokenizer, model.config, images=len(own))
         for question, own in zip(questions, pictures, strict=True)
@@ -164,8 +190,7 @@ def generate_batches(
     distinct = {id(picture): picture for own in pictures for picture in own}
     place = {key: i for i, key in enumerate(distinct)}
     images_of = [[place[id(picture)] for picture in own] for own in pictures]
-    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    options = {"pad_token_id": padding, "use_cache": True, **decoding.options()}
+    options = {"use_cache": True, **decoding.options(model, tokenizer)}
     config, beyond = configure(model, options)
     can_be_fast = not beyond and model.config._attn_implementation == "sdpa" and model.fast != OFF
     engine = model.engine() if can_be_fast else None
@@ -188,7 +213,7 @@ def generate_batches(
                 yield answers(batch, engine.generate(*pad_right(tails), config, begin_with=begin))
         return
     for batch in batches:
-        input_ids, mask = pad_left([prompts[i] for i in batch], padding)
+        input_ids, mask = pad_left([prompts[i] for i in batch], options["pad_token_id"])
         output = model.generate(
             input_ids.to(model.device),
             image_features=[features[image] for i in batch for image in images_of[i]],
@@ -265,7 +290,7 @@ def answer_questions(
         questions: those still to be answered, usually `answers.todo`.
         image_folder: what the questions' `images` are relative to.
         answers: where answers go.
-        decoding: how they are drawn; greedy by default.
+        decoding: how they are drawn; greedy, in the checkpoint's template, by default.
         prompt_suffix: put after every question.
         batch_size: questions, and images, that the model works on at a time.
         num_workers: processes that prepare images; by default `pictures.free_workers`.

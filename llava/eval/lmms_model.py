@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from llava.conversation import conv_templates
+from llava.conversation import choose_template, conv_templates
 from llava.eval.generate import Decoding, pad_left
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
@@ -34,7 +34,7 @@ class LlavaVisionZip(lmms):
         tokens_per_image: in place of these two.
         batch_size: requests at a time.
         device: "cuda", or any torch device; with several processes each takes its own GPU.
-        conv_template: key of `llava.conversation.conv_templates`.
+        conv_template: key of `llava.conversation.conv_templates`; by default the checkpoint's own.
         dtype: "float16", "bfloat16" or "float32"; by default fp16 on a GPU, fp32 on a CPU.
         fast: as of `load_pretrained_model`.
     """
@@ -48,7 +48,7 @@ class LlavaVisionZip(lmms):
         tokens_per_image: int | None = None,
         batch_size: int | str = 1,
         device: str = "cuda",
-        conv_template: str = "vicuna_v1",
+        conv_template: str | None = None,
         dtype: str | None = None,
         fast: str | None = "static",
         max_batch_size: int | None = None,
@@ -57,7 +57,7 @@ class LlavaVisionZip(lmms):
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device if self._world_size > 1 else torch.device(device)
-        self.batch_size, self.conv_template = int(batch_size), conv_template
+        self.batch_size = int(batch_size)
         budget = None
         if tokens_per_image is not None:
             budget = VisionZipConfig(tokens_per_image=int(tokens_per_image))
@@ -67,6 +67,7 @@ class LlavaVisionZip(lmms):
         self.tokenizer, self.model, self.image_processor, _ = load_pretrained_model(
             pretrained, model_base, device=str(self.device), visionzip=budget, fast=fast, **options
         )
+        self.conv_template = choose_template(conv_template, self.model.config, self.tokenizer, "conv_template=")
 
     @property
     def rank(self) -> int:
@@ -106,17 +107,15 @@ class LlavaVisionZip(lmms):
         )
         seen = [self.images_of(request, request.args[2:]) for request in requests]
         prompts = [self.ids(request.args[0], len(images)) for request, images in zip(requests, seen, strict=True)]
-        padding = self.tokenizer.pad_token_id
-        padding = self.tokenizer.eos_token_id if padding is None else padding
-        ids, mask = pad_left(prompts, padding)
+        settings = decoding.options(self.model, self.tokenizer)
+        ids, mask = pad_left(prompts, settings["pad_token_id"])
         images = [image for own in seen for image in own]
         output = self.model.generate(
             ids.to(self.device),
             images=self.pixels(images),
             image_sizes=[image.size for image in images],
             attention_mask=mask.to(self.device),
-            pad_token_id=padding,
-            **decoding.options(),
+            **settings,
         )
         texts = [decoding.cut(text) for text in self.tokenizer.batch_decode(output, skip_special_tokens=True)]
         for stop in [until] if isinstance(until, str) else until:

@@ -4,8 +4,10 @@ import os
 
 import torch
 
-from llava.model.builder import load_pretrained_model
+from llava.model.builder import find_base, load_pretrained_model
+from llava.model.checkpoint import Checkpoint
 from llava.shard import Shard
+from llava.tokenizer import load_tokenizer
 
 
 def load(checkpoint: str, **options) -> tuple:
@@ -18,6 +20,13 @@ def load(checkpoint: str, **options) -> tuple:
     if image_processor is None:
         raise ValueError(f"{checkpoint} sees no images: there is no mm_vision_tower in its config.json.")
     return tokenizer, model, image_processor
+
+
+def read_tokenizer(checkpoint: str, model_base: str | None):
+    """The tokenizer that `load` will give, before any weights. Raises ValueError if it, or a base, is missing."""
+    found = Checkpoint.inspect(checkpoint)
+    base = find_base(found, model_base) if found.kind in ("projector", "lora") else found
+    return load_tokenizer(base.path, **base.hub)
 
 
 def device_of(device: str, shard: Shard) -> str:

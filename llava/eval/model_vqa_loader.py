@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from llava.cli import EXIT_STATUSES, QUESTIONS_REFUSED, add_verbose, positive, status_of, tell
+from llava.cli import EXIT_STATUSES, QUESTIONS_REFUSED, add_conv_mode, add_verbose, positive, status_of, tell
 from llava.eval.chunks import get_chunk
 from llava.eval.cli import require_images
 from llava.eval.questions import read_questions
@@ -30,13 +30,14 @@ def eval_model(args: argparse.Namespace) -> int:
     from llava.eval.answers import AnswerFile, describe_settings, process_group
     from llava.eval.benchmark import asked_budget
     from llava.eval.generate import Decoding, answer_and_merge
-    from llava.eval.loading import device_of, load
+    from llava.eval.loading import device_of, load, read_tokenizer
     from llava.mm_utils import get_model_name_from_path
     from llava.model.builder import read_config
 
     decoding = Decoding(args.conv_mode, args.max_new_tokens, args.temperature, args.top_p, args.num_beams)
     questions = list(get_chunk(read_questions(args.question_file), args.num_chunks, args.chunk_idx))
-    budget, (_, tower) = asked_budget(args), read_config(args.model_path)
+    budget, (config, tower) = asked_budget(args), read_config(args.model_path)
+    decoding = decoding.settled(config, read_tokenizer(args.model_path, args.model_base))
     settings = describe_settings(
         args.model_path,
         args.model_base,
@@ -81,7 +82,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--image-folder", default="", help="what `image` is relative to")
     add("--question-file", default="tables/question.jsonl", help="JSONL with question_id, image, text")
     add("--answers-file", default="answer.jsonl", help="JSONL to write")
-    add("--conv-mode", default="llava_v1", help="prompt template")
+    add_conv_mode(parser)
     add("--num-chunks", type=int, default=1, help="parts the questions are cut into")
     add("--chunk-idx", type=int, default=0, help="which part to answer, from 0")
     add("--temperature", type=float, default=0.2, help="0 is greedy; above, answers are sampled")

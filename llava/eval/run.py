@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from llava.cli import EXIT_STATUSES, add_verbose, positive, status_of, whole
+from llava.cli import EXIT_STATUSES, add_conv_mode, add_verbose, positive, status_of, whole
 from llava.eval.cli import add_data_options
 from llava.eval.tasks import TASKS
 
@@ -54,8 +54,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--out", metavar="DIR", help="folder for BUDGET.jsonl and its result")
     add("--overwrite", action="store_true", help="throw earlier answers away instead of going on from them")
 
-    add = parser.add_argument_group("model").add_argument
-    add("--conv-mode", default="vicuna_v1", metavar="NAME", help="prompt template (default: vicuna_v1)")
+    group = parser.add_argument_group("model")
+    add_conv_mode(group)
+    add = group.add_argument
     add("--max-new-tokens", type=positive, metavar="N", help="longest answer, in tokens (default: the task's)")
     add("--batch-size", type=positive, default=16, metavar="N", help="questions at a time (default: 16)")
     add("--num-workers", type=whole, metavar="N", help="processes for images (default: one per free core, at most 8)")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tqdm import tqdm
 
-from llava.cli import add_verbose, positive, status_of
+from llava.cli import add_conv_mode, add_verbose, positive, status_of
 from llava.eval.cli import add_data_options
 from llava.eval.tasks import EMBEDDED_CHECKPOINT, TASKS, playground
 from llava.files import make_folder, write_json, write_text
@@ -170,6 +170,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seeds", type=positive, default=3, metavar="N", help="random selections to average (default: 3)")
     add("--max-new-tokens", type=positive, default=32, metavar="N", help="longest answer, in tokens (default: 32)")
     add("--batch-size", type=positive, default=32, metavar="N", help="questions at a time (default: 32)")
+    add_conv_mode(parser)
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto, a GPU if there is one")
     add("--out", metavar="DIR", help="default: playground/results/sweep/CHECKPOINT")
     add_data_options(parser)

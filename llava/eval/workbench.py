@@ -111,7 +111,7 @@ def prepare(args: argparse.Namespace, checkpoint: str, task: Task) -> Workbench:
     pictures = {name: read_picture(data.image_folder / name, image_processor, model.config) for name in names}
     signs = data.question_file.parent / "signs.json"
     on_sign = sign_patches(read_json(signs), pictures, model.get_vision_tower()) if signs.exists() else None
-    decoding = Decoding(max_new_tokens=args.max_new_tokens)
+    decoding = Decoding(args.conv_mode, args.max_new_tokens).settled(model.config, tokenizer)
     return Workbench(task, data, tokenizer, model, questions, pictures, on_sign, decoding, args.batch_size)
 
 

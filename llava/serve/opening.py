@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from llava.conversation import TEMPLATES as TEMPLATES  # for callers that look for it here
 from llava.eval.benchmark import most_crops
 from llava.eval.generate import Decoding
 from llava.eval.loading import device_of, load, use_one_thread
@@ -15,8 +16,6 @@ from llava.shard import ALONE
 from visionzip_patch import VisionZipConfig
 from visionzip_patch.reducer import VisionZip
 
-TEMPLATES = {"llava_llama": "vicuna_v1", "llava_mistral": "mistral_instruct", "llava_qwen": "qwen_1_5"}
-
 
 class Asked(NamedTuple):
     """What was asked for, and what is known of it before it is loaded."""
@@ -27,7 +26,7 @@ class Asked(NamedTuple):
     config: Any
     tower: Any  # without weights
     device: str
-    decoding: Decoding
+    decoding: Decoding  # its template unsettled, unless it was asked for
     suffix: str  # a line put under every question
     loading: dict  # options of `load`, device included
 
@@ -52,7 +51,7 @@ def read_options(args: argparse.Namespace) -> Asked:
         config=config,
         tower=tower,
         device=device,
-        decoding=Decoding(args.conv_mode or TEMPLATES[config.model_type], args.max_new_tokens, args.temperature),
+        decoding=Decoding(args.conv_mode, args.max_new_tokens, args.temperature),
         suffix=(SHORT.strip() if is_embedded else "") if args.suffix is None else args.suffix,
         loading={
             "model_base": args.model_base,

@@ -2,7 +2,7 @@
 
 import argparse
 
-from llava.cli import positive
+from llava.cli import add_conv_mode, positive
 
 
 def add_talk_options(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
@@ -13,8 +13,9 @@ def add_talk_options(parser: argparse.ArgumentParser, *, max_new_tokens: int) ->
     add("--load-8bit", action="store_true", help="quantize the language model to 8 bits (bitsandbytes)")
     add("--load-4bit", action="store_true", help="quantize the language model to 4 bits (bitsandbytes)")
 
-    add = parser.add_argument_group("answers").add_argument
-    add("--conv-mode", metavar="NAME", help="prompt template (default: that of LLaVA's models of the same kind)")
+    group = parser.add_argument_group("answers")
+    add_conv_mode(group)
+    add = group.add_argument
     add("--suffix", metavar="TEXT", help="a line under every question (default: none, but for the embedded model)")
     add("--temperature", type=float, default=0.0, help="above 0, answers are sampled (default: 0, the likeliest words)")
     add(

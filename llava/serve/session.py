@@ -14,7 +14,6 @@ from PIL import Image
 from torch import Tensor
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
-from llava.conversation import conv_templates
 from llava.eval.generate import Decoding
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.engine import configure
@@ -39,7 +38,7 @@ class ChatSession:
 
     Args:
         model, tokenizer, image_processor: from `load_pretrained_model`.
-        decoding: template, sampling, longest answer.
+        decoding: template, by default the checkpoint's, sampling, longest answer.
         context_length: most tokens of a conversation; by default what the model's positions allow.
 
     Attributes:
@@ -55,9 +54,8 @@ class ChatSession:
     def __init__(
         self, model, tokenizer, image_processor, decoding: Decoding | None = None, context_length: int | None = None
     ):
-        self.decoding = decoding or Decoding()
-        options = {"pad_token_id": tokenizer.pad_token_id, **self.decoding.options()}
-        self.config, beyond = configure(model, options)
+        self.decoding = (decoding or Decoding()).settled(model.config, tokenizer)
+        self.config, beyond = configure(model, self.decoding.options(model, tokenizer))
         if beyond:
             raise ValueError(f"A chat cannot do {', '.join(sorted(beyond))}: only greedy or sampled answers.")
         self.model, self.tokenizer, self.image_processor = model, tokenizer, image_processor
@@ -93,7 +91,7 @@ class ChatSession:
         marker = DEFAULT_IMAGE_TOKEN
         if getattr(self.model.config, "mm_use_im_start_end", False):
             marker = DEFAULT_IM_START_TOKEN + marker + DEFAULT_IM_END_TOKEN
-        user, assistant = conv_templates[self.decoding.conv_mode].roles
+        user, assistant = self.decoding.template.roles
         shown = [old if old.budget == self.budget else self.encode(old.image) for old in self.images]
         shown += map(self.encode, images)
         messages = [*self.messages, (user, f"{marker}\n" * len(images) + text)]
@@ -107,7 +105,7 @@ class ChatSession:
 
     def undo(self) -> None:
         """Take back the last question, its images and its answer."""
-        user = conv_templates[self.decoding.conv_mode].roles[0]
+        user = self.decoding.template.roles[0]
         self.messages = self.messages.copy()
         while self.messages and self.messages.pop()[0] != user:
             pass
@@ -146,7 +144,7 @@ class ChatSession:
 
     def tokens_of(self, messages: Sequence[tuple[str, str]], shown: Sequence[Shown]) -> list[int]:
         """The prompt for the next answer: ids, and for each token of an image its key."""
-        conversation = conv_templates[self.decoding.conv_mode].copy()
+        conversation = self.decoding.template.copy()
         for role, text in messages:
             conversation.append_message(role, text)
         conversation.append_message(conversation.roles[1], None)

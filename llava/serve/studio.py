@@ -77,7 +77,7 @@ class Studio:
     Args:
         tokenizer, model, image_processor: from `load_pretrained_model`. A budget that the model carries is taken off
             it: each question sets its own.
-        decoding: template, sampling, longest answer.
+        decoding: template, by default the checkpoint's, sampling, longest answer.
         budget: what visitors begin with, dominant and contextual tokens of a crop; and how tokens are merged.
         suffix: a line put under every question.
         visitors: at most so many at once, each may hold two caches; one more, and who has been idle longest must go.

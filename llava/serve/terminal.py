@@ -208,8 +208,9 @@ def talk(args: argparse.Namespace) -> int:
         require_possible(budget, asked.config, asked.tower)
     tokenizer, model, processor = asked.load(visionzip=budget, fast=args.fast)
     with ChatSession(model, tokenizer, processor, asked.decoding) as session:
-        tokens, template = session.budget or f"all {asked.tower.num_patches} tokens per crop", asked.decoding.conv_mode
-        print(f"{asked.name} on {describe_device(asked.device)}, template {template}, {tokens}. /help for commands.")
+        tokens = session.budget or f"all {asked.tower.num_patches} tokens per crop"
+        told = f"template {session.decoding.conv_mode}, {tokens}"
+        print(f"{asked.name} on {describe_device(asked.device)}, {told}. /help for commands.")
         if asked.suffix:
             print(f"Under every question: {asked.suffix!r} (--suffix '' leaves it out).")
         print(describe(pictures))

@@ -58,7 +58,9 @@ class ModelArguments:
     _argument_group_name = "model and VisionZip"
 
     model_name_or_path: str | None = option(None, "model to train: folder or hub id of LLaVA or of a language model")
-    version: str = option("vicuna_v1", "prompt template, of llava.conversation; v1 is vicuna_v1, plain is for captions")
+    version: str | None = option(
+        None, "prompt template, of llava.conversation; plain is for captions (default: the checkpoint's own)"
+    )
     tune_mm_mlp_adapter: bool = option(False, "train the projector alone")
     freeze_backbone: bool = option(False, "keep the language model as it is; the projector learns")
     pretrain_mm_mlp_adapter: str | None = option(None, "mm_projector.bin to begin with (default: the checkpoint's own)")
@@ -91,7 +93,7 @@ class ModelArguments:
     )
 
     def __post_init__(self):
-        if self.version not in conv_templates:
+        if self.version is not None and self.version not in conv_templates:
             raise ValueError(f"--version {self.version} is unknown; choose one of {', '.join(conv_templates)}.")
         self.visionzip()  # raises now what is wrong with the budget
 

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from llava.conversation import SeparatorStyle, choose_template, conv_templates
 from llava.model.builder import (
     NEVER_QUANTIZED,
     PROJECTOR_KEYS,
@@ -62,6 +63,9 @@ def load(run: Run) -> tuple:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     add_image_tokens(model, tokenizer)
+    template = choose_template(run.model.version, config, tokenizer, flag="--version")
+    if conv_templates[template].sep_style is not SeparatorStyle.PLAIN:  # which nothing can be asked with
+        model.config.conv_mode = template  # saved, so that the result is asked as it was trained
     model.requires_grad_(False)
     model.name_or_path = config.name_or_path = str(Path(path).resolve()) if Path(path).is_dir() else path
     return tokenizer, model, model.get_vision_tower().image_processor

@@ -90,7 +90,7 @@ def make_dataset(
     dataset = LazySupervisedDataset(
         records,
         tokenizer,
-        conversation=conv_templates[run.model.version],
+        conversation=conv_templates[template_of(run, model)],
         image_folder=run.data.image_folder,
         image_processor=image_processor,
         config=model.config,
@@ -99,6 +99,11 @@ def make_dataset(
         max_length=run.training.model_max_length,
     )
     return dataset, DataCollatorForSupervisedDataset(tokenizer.pad_token_id, dataset.dummy)
+
+
+def template_of(run: Run, model: nn.Module) -> str:
+    """The prompt template that is trained with; `loading.load` has chosen it where the run does not say."""
+    return run.model.version or model.config.conv_mode
 
 
 def features_of(run: Run, records: Sequence[dict], model: nn.Module, image_processor):
@@ -209,6 +214,7 @@ def save_result(trainer: LLaVATrainer, run: Run, counts: Counts) -> None:
         budget = getattr(model.config, "visionzip", None)
         facts = {
             "budget": str(VisionZipConfig.from_dict(budget)) if budget else "all tokens",
+            "template": template_of(run, model),
             "samples": {**counts._asdict(), "skipped_while_training": int(skipped.sum())},
             **gather_facts(),
             "peak_memory_gib": round(peaks.max().item() / 2**30, 3),

@@ -19,7 +19,7 @@ def talk(name: str, *texts: str | None) -> Conversation:
 
 def test_every_template_is_there():
     assert len(TEMPLATES) >= 16
-    assert set(TEMPLATES) | {"qwen_1_5", "qwen_2"} == set(conv_templates)
+    assert set(TEMPLATES) | {"qwen_1_5", "qwen_2", "llava_llama_3"} == set(conv_templates)
     assert all(default_conversation is conv_templates[name] for name in GOLDEN["default_template"])
 
 

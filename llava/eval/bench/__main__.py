@@ -8,7 +8,9 @@ import gc
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 from llava.cli import add_verbose, positive, status_of, tell
@@ -91,7 +93,7 @@ def measure_model(args, name: str, parts: Sequence[str], device, dtype, ceilings
 
     from llava.eval.bench.growth import measure_growth
     from llava.eval.bench.stages import measure_batch, ways_of
-    from llava.eval.bench.workload import compare_runs, draw_images, pope_shaped, textvqa_shaped
+    from llava.eval.bench.workload import Endless, compare_runs, draw_images, pope_shaped, textvqa_shaped
     from llava.eval.generate import Decoding
 
     setting, tokenizer = open_model(args, name, device, dtype)
@@ -107,12 +109,13 @@ def measure_model(args, name: str, parts: Sequence[str], device, dtype, ceilings
             for mode in fast:
                 setting.model.engine(mode).clear()
     random = name in SHAPES
-    brief = Decoding(max_new_tokens=2 if random else 8)  # "Yes" and the end; random weights never end by themselves
+    kind = partial(Endless, "vicuna_v1") if random else Decoding
+    brief = kind(max_new_tokens=2 if random else 8).settled(setting.model.config, tokenizer)  # "Yes" and the end
     if "workload" in parts:
         with tempfile.TemporaryDirectory() as folder:
             images = draw_images(Path(folder), args.images)
             loads = [pope_shaped(Path(folder), images, brief)]
-            loads += [textvqa_shaped(Path(folder), images, Decoding(max_new_tokens=5) if random else brief)]
+            loads += [textvqa_shaped(Path(folder), images, replace(brief, max_new_tokens=5) if random else brief)]
             for load in loads:
                 results["workload"] += compare_runs(
                     setting, tokenizer, load, budgets[0], fast[0], batch_size=16, sample=args.sample

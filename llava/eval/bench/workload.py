@@ -39,6 +39,13 @@ class Load(NamedTuple):
         return len({name for question in self.questions for name in question.images})
 
 
+class Endless(Decoding):
+    """Answers of `max_new_tokens` tokens, all of them: random weights would end them anywhere."""
+
+    def ends(self, model, tokenizer) -> None:
+        return None
+
+
 class Run(NamedTuple):
     """What a run of a load took."""
 
@@ -151,10 +158,9 @@ def one_by_one(setting: Setting, tokenizer, load: Load, questions: Sequence[Ques
             images=picture.pixels[None].to(setting.device, setting.dtype),
             image_sizes=[picture.size],
             attention_mask=torch.ones_like(ids),
-            pad_token_id=tokenizer.pad_token_id,
             use_cache=True,
             fast=OFF,
-            **load.decoding.options(),
+            **load.decoding.options(model, tokenizer),
         )
         texts[question.row] = load.decoding.cut(tokenizer.decode(output[0], skip_special_tokens=True))
     return texts
