@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation
 from llava.data.preprocess import Example, preprocess
-from llava.data.records import image_names, turn_texts
+from llava.data.records import image_names, other_media, questions_of, turn_texts
 from llava.mm_utils import load_image, process_images
 
 IMAGE_WORDS = 128  # how many words an image counts as, where batches are grouped by length; LLaVA's number
@@ -42,8 +42,8 @@ class LazySupervisedDataset(Dataset):
 
     Raises:
         ValueError: images cannot be prepared as `config` says; when a sample is asked for: a conversation that cannot
-            be learnt from, other numbers of images and of <image>, or an image that cannot be read and `skip_bad` is
-            off. The record's id is named.
+            be learnt from, other numbers of images and of <image>, another medium, or an image that cannot be read and
+            `skip_bad` is off. The record's id is named.
     """
 
     def __init__(
@@ -102,6 +102,8 @@ class LazySupervisedDataset(Dataset):
     def _example(self, record: dict) -> Example:
         turns, names = record.get("conversations"), image_names(record)
         found = sum(text.count(DEFAULT_IMAGE_TOKEN) for text in turn_texts(turns))
+        if media := other_media(record, questions_of(record)):
+            raise ValueError(f"it brings {media[0].kind}: {media[0].detail}")
         if found != len(names):
             raise ValueError(
                 f"its conversation says {DEFAULT_IMAGE_TOKEN} {found} times, but it has {len(names)} images {names}"

@@ -2,12 +2,14 @@
 
 A record is `{"id": ..., "image": "coco/train2017/000000033471.jpg", "conversations": [{"from": "human", "value":
 "<image>\\nWhat is this?"}, {"from": "gpt", "value": "A bus."}, ...]}`. Text-only records have no `image`; further keys
-are kept. Records are numbered from 0.
+are kept, but for those that hold what cannot be seen, see `MEDIA`. Records are numbered from 0.
 """
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +27,59 @@ STYLES = {
     "Please provide the bounding box coordinate of the region": "region",
     "Provide a one-sentence caption": "caption",
 }
+
+
+class Medium(NamedTuple):
+    """What a record may bring that is no image under "image", and so would be left out without a word."""
+
+    kind: str
+    fields: tuple[str, ...]  # that bring it, whatever they hold
+    placeholders: tuple[str, ...]  # that stand for it in a question
+    suffixes: tuple[str, ...]  # of its files, whatever field names them
+    possible: str
+
+
+MEDIA = (
+    Medium(
+        "video",
+        ("video", "videos"),
+        ("<video>", "<videos>", "<vid>"),
+        (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv"),
+        'save frames of it, name them in a list under "image", and put an <image> for each into the question',
+    ),
+    Medium(
+        "audio",
+        ("audio", "audios"),
+        ("<audio>", "<audios>", "<sound>", "<speech>"),
+        (".wav", ".mp3", ".flac", ".ogg", ".m4a", ".aac", ".opus"),
+        "leave such records out, or write into the question what is heard",
+    ),
+    Medium(
+        "point clouds",
+        ("point_cloud", "point_clouds", "pointcloud", "pointclouds"),
+        ("<point>", "<points>", "<point_cloud>", "<point_clouds>", "<pointcloud>"),
+        (".ply", ".pcd", ".las", ".laz", ".obj", ".off", ".stl", ".glb", ".gltf"),
+        'save views of it, name them in a list under "image", and put an <image> for each into the question',
+    ),
+    Medium(
+        "images elsewhere",
+        ("images",),
+        ("<images>", "<img>", "<image-placeholder>", "<image_placeholder>", "<ImageHere>", "<|image|>"),
+        (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"),
+        'name its files under "image", a text or a list, and put an <image> for each into the question',
+    ),
+    Medium(
+        "other media",
+        (),
+        ("<depth>", "<thermal>", "<imu>", "<fmri>", "<tactile>", "<mesh>", "<3d>", "<document>", "<pdf>"),
+        (".npy", ".npz", ".pt", ".pth", ".pkl", ".h5", ".hdf5", ".exr", ".nii", ".nii.gz", ".dcm", ".pdf"),
+        'save it as an image, name that under "image", and put an <image> for it into the question',
+    ),
+)
+PLACEHOLDERS = {mark: medium for medium in MEDIA for mark in medium.placeholders}
+TAGS = {"<video>", "<audio>", "<img>", "<point>", "<points>", "<mesh>", "<document>"}  # also of HTML or XML
+MARK = re.compile(r"<\|?[\w-]+\|?>")
+NO_MEDIA = {"id", "question_id", "source", "conversations"}  # fields whose text may look like the name of a file
 
 
 class Problem(NamedTuple):
@@ -124,11 +179,70 @@ def source_of(record: dict) -> str:
 
 def first_question(record: dict) -> str:
     """What the human says first; nothing in a record that `inspect` refuses."""
+    return next(questions_of(record), "")
+
+
+def questions_of(record: dict) -> Iterator[str]:
+    """What the human says, also in a record that `inspect` refuses."""
     turns = record.get("conversations")
     for turn in turns if isinstance(turns, list) else []:
         if isinstance(turn, dict) and turn.get("from") == "human":
-            return str(turn.get("value"))
-    return ""
+            yield str(turn.get("value"))
+
+
+def other_media(record: Mapping, questions: Iterable[str]) -> list[Problem]:
+    """What a record brings that is no image under "image", and so would be left out unseen; a problem for each medium.
+
+    Args:
+        record: its fields. Those of `MEDIA` bring a medium; so does any other that names a file of one, unless the
+            record has an image, to which that may belong.
+        questions: its texts. A mark that may be a tag of HTML counts at the edge of a line, if nothing closes it.
+    """
+    signs = defaultdict(list)
+    for field, value in record.items():
+        for medium in media_in(field, value, has_image=bool(record.get("image"))):
+            signs[medium].append(f'"{field}": {shorten(str(value))}')
+    for mark in dict.fromkeys(marks_in(list(questions))):
+        signs[PLACEHOLDERS[mark]].append(f"{mark} in a question")
+    return [
+        Problem(medium.kind, f"{', '.join(found)}; only images are seen: {medium.possible}")
+        for medium, found in signs.items()
+    ]
+
+
+def media_in(field: str, value, *, has_image: bool) -> list[Medium]:
+    """What a field brings: the medium that it is named after, else those whose files it names."""
+    if field in NO_MEDIA or not value:
+        return []
+    if named := [medium for medium in MEDIA if field in medium.fields]:
+        return named
+    if field != "image" and has_image:
+        return []
+    names = [text.strip().lower() for text in texts_in(value)]
+    others = [medium for medium in MEDIA if field != "image" or "images" not in medium.fields]
+    return [medium for medium in others if any(name.endswith(medium.suffixes) for name in names)]
+
+
+def marks_in(texts: Sequence[str]) -> Iterator[str]:
+    """The placeholders in some texts."""
+    for text in texts:
+        for found in MARK.finditer(text):
+            mark = found.group()
+            if mark not in PLACEHOLDERS:
+                continue
+            before, after = text[: found.start()].rpartition("\n")[2], text[found.end() :].partition("\n")[0]
+            is_closed = any(mark.replace("<", "</") in other for other in texts)
+            if mark not in TAGS or (not is_closed and not (before.strip() and after.strip())):
+                yield mark
+
+
+def texts_in(value) -> Iterator[str]:
+    """The texts in a value of JSON, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from texts_in(part)
 
 
 def inspect(record: dict) -> list[Problem]:
@@ -138,6 +252,7 @@ def inspect(record: dict) -> list[Problem]:
     for name in names:
         if not isinstance(name, str) or not name:
             problems.append(Problem("bad image name", f"{name!r}, expected the name of a file"))
+    problems += (media := other_media(record, questions_of(record)))
     try:
         texts = turn_texts(record.get("conversations"))
     except ValueError as error:
@@ -145,7 +260,7 @@ def inspect(record: dict) -> list[Problem]:
     if not any(text.strip() for text in texts[1::2]):
         problems.append(Problem("no answer", f"gpt says nothing in {len(texts)} turns"))
     tokens = sum(text.count(DEFAULT_IMAGE_TOKEN) for text in texts)
-    if tokens != len(names):
+    if tokens != len(names) and not media:
         kind = "<image> without image" if tokens > len(names) else "image without <image>"
         problems.append(Problem(kind, f"{tokens} times <image>, {len(names)} image files"))
     return problems

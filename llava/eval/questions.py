@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from llava.data.records import other_media
 from llava.eval.metrics.mmmu import read_list
 from llava.files import is_file, read_json, read_jsonl
 
@@ -39,12 +40,14 @@ def read_questions(path: str | Path, limit: int | None = None) -> list[Question]
     """The questions of a JSONL file, the first `limit` of them if given. `image` is a file name, or a list of such.
 
     Raises:
-        ValueError: an unreadable file, no question in it, or a line without `question_id`, `image` and `text` of the
-            right types; file and line are named.
+        ValueError: an unreadable file, no question in it, a line without `question_id`, `image` and `text` of the right
+            types, or one that brings another medium; file and line are named.
     """
     questions = []
     for row, (line, fields) in enumerate(read_jsonl(path)[:limit]):
         where = f"{path}, line {line}"
+        if media := other_media(fields, [str(fields.get("text"))]):
+            raise ValueError(f"{where}: the question brings {media[0].kind}: {media[0].detail}.")
         for name, kinds, expected in FIELDS:
             if name not in fields:
                 raise ValueError(f"{where}: no {name!r}; a question needs question_id, image and text.")
@@ -119,16 +122,19 @@ def read_entries(
     """Questions out of a list; `fields` finds id, images and text in an entry.
 
     Raises:
-        ValueError: there are none, or an entry lacks one of these; it is named.
+        ValueError: there are none, or an entry lacks one of these, or brings another medium; it is named.
     """
     if not isinstance(entries, list):
         raise ValueError(f"{path} is not the benchmark's own file: a {type(entries).__name__}, no list of questions.")
     questions = []
     for row, entry in enumerate(entries[:limit]):
         try:
-            questions.append(Question(row, *fields(entry), row + 1))
+            question = Question(row, *fields(entry), row + 1)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}, entry {row + 1} is not as in the benchmark's own file: {error!r}.") from None
+        if media := other_media({**entry, "image": question.images}, [question.text]):
+            raise ValueError(f"{path}, entry {row + 1} brings {media[0].kind}: {media[0].detail}.")
+        questions.append(question)
     if not questions:
         raise ValueError(f"{path}: no questions in it.")
     return questions

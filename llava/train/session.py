@@ -15,7 +15,7 @@ from torch import nn
 from llava.conversation import conv_templates
 from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.dataset import LazySupervisedDataset
-from llava.data.records import image_names, read_records
+from llava.data.records import image_names, other_media, questions_of, read_records
 from llava.data.subset import draw
 from llava.data.verify import check
 from llava.files import drop_lock, read_json, take_lock, write_json
@@ -54,7 +54,8 @@ def read_data(run: Run) -> tuple[list[dict], Counts]:
     records = read_records(data.data_path)
     in_file = len(records)
     if data.images_only:
-        records = [record for record in records if image_names(record)]
+        # What brings another medium is no text alone: it is kept, to be refused below.
+        records = [record for record in records if image_names(record) or other_media(record, questions_of(record))]
     if data.data_fraction < 1:
         seed = training.seed if training.data_seed is None else training.data_seed
         records = [records[i] for i in draw(records, data.data_fraction, seed)]

@@ -19,7 +19,7 @@ def command(checkpoint, benchmark):
     ]
 
 
-def test_defaults_are_upstreams():
+def test_defaults_are_upstreams_but_for_the_template():
     args = vars(model_vqa_loader.parse_arguments([]))
     assert (
         args.items()
@@ -29,7 +29,7 @@ def test_defaults_are_upstreams():
             "image_folder": "",
             "question_file": "tables/question.jsonl",
             "answers_file": "answer.jsonl",
-            "conv_mode": "llava_v1",
+            "conv_mode": None,  # the checkpoint's own
             "num_chunks": 1,
             "chunk_idx": 0,
             "temperature": 0.2,
