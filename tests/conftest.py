@@ -123,3 +123,34 @@ def tiny_llava(tower_folder):
         return model.eval()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def ascii_tokenizer():
+    """`ascii_tokenizer("<|im_end|>", eos="<|im_end|>")` -> a tokenizer of ASCII letters and these marks.
+
+    With `adds_bos` it puts `bos` before every text, as Llama-3's does.
+    """
+
+    def make(*marks, bos=None, eos="<eos>", adds_bos=False, chat_template=None):
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+        from transformers import PreTrainedTokenizerFast
+
+        letters = ["\u010a", "\u0120", *map(chr, range(33, 127))]  # byte-level BPE writes line break and space so
+        bpe = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+        bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        bpe.add_special_tokens([mark for mark in (bos, eos, *marks) if mark])
+        if adds_bos:
+            bpe.post_processor = processors.TemplateProcessing(f"{bos} $A", None, [(bos, bpe.token_to_id(bos))])
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=bos, eos_token=eos)
+        tokenizer.chat_template = chat_template
+        return tokenizer
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def llama_3(ascii_tokenizer):
+    """A tokenizer with Llama-3's marks. Its end of text is no end of a turn."""
+    marks = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+    return ascii_tokenizer(*marks, bos="<|begin_of_text|>", eos="<|end_of_text|>", adds_bos=True)

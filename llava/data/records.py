@@ -190,17 +190,18 @@ def questions_of(record: dict) -> Iterator[str]:
             yield str(turn.get("value"))
 
 
-def other_media(record: Mapping, questions: Iterable[str]) -> list[Problem]:
-    """What a record brings that is no image under "image", and so would be left out unseen; a problem for each medium.
+def other_media(record: Mapping, questions: Iterable[str], *, named_only: bool = False) -> list[Problem]:
+    """Find what a record brings that is no image under "image", and so would be left out unseen, medium by medium.
 
     Args:
         record: its fields. Those of `MEDIA` bring a medium; so does any other that names a file of one, unless the
             record has an image, to which that may belong.
         questions: its texts. A mark that may be a tag of HTML counts at the edge of a line, if nothing closes it.
+        named_only: of the fields, look at those of `MEDIA` alone: the others have a meaning of their own.
     """
     signs = defaultdict(list)
     for field, value in record.items():
-        for medium in media_in(field, value, has_image=bool(record.get("image"))):
+        for medium in media_in(field, value, named_only or (field != "image" and bool(record.get("image")))):
             signs[medium].append(f'"{field}": {shorten(str(value))}')
     for mark in dict.fromkeys(marks_in(list(questions))):
         signs[PLACEHOLDERS[mark]].append(f"{mark} in a question")
@@ -210,13 +211,13 @@ def other_media(record: Mapping, questions: Iterable[str]) -> list[Problem]:
     ]
 
 
-def media_in(field: str, value, *, has_image: bool) -> list[Medium]:
+def media_in(field: str, value, named_only: bool) -> list[Medium]:
     """What a field brings: the medium that it is named after, else those whose files it names."""
     if field in NO_MEDIA or not value:
         return []
     if named := [medium for medium in MEDIA if field in medium.fields]:
         return named
-    if field != "image" and has_image:
+    if named_only:
         return []
     names = [text.strip().lower() for text in texts_in(value)]
     others = [medium for medium in MEDIA if field != "image" or "images" not in medium.fields]

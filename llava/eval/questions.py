@@ -132,7 +132,7 @@ def read_entries(
             question = Question(row, *fields(entry), row + 1)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}, entry {row + 1} is not as in the benchmark's own file: {error!r}.") from None
-        if media := other_media({**entry, "image": question.images}, [question.text]):
+        if media := other_media(entry, [question.text], named_only=True):
             raise ValueError(f"{path}, entry {row + 1} brings {media[0].kind}: {media[0].detail}.")
         questions.append(question)
     if not questions:

@@ -1,9 +1,18 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from llava.conversation import Conversation, SeparatorStyle, conv_templates, default_conversation
+from llava.conversation import (
+    Conversation,
+    SeparatorStyle,
+    choose_template,
+    conv_templates,
+    default_conversation,
+    template_for,
+    warn_once,
+)
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/json/conversations.json").read_text())
 TEMPLATES = GOLDEN["templates"]
@@ -77,3 +86,94 @@ def test_llama_2_must_begin_with_the_user():
 
 def test_an_empty_talk_is_the_system_text():
     assert conv_templates["v1"].copy().get_prompt() == TEMPLATES["v1"]["system"] + " "
+
+
+LLAMA_3_BEGIN = (
+    "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nYou are a helpful language and vision assistant. "
+    "You are able to understand the visual content that the user provides, and assist the user with a variety of tasks "
+    "using natural language.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n<image>\nWhat?<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n"
+)
+
+
+def test_llama_3_is_written_as_its_chat_template_writes_it():
+    assert talk("llava_llama_3", "<image>\nWhat?", None).get_prompt() == LLAMA_3_BEGIN
+    answered = talk("llava_llama_3", "<image>\nWhat?\n", " A dog. ", "Sure?", None).get_prompt()
+    assert answered == LLAMA_3_BEGIN + (
+        "A dog.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nSure?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+    assert talk("llava_llama_3", "<image>\nWhat?", "A dog.").get_prompt() == LLAMA_3_BEGIN + "A dog.<|eot_id|>"
+    assert talk("llava_llama_3", ("What?", None, "Default"), None).get_prompt() == LLAMA_3_BEGIN
+
+
+LLAMA_MARKS = {"bos": "<s>", "eos": "</s>"}
+HEADERS = "{{ '<|start_header_id|>' + role + '<|end_header_id|>' }}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "marks", "options", "name"),
+    [
+        ("llama", [], LLAMA_MARKS, "vicuna_v1"),
+        ("llama", ["<|start_header_id|>", "<|eot_id|>"], {"bos": "<|begin_of_text|>"}, "llava_llama_3"),
+        ("llama", ["<|im_start|>", "<|im_end|>"], {"eos": "<|im_end|>"}, "chatml_direct"),
+        ("mistral", ["<|im_start|>", "<|im_end|>"], LLAMA_MARKS, "chatml_direct"),
+        ("qwen", ["<|im_start|>", "<|im_end|>"], {}, "qwen_1_5"),
+        ("mistral", ["[INST]", "[/INST]"], LLAMA_MARKS, "mistral_instruct"),
+        ("llama", [], {**LLAMA_MARKS, "chat_template": "{{ '[INST] <<SYS>>' + text + '[/INST]' }}"}, "llava_llama_2"),
+        ("mistral", [], {**LLAMA_MARKS, "chat_template": "{{ '[INST] ' + text + ' [/INST]' }}"}, "mistral_instruct"),
+        ("llama", [], {**LLAMA_MARKS, "chat_template": "{{ 'USER: ' + text + ' ASSISTANT:' }}"}, "vicuna_v1"),
+        ("llama", ["<|start_header_id|>"], {"chat_template": "<|im_start|>user"}, "chatml_direct"),  # what it is asked
+        ("llama", ["<|im_start|>"], {"chat_template": {"default": HEADERS, "tool": "x"}}, "llava_llama_3"),
+    ],
+)
+def test_a_tokenizer_shows_the_template(ascii_tokenizer, caplog, kind, marks, options, name):
+    config = SimpleNamespace(model_type=f"llava_{kind}", _name_or_path="llava-llama-3-vicuna-34b")  # tells nothing
+    tokenizer = ascii_tokenizer(*marks, **options)
+    found = template_for(config, tokenizer)
+    assert (found.name, found.is_assumed) == (name, False)
+    assert choose_template(None, config, tokenizer) == name
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("field", ["conv_mode", "conv_template", "conversation_template", "conv_version", "version"])
+def test_what_a_config_says_comes_first(ascii_tokenizer, field):
+    tokenizer = ascii_tokenizer("<|im_start|>", "<|im_end|>")
+    config = SimpleNamespace(model_type="llava_qwen", **{field: "llava_llama_3"})
+    assert template_for(config, tokenizer).name == "llava_llama_3"
+    for captions_only in ("plain", "v0_plain"):
+        setattr(config, field, captions_only)
+        assert template_for(config, tokenizer)[::2] == ("qwen_1_5", False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "name", "reason"),
+    [
+        ("mistral", {}, "mistral_instruct", "LLaVA's llava_mistral models"),
+        ("qwen", {}, "qwen_1_5", "LLaVA's llava_qwen models"),
+        ("llama", {"version": "1.6"}, "vicuna_v1", "none that is known"),
+        ("llama", {"conv_mode": "gemma_instruct"}, "vicuna_v1", "conv_mode 'gemma_instruct' is unknown"),
+    ],
+)
+def test_an_assumed_template_is_told_once(ascii_tokenizer, caplog, kind, fields, name, reason):
+    warn_once.cache_clear()
+    config = SimpleNamespace(model_type=f"llava_{kind}", **fields)
+    tokenizer = ascii_tokenizer(bos="<bos>", chat_template="{{ '<start_of_turn>' }}")
+    for _ in range(2):
+        assert choose_template(None, config, tokenizer, flag="--version") == name
+    (told,) = (record.getMessage() for record in caplog.records)
+    assert f"{name} is assumed" in told
+    assert reason in told
+    assert "--version: default, v0" in told
+
+
+def test_what_is_asked_for_wins_and_a_misfit_is_told(ascii_tokenizer, caplog):
+    warn_once.cache_clear()
+    config = SimpleNamespace(model_type="llava_llama")
+    yi = ascii_tokenizer("<|im_start|>", "<|im_end|>")
+    for asked in ("mpt", "chatml_direct", "plain"):  # written alike, or captions
+        assert choose_template(asked, config, yi) == asked
+    assert choose_template("v0", config, ascii_tokenizer(bos="<s>", eos="</s>")) == "v0"  # nothing speaks against it
+    assert not caplog.records
+    assert choose_template("vicuna_v1", config, yi) == "vicuna_v1"
+    assert "own seems chatml_direct: the vocabulary has <|im_start|>" in caplog.text

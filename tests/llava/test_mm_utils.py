@@ -190,6 +190,17 @@ def test_load_image_names_the_file_and_the_reason(tmp_path, monkeypatch):
 # Text
 
 
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_a_prompt_has_the_bos_that_tokenizer_or_template_gives_it_once(ascii_tokenizer, adds_bos):
+    tokenizer = ascii_tokenizer(bos="<bos>", adds_bos=adds_bos)
+    letters = tokenizer.convert_tokens_to_ids(["a", "b", "c"])
+    written = mm_utils.tokenizer_image_token("<bos>a<image>b<image>c", tokenizer, -200)
+    assert written == [tokenizer.bos_token_id, letters[0], -200, letters[1], -200, letters[2]]
+    bare = mm_utils.tokenizer_image_token("a<image>b<image>c", tokenizer, -200)
+    assert bare == (written if adds_bos else written[1:])
+    assert mm_utils.tokenizer_image_token("<image>", tokenizer, -200) == [tokenizer.bos_token_id] * adds_bos + [-200]
+
+
 def test_tokenizer_image_token_returns_lists_and_tensors(tokenizer):
     ids = mm_utils.tokenizer_image_token("hello <image> world", tokenizer)
     tensor = mm_utils.tokenizer_image_token("hello <image> world", tokenizer, -7, return_tensors="pt")

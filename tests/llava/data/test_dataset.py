@@ -184,6 +184,13 @@ def test_a_bad_image_is_named_or_skipped(content, make, tmp_path, tokenizer):
     assert sample["input_ids"].tolist() == [i for i in whole.tolist() if i != IMAGE_TOKEN_INDEX]
 
 
+@pytest.mark.parametrize("skip_bad", [True, False])
+def test_a_medium_that_cannot_be_seen_is_never_learnt_as_text(make, skip_bad):
+    for fields, kind in (({"video": "a.mp4"}, "video"), ({"images": ["a.png"]}, "images elsewhere")):
+        with pytest.raises(ValueError, match=f"Record 'a1': it brings {kind}: "):
+            make([record("Why?", **fields)], skip_bad=skip_bad)[0]
+
+
 def test_a_config_without_a_grid_is_no_bad_image(make):
     with pytest.raises(ValueError, match="needs image_grid_pinpoints"):
         make([record(image="a.png")], config=SimpleNamespace(image_aspect_ratio="anyres"), skip_bad=True)

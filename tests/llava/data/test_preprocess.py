@@ -115,6 +115,22 @@ def test_byte_level_tokenizers(template, qwen):
     assert example.input_ids.tolist().count(IMAGE_TOKEN_INDEX) == 1
 
 
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_llama_3_learns_answers_and_their_ends_behind_one_bos(ascii_tokenizer, adds_bos):
+    marks = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+    tokenizer = ascii_tokenizer(*marks, bos="<|begin_of_text|>", eos="<|end_of_text|>", adds_bos=adds_bos)
+    turns = talk("<image>\nWhat?", " A dog.\n", "Sure?", "Yes.")
+    example = preprocess(turns, tokenizer, conv_templates["llava_llama_3"], has_image=True)
+    assert learnt(example, tokenizer) == ["A dog.<|eot_id|>", "Yes.<|eot_id|>"]
+    ids = example.input_ids.tolist()
+    assert ids[0] == tokenizer.bos_token_id
+    assert ids.count(tokenizer.bos_token_id) == ids.count(IMAGE_TOKEN_INDEX) == 1
+    conversation = conv_templates["llava_llama_3"].copy()
+    for i, turn in enumerate(turns):
+        conversation.append_message(conversation.roles[i % 2], turn["value"])
+    assert ids == tokenizer_image_token(conversation.get_prompt(), tokenizer)
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("template", [name for name in conv_templates if "plain" not in name])
 def test_training_reads_what_asking_writes(template, legacy, tokenizers):

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from llava.data.records import image_names, inspect, read_records, source_of, write_records
+from llava.data.records import MEDIA, image_names, inspect, other_media, read_records, source_of, write_records
 
 HALF = "\ud83d"  # of a surrogate pair
 
@@ -163,3 +163,57 @@ def test_nothing_is_found_in_good_records(varied):
     assert inspect(record(conversations=[GPT, HUMAN, GPT])) == []
     assert inspect(record("<image><image>", image=["a.jpg", "b.jpg"])) == []
     assert source_of({"image": 7, "conversations": 3}) == "images: conversation"  # bad records have a source, too
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "detail"),
+    [
+        ({"video": "a.mp4"}, "video", "\"video\": 'a.mp4'; only images are seen: save frames"),
+        ({"video": "7", "image": ["1.png"], "question": "<image>\nWhy?"}, "video", "\"video\": '7'"),
+        ({"image": "a.MP4", "question": "<image>\nWhy?"}, "video", "\"image\": 'a.MP4'"),
+        ({"clip": {"path": ["x", "a.webm"]}}, "video", '"clip"'),
+        ({"question": "<video>\nWhat happens?"}, "video", "<video> in a question"),
+        ({"question": "What happens here? <video>", "video": "a.mp4"}, "video", "'a.mp4', <video> in a question"),
+        ({"audio": {"array": [0.0], "sampling_rate": 1}}, "audio", '"audio"'),
+        ({"sound_file": "a.wav", "question": "<speech>\nWho?"}, "audio", "'a.wav', <speech> in a question"),
+        ({"point_cloud": "c.npy", "question": "<point>\nWhat?"}, "point clouds", "'c.npy', <point> in a question"),
+        ({"question": "Describe <point_cloud> in a word."}, "point clouds", "<point_cloud>"),
+        (
+            {"images": ["b.png"], "question": "Compare."},
+            "images elsewhere",
+            'name its files under "image", a text or a',
+        ),
+        ({"images": ["b.png"], "question": "<image>\nWhy?"}, "images elsewhere", "b.png"),
+        ({"img_path": "b.JPG"}, "images elsewhere", "b.JPG"),
+        ({"question": "<image-placeholder>\nWhy?"}, "images elsewhere", "<image-placeholder>"),
+        ({"embedding": "e.npy"}, "other media", "e.npy"),
+        ({"question": "<depth>\nHow far?"}, "other media", "<depth>"),
+    ],
+)
+def test_a_medium_that_would_not_be_seen_is_a_problem_of_its_own_kind(fields, kind, detail):
+    question = fields.pop("question", "Why?")
+    (problem,) = inspect(record(question, **{"image": None, **fields}))
+    assert problem.kind == kind
+    assert detail in problem.detail
+
+
+@pytest.mark.parametrize("medium", MEDIA, ids=lambda medium: medium.kind)
+def test_every_medium_is_known_by_fields_placeholders_and_files(medium):
+    for field in medium.fields:
+        assert [problem.kind for problem in other_media({field: "x"}, [])] == [medium.kind]
+        assert other_media({field: None}, []) == other_media({field: []}, []) == []
+    for mark in medium.placeholders:
+        for text in (f"{mark}\nWhy?", f"Why?\n{mark}\n", f"Why? {mark}", f"{mark}{mark}"):
+            assert [problem.kind for problem in other_media({}, [text])] == [medium.kind]
+    for suffix in medium.suffixes:
+        assert [problem.kind for problem in other_media({"path": [f"a/b{suffix}"]}, [])] == [medium.kind]
+
+
+def test_what_only_looks_like_a_medium_is_none():
+    html = "Why is this black?\n<video>\n<source src='a.mp4'>\n</video>"
+    for question in ("How do I centre a <video> tag?", html, "Is 3 <image a tag?"):
+        assert inspect(record(question, image=None)) == []
+    assert inspect(record(answer="<video>", image="1.jpg")) == []  # an answer is learnt, not seen
+    fields = {"source": "clips.mp4", "id": "v/1.mp4", "images": [], "video": "", "audio": None, "url": "https://a.org"}
+    assert inspect(record("Why?", image=None, **fields)) == []
+    assert inspect(record(original="raw/1.png", cut_from="7.mp4")) == []  # the image is there: these belong to it

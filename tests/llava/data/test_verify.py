@@ -84,6 +84,15 @@ def test_each_planted_problem_is_found(folder):
     assert report.notes == {"mislabelled": 1, "duplicate id": 1, "ids of mixed type": 1, "no id": 1}
 
 
+def test_media_that_cannot_be_seen_are_counted_and_left_out(folder):
+    fields = [{"video": "a.mp4"}, {"video": "b.mp4"}, {"images": ["b.png"]}]
+    unseen = [record(f"u{i}", question="What?") | brought for i, brought in enumerate(fields)]
+    report = check([*GOOD, *unseen], folder)
+    assert kinds(report.bad) == {4: ["video"], 5: ["video"], 6: ["images elsewhere"]}
+    assert "3 of 7 records cannot be trained on:\n  video                           2\n" in report.summary()
+    assert report.clean() == GOOD
+
+
 def test_particulars_name_what_was_found(folder):
     report = check(ALL, folder)
     details = {

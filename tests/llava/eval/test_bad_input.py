@@ -47,6 +47,13 @@ def with_flag(command, flag, value):
         ),
         ('{"question_id": 1, "image": 7, "text": "a"}', "image is 7; expected text"),
         ('{"question_id": 1, "image": "image0.jpg", "text": "see <image>"}', "the text holds '<image>'"),
+        (
+            '{"question_id": 1, "video": "a.mp4", "text": "a"}',
+            "the question brings video: \"video\": 'a.mp4'; only images",
+        ),
+        ('{"question_id": 1, "image": "image0.jpg", "audio": "a.wav", "text": "a"}', "the question brings audio: "),
+        ('{"question_id": 1, "images": ["image0.jpg"], "text": "a"}', "the question brings images elsewhere: "),
+        ('{"question_id": 1, "image": "image0.jpg", "text": "<video>\\na"}', "the question brings video: <video> in a"),
     ],
 )
 def test_broken_question_lines_are_named(command, benchmark, before_loading, line, message):

@@ -383,6 +383,40 @@ def test_cut_stops_where_the_turn_ends(conv_mode, text, expected):
     assert Decoding(conv_mode).cut(text) == expected
 
 
+def test_the_end_of_a_template_ends_an_answer_though_the_checkpoint_names_another(tiny_llava, llama_3, loaded):
+    model, decoding = tiny_llava("llama"), Decoding(max_new_tokens=5)
+    call = {"inputs": torch.tensor([decoding.ids("Why?", llama_3, model.config, images=0)])}
+    first = model.generate(**call, do_sample=False, max_new_tokens=1)[0, 0].item()
+    end = llama_3.convert_tokens_to_ids("<|eot_id|>")
+    swapped = model.lm_head.weight.data[[end, first]]
+    model.lm_head.weight.data[[first, end]] = swapped  # now it says this end at once
+    options = decoding.settled(model.config, llama_3).options(model, llama_3)
+    assert options["eos_token_id"] == [model.generation_config.eos_token_id, end] == [2, end]
+    for fast in ("static", "off"):
+        assert model.generate(**call, **options, fast=fast).tolist() == [[end]]
+    assert generate_batch(model, llama_3, ["Why?"], [[]], decoding).texts == [""]
+
+    model.generation_config.eos_token_id = None
+    assert decoding.settled(model.config, llama_3).ends(model, llama_3) == [end]
+    tokenizer, vicuna, _ = loaded
+    assert Decoding("vicuna_v1").ends(vicuna, tokenizer) == [2]
+    assert Decoding("v0").ends(vicuna, tokenizer) == [2]  # ### is several tokens, and is cut off
+
+
+def test_a_checkpoint_is_asked_in_its_own_template(tiny_llava, llama_3, ascii_tokenizer):
+    qwen = ascii_tokenizer("<|im_start|>", "<|im_end|>", eos="<|im_end|>")
+    for family, tokenizer, name in (("llama", llama_3, "llava_llama_3"), ("qwen", qwen, "qwen_1_5")):
+        model = tiny_llava(family)
+        assert Decoding().settled(model.config, tokenizer) == Decoding(name)
+        assert Decoding().ids("Why?", tokenizer, model.config) == Decoding(name).ids("Why?", tokenizer, model.config)
+        with ChatSession(model, tokenizer, model.get_vision_tower().image_processor) as chat:
+            assert chat.decoding.conv_mode == name
+            assert len(list(chat.ask("Why?"))) <= chat.answered
+        model.config.conv_mode = "mistral_instruct"  # as training writes it
+        assert Decoding().settled(model.config, tokenizer) == Decoding("mistral_instruct")
+        assert Decoding("mpt").settled(model.config, tokenizer) == Decoding("mpt")
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -31,6 +31,25 @@ def result_of(path):
     return json.loads(Path(f"{path}.result.json").read_text())
 
 
+def test_a_checkpoint_is_asked_in_its_own_template(tiny_llava, ascii_tokenizer, llama_3, benchmark, tmp_path, caplog):
+    qwen = ascii_tokenizer("<|im_start|>", "<|im_end|>", eos="<|im_end|>")
+    unmarked = ascii_tokenizer()
+    cases = [("llama", llama_3, "<|begin_of_text|>"), ("qwen", qwen, "<|im_start|>system\nYou are a helpful")]
+    for name, (family, tokenizer, begin) in enumerate([*cases, ("mistral", unmarked, "[INST] <image>")]):
+        folder, out = tmp_path / str(name), tmp_path / f"out-{name}"
+        tiny_llava(family).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        assert not caplog.records
+        assert run.main(["textvqa", str(folder), *benchmark.flags, "--limit", "3", "--out", str(out)]) == 0
+        assert result_of(out / "full-first-3.jsonl")["settings"]["prompt"].startswith(begin)
+    assert "mistral_instruct is assumed" in caplog.text
+    assert "--conv-mode" in caplog.text
+    command = ["textvqa", str(tmp_path / "0"), *benchmark.flags, "--limit", "3", "--conv-mode", "qwen_2"]
+    assert run.main([*command, "--out", str(tmp_path / "asked")]) == 0
+    prompt = result_of(tmp_path / "asked/full-first-3.jsonl")["settings"]["prompt"]
+    assert prompt.startswith("<|im_start|>system\nYou are a helpful")
+
+
 def test_full_and_zipped_side_by_side(checkpoint, benchmark, tmp_path, read_rows, capsys):
     out = tmp_path / "out"
     budget = ["--dominant", "54", "--contextual", "10", "--compare-full"]

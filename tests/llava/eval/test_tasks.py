@@ -213,6 +213,15 @@ def test_questions_without_an_image_are_asked_without(here, checkpoint):
     assert result["tokens_per_image"] == {"mean": 576, "min": 576, "max": 576}
 
 
+def test_questions_about_another_medium_are_not_asked_without(here, checkpoint, capsys):
+    path = Path("playground/data/eval/scienceqa/llava_test_CQM-A.json")
+    entries = json.loads(path.read_text())
+    entries[1]["video"] = "a.mp4"
+    path.write_text(json.dumps(entries))
+    assert run.main(["scienceqa", checkpoint, *OPTIONS, "3"]) == 2
+    assert f"{path}, entry 2 brings video: \"video\": 'a.mp4'; only images are seen" in capsys.readouterr().err
+
+
 def test_mmmu_is_asked_as_lmms_eval_asks_llava(here, checkpoint):
     questions = read_mmmu("playground/data/eval/mmmu/validation.jsonl")
     names = [tuple(name.removeprefix(f"{q.question_id}_") for name in q.images) for q in questions]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from llava.conversation import template_for
 from llava.files import drop_lock, take_lock
 from llava.model.builder import load_pretrained_model
 from llava.train.loading import lora_targets
@@ -193,6 +194,31 @@ def test_bad_samples_are_left_out_and_counted_on_demand(flags, signs_data, tmp_p
     samples = json.loads((tmp_path / "out" / "training.json").read_text())["samples"]
     assert samples["bad"] == 2
     assert samples["used"] == samples["in_file"] - 2
+
+
+@pytest.mark.parametrize("images_only", [True, False])
+def test_videos_are_refused_and_never_learnt_as_text(flags, signs_data, tmp_path, capsys, images_only):
+    records = json.loads((signs_data / "data.json").read_text())
+    text = next(record for record in records if "image" not in record)
+    (tmp_path / "bad.json").write_text(json.dumps([*records, text | {"id": "v", "video": "a.mp4"}]))
+    command = {"data_path": tmp_path / "bad.json", "images_only": images_only, "max_steps": 1}
+    assert main(flags(**command)) == 2
+    assert "\"video\": 'a.mp4'; only images are seen" in capsys.readouterr().err
+    assert main(flags(**command, skip_bad_data=True)) == 0
+    assert json.loads((tmp_path / "out" / "training.json").read_text())["samples"]["bad"] == 1
+
+
+@pytest.mark.parametrize(("version", "recorded"), [(None, "vicuna_v1"), ("v0", "v0"), ("plain", None)])
+def test_the_template_of_training_is_recorded_for_those_who_ask(flags, signs_data, tmp_path, version, recorded):
+    records = [record for record in json.loads((signs_data / "data.json").read_text()) if "image" in record]
+    captions = [record | {"conversations": record["conversations"][:2]} for record in records]
+    (tmp_path / "captions.json").write_text(json.dumps(captions))
+    assert main(flags(data_path=tmp_path / "captions.json", version=version, max_steps=1)) == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text()).get("conv_mode") == recorded
+    assert json.loads((tmp_path / "out" / "training.json").read_text())["template"] == (version or recorded)
+    if recorded:
+        tokenizer, model, _, _ = load_pretrained_model(str(tmp_path / "out"), str(SIGNS), device="cpu")
+        assert template_for(model.config, tokenizer).name == recorded
 
 
 def test_a_share_of_the_data_and_images_only(flags, tmp_path):
