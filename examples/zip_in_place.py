@@ -5,7 +5,7 @@ from given import CHECKPOINT, CONTEXTUAL, DOMINANT, PICTURE, QUESTION
 from PIL import Image
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
-from llava.conversation import conv_templates
+from llava.conversation import choose_template, conv_templates
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from visionzip_patch import unzip, visionzip
@@ -14,7 +14,7 @@ tokenizer, model, processor, _ = load_pretrained_model(CHECKPOINT)
 image = Image.open(PICTURE)
 pixels = process_images([image], processor, model.config).to(model.device, model.dtype)
 
-conversation = conv_templates["vicuna_v1"].copy()
+conversation = conv_templates[choose_template(None, model.config, tokenizer)].copy()
 conversation.append_message(conversation.roles[0], f"{DEFAULT_IMAGE_TOKEN}\n{QUESTION}")
 conversation.append_message(conversation.roles[1], None)
 ids = tokenizer_image_token(conversation.get_prompt(), tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt")

@@ -4,6 +4,7 @@ The texts, spaces and separators are part of every checkpoint trained with them;
 """
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
@@ -349,4 +350,5 @@ def token_id(tokenizer, text: str) -> int | None:
 
 @cache
 def warn_once(message: str) -> None:
-    logger.warning(message)
+    """Warn, the first time in a process, and in one process of several."""
+    logger.log(logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.DEBUG, message)

@@ -25,8 +25,9 @@ def load(checkpoint: str, **options) -> tuple:
 def read_tokenizer(checkpoint: str, model_base: str | None):
     """The tokenizer that `load` will give, before any weights. Raises ValueError if it, or a base, is missing."""
     found = Checkpoint.inspect(checkpoint)
-    base = find_base(found, model_base) if found.kind in ("projector", "lora") else found
-    return load_tokenizer(base.path, **base.hub)
+    has_none = found.kind in ("projector", "lora") and not found.has_tokenizer()
+    source = find_base(found, model_base) if has_none else found
+    return load_tokenizer(source.path, **source.hub)
 
 
 def device_of(device: str, shard: Shard) -> str:

@@ -2,8 +2,10 @@
 
 import logging
 import re
+from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PretrainedConfig
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
+from llava.conversation import RECORDED
 from llava.model.adapter import merge_adapter
 from llava.model.checkpoint import (
     CONTENTS,
@@ -187,7 +190,7 @@ def make_config(
     values = from_hf_config(source) if source.kind == "hf" else resolve_tower(source, base)
     if not isinstance(overwrite, dict | None):
         raise ValueError(f"overwrite_config={overwrite!r}: expected fields of config.json and their values, {{...}}.")
-    values |= overwrite or {}
+    values = {**told_template(checkpoint), **values, **(overwrite or {})}
     kind = language_model(values)
     if base is not checkpoint:
         own = from_hf_config(base) if base.kind == "hf" else base.config
@@ -214,6 +217,21 @@ def make_config(
         if trained_its_tower(config, tower, base):
             config.unfreeze_mm_vision_tower = True
     return config
+
+
+def told_template(checkpoint: Checkpoint) -> dict:
+    """Find the fields that name a checkpoint's prompt template, whatever the format of its config.json.
+
+    Training used to write it only into the settings of training.json.
+    """
+    told = {field: checkpoint.config[field] for field in RECORDED if field in checkpoint.config}
+    report = Path(checkpoint.path, "training.json")
+    if told or not report.is_file():
+        return told
+    with suppress(ValueError):  # a file of that name may be anybody's
+        settings = read_json(str(report)).get("settings")
+        return {"conv_mode": settings.get("version")} if isinstance(settings, dict) else {}
+    return {}
 
 
 def described_by(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:

@@ -20,7 +20,7 @@ def compare(args: argparse.Namespace) -> int:
     setting = read_json(str(Path(args.tuned, "config.json"))).get("visionzip")
     budget = VisionZipConfig.from_dict(setting) if setting else None
     options = {"limit": None, "question_file": None, "image_folder": None, "annotation_file": None}
-    options |= {"device": "cpu", "max_new_tokens": 16, "batch_size": 32, "checkpoint": None}
+    options |= {"device": "cpu", "max_new_tokens": 16, "batch_size": 32, "checkpoint": None, "conv_mode": None}
     tell("Answering the questions, before and after")
     bench = prepare(argparse.Namespace(**options), args.base, TASKS["textvqa"])
     full, before = bench.measure(None), bench.measure(budget)

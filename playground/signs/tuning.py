@@ -120,6 +120,7 @@ def measure_all(args: argparse.Namespace) -> tuple[float, list[Row], int]:
         "annotation_file": QUESTIONS / ANNOTATION_FILE,
     }
     options = {"checkpoint": None, "limit": None, "device": "cpu", "max_new_tokens": 16, "batch_size": 64}
+    options["conv_mode"] = None
     bench = prepare(argparse.Namespace(**options, **data), str(BASE), TASKS["textvqa"])
     bench.model.requires_grad_(False).get_model().mm_projector.requires_grad_(True)
     budgets = [VisionZipConfig(*budget) for budget in BUDGETS]

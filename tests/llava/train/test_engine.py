@@ -8,7 +8,7 @@ import torch
 
 from llava.conversation import template_for
 from llava.files import drop_lock, take_lock
-from llava.model.builder import load_pretrained_model
+from llava.model.builder import load_pretrained_model, read_config
 from llava.train.loading import lora_targets
 from llava.train.train import main
 from llava.train.trainer import LLaVATrainer, checkpoints, optimizer_groups
@@ -219,6 +219,17 @@ def test_the_template_of_training_is_recorded_for_those_who_ask(flags, signs_dat
     if recorded:
         tokenizer, model, _, _ = load_pretrained_model(str(tmp_path / "out"), str(SIGNS), device="cpu")
         assert template_for(model.config, tokenizer).name == recorded
+
+
+@pytest.mark.parametrize(("content", "told"), [({"settings": {"version": "mpt"}}, "mpt"), ([], None), ({}, None)])
+def test_a_template_that_only_the_report_of_training_names_is_taken(flags, tmp_path, content, told):
+    assert main(flags(max_steps=1)) == 0
+    config, report = (tmp_path / "out" / name for name in ("config.json", "training.json"))
+    fields = json.loads(config.read_text())
+    assert fields.pop("conv_mode") == "vicuna_v1"
+    config.write_text(json.dumps(fields))
+    report.write_text(json.dumps(content))
+    assert getattr(read_config(str(tmp_path / "out"))[0], "conv_mode", None) == told
 
 
 def test_a_share_of_the_data_and_images_only(flags, tmp_path):
