@@ -77,7 +77,6 @@ MEDIA = (
     ),
 )
 PLACEHOLDERS = {mark: medium for medium in MEDIA for mark in medium.placeholders}
-TAGS = {"<video>", "<audio>", "<img>", "<point>", "<points>", "<mesh>", "<document>"}  # also of HTML or XML
 MARK = re.compile(r"<\|?[\w-]+\|?>")
 NO_MEDIA = {"id", "question_id", "source", "conversations"}  # fields whose text may look like the name of a file
 
@@ -196,7 +195,7 @@ def other_media(record: Mapping, questions: Iterable[str], *, named_only: bool =
     Args:
         record: its fields. Those of `MEDIA` bring a medium; so does any other that names a file of one, unless the
             record has an image, to which that may belong.
-        questions: its texts. A mark that may be a tag of HTML counts at the edge of a line, if nothing closes it.
+        questions: its texts, in which placeholders stand.
         named_only: of the fields, look at those of `MEDIA` alone: the others have a meaning of their own.
     """
     signs = defaultdict(list)
@@ -225,15 +224,15 @@ def media_in(field: str, value, named_only: bool) -> list[Medium]:
 
 
 def marks_in(texts: Sequence[str]) -> Iterator[str]:
-    """The placeholders in some texts."""
+    """The placeholders in some texts; words alone may be tags of HTML or XML, if closed or in the middle of a line."""
     for text in texts:
         for found in MARK.finditer(text):
             mark = found.group()
             if mark not in PLACEHOLDERS:
                 continue
             before, after = text[: found.start()].rpartition("\n")[2], text[found.end() :].partition("\n")[0]
-            is_closed = any(mark.replace("<", "</") in other for other in texts)
-            if mark not in TAGS or (not is_closed and not (before.strip() and after.strip())):
+            is_tag = any(mark.replace("<", "</") in other for other in texts) or (before.strip() and after.strip())
+            if not (mark[1:-1].isalpha() and is_tag):
                 yield mark
 
 

@@ -109,3 +109,10 @@ def test_stopping_and_accessors_as_upstream_scripts_use_them(loaded, pictures):
     stopped = model.generate(ids, images=images, do_sample=False, max_new_tokens=12, stopping_criteria=[stop])
     assert stopped.shape[1] < free.shape[1]
     assert torch.equal(stopped, free[:, : stopped.shape[1]])
+
+
+def test_the_templates_of_the_chat_are_where_they_were():
+    from llava.serve.opening import TEMPLATES
+
+    assert set(TEMPLATES.values()) <= conv_templates.keys()
+    assert "llava_llama" not in TEMPLATES  # Vicuna, Llama-2, Llama-3 and Yi are of this class

@@ -9,6 +9,7 @@ import torch
 from llava.conversation import template_for
 from llava.files import drop_lock, take_lock
 from llava.model.builder import load_pretrained_model, read_config
+from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.train.loading import lora_targets
 from llava.train.train import main
 from llava.train.trainer import LLaVATrainer, checkpoints, optimizer_groups
@@ -219,6 +220,24 @@ def test_the_template_of_training_is_recorded_for_those_who_ask(flags, signs_dat
     if recorded:
         tokenizer, model, _, _ = load_pretrained_model(str(tmp_path / "out"), str(SIGNS), device="cpu")
         assert template_for(model.config, tokenizer).name == recorded
+
+
+def test_a_model_learns_in_the_template_of_its_own_tokenizer(flags, tiny_llava, llama_3, tmp_path, monkeypatch):
+    tiny_llava("llama").save_pretrained(tmp_path / "model")
+    llama_3.save_pretrained(tmp_path / "model")
+    batches, forward = [], LlavaLlamaForCausalLM.forward
+
+    def note(model, **batch):
+        batches.append(batch)
+        return forward(model, **batch)
+
+    monkeypatch.setattr(LlavaLlamaForCausalLM, "forward", note)
+    assert main(flags(model_name_or_path=tmp_path / "model", max_steps=1)) == 0
+    ids, labels = (batches[0][name][0] for name in ("input_ids", "labels"))
+    bos, end = llama_3.convert_tokens_to_ids(["<|begin_of_text|>", "<|eot_id|>"])
+    assert (ids[0], (ids == bos).sum()) == (bos, 1)
+    assert (labels == end).sum() == (ids == end).sum() // 2  # answers end so, system and questions too
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["conv_mode"] == "llava_llama_3"
 
 
 @pytest.mark.parametrize(("content", "told"), [({"settings": {"version": "mpt"}}, "mpt"), ([], None), ({}, None)])
