@@ -63,7 +63,7 @@ def run_benchmark(args: argparse.Namespace) -> int:
     if args.checkpoint is None:
         use_one_thread()
     data = choose_data(args, TASKS[args.task])  # before the checkpoint, which may have to be fetched
-    config, tower = read_config(checkpoint)
+    config, tower = read_config(checkpoint, args.model_base)
     budgets = choose_budgets(args, checkpoint, config, tower)
     run = prepare(args, checkpoint, data, config, tower)
     paths = choose_paths(args, checkpoint, budgets)

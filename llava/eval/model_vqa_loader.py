@@ -36,7 +36,7 @@ def eval_model(args: argparse.Namespace) -> int:
 
     decoding = Decoding(args.conv_mode, args.max_new_tokens, args.temperature, args.top_p, args.num_beams)
     questions = list(get_chunk(read_questions(args.question_file), args.num_chunks, args.chunk_idx))
-    budget, (config, tower) = asked_budget(args), read_config(args.model_path)
+    budget, (config, tower) = asked_budget(args), read_config(args.model_path, args.model_base)
     decoding = decoding.settled(config, read_tokenizer(args.model_path, args.model_base))
     settings = describe_settings(
         args.model_path,

@@ -42,7 +42,7 @@ def read_options(args: argparse.Namespace) -> Asked:
     embedded = playground() / EMBEDDED_CHECKPOINT
     checkpoint = args.checkpoint or str(embedded)
     is_embedded = Path(checkpoint).resolve() == embedded.resolve()
-    config, tower = read_config(checkpoint)
+    config, tower = read_config(checkpoint, args.model_base)
     device = device_of(args.device, ALONE)
     return Asked(
         checkpoint=checkpoint,
