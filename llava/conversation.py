@@ -3,6 +3,8 @@
 The texts, spaces and separators are part of every checkpoint trained with them; a changed character changes answers.
 """
 
+import base64
+import io
 import logging
 import os
 from collections.abc import Sequence
@@ -12,6 +14,8 @@ from functools import cache
 from typing import NamedTuple
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
+
+CLIP_MEAN_COLOUR = (122, 116, 104)
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +67,77 @@ class Conversation:
 
     def append_message(self, role: str, message: str | tuple | None) -> None:
         self.messages.append([role, message])
+
+    def get_images(self, return_pil: bool = False) -> list:
+        """The images of the user's messages, in order, as `process_image` gives them in the mode of each."""
+        shown = [message for _, message in self.messages[self.offset :: 2] if isinstance(message, tuple)]
+        return [self.process_image(image, mode, return_pil) for _, image, mode in shown]
+
+    def process_image(
+        self,
+        image,
+        image_process_mode: str,
+        return_pil: bool = False,
+        image_format: str = "PNG",
+        max_len: int = 1344,
+        min_len: int = 672,
+    ):
+        """Make a PIL image ready for a worker or a page; returns it, or without `return_pil` base64 of `image_format`.
+
+        Args:
+            image_process_mode: "Pad" makes it square, with bars in CLIP's mean colour; "Resize" makes it 336x336;
+                "Default" and "Crop" leave that to the worker.
+            max_len, min_len: in pixels. An image with a side above `max_len` is made smaller: its short side becomes
+                `min_len`, or less where the long one would still be above `max_len`.
+
+        Raises:
+            ValueError: another mode.
+        """
+        from llava.mm_utils import expand2square  # imports torch, which a template does not need
+
+        if image_process_mode == "Pad":
+            image = expand2square(image, CLIP_MEAN_COLOUR)
+        elif image_process_mode == "Resize":
+            image = image.resize((336, 336))
+        elif image_process_mode not in ("Default", "Crop"):
+            raise ValueError(f"image_process_mode={image_process_mode!r}: choose Pad, Resize, Crop or Default.")
+        short, long = sorted(image.size)
+        if long > max_len:
+            least = max(1, int(min(max_len * short / long, min_len)))
+            most = int(least * long / short)
+            image = image.resize((most, least) if image.width > image.height else (least, most))
+        if return_pil:
+            return image
+        content = io.BytesIO()
+        image.save(content, format=image_format)
+        return base64.b64encode(content.getvalue()).decode()
+
+    def to_gradio_chatbot(self) -> list[list[str | None]]:
+        """The talk as [question, answer] pairs for gradio's chatbot; an image is an <img> in front of its question."""
+        pairs = []
+        for i, (_, message) in enumerate(self.messages[self.offset :]):
+            if i % 2:
+                pairs[-1][1] = message
+                continue
+            if isinstance(message, tuple):
+                text, image, _ = message
+                content = self.process_image(image, "Default", image_format="JPEG")
+                shown = f'<img src="data:image/jpeg;base64,{content}" alt="picture from the user" />'
+                message = shown + text.replace(DEFAULT_IMAGE_TOKEN, "").strip()
+            pairs.append([message, None])
+        return pairs
+
+    def dict(self) -> dict:
+        """What a server hands on as JSON: system, roles, messages without their images, offset and separators."""
+        messages = [[role, text[0] if isinstance(text, tuple) else text] for role, text in self.messages]
+        return {
+            "system": self.system,
+            "roles": self.roles,
+            "messages": messages,
+            "offset": self.offset,
+            "sep": self.sep,
+            "sep2": self.sep2,
+        }
 
     def get_prompt(self) -> str:
         """The whole talk as one text.
@@ -243,6 +318,20 @@ conv_templates = {
     "qwen_2": _qwen,
 }
 
+
+# Upstream's names of some of them.
+conv_vicuna_v0 = conv_templates["v0"]
+conv_vicuna_v1 = conv_templates["vicuna_v1"]
+conv_llama_2 = conv_templates["llama_2"]
+conv_mistral_instruct = conv_templates["mistral_instruct"]
+conv_chatml_direct = conv_templates["chatml_direct"]
+conv_mpt = conv_templates["mpt"]
+conv_llava_plain = conv_templates["plain"]
+conv_llava_v0 = conv_templates["llava_v0"]
+conv_llava_v0_mmtag = conv_templates["v0_mmtag"]
+conv_llava_v1 = conv_templates["llava_v1"]
+conv_llava_v1_mmtag = conv_templates["v1_mmtag"]
+conv_llava_llama_2 = conv_templates["llava_llama_2"]
 
 # Which template a checkpoint takes. In order: what its config.json says, what its tokenizer shows, the language model.
 

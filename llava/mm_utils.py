@@ -4,7 +4,9 @@ import base64
 import io
 import math
 from collections.abc import Sequence
+from http.client import HTTPException
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ __all__ = [
     "KeywordsStoppingCriteria",
     "divide_to_patches",
     "expand2square",
+    "fetch_image",
     "find_pictures",
     "get_anyres_image_grid_shape",
     "get_model_name_from_path",
@@ -39,6 +42,7 @@ __all__ = [
 ]
 
 IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+MOST_BYTES, PATIENCE = 64 * 2**20, 30  # of an image from the web; seconds that its server may be silent
 
 
 def find_pictures(folder: str | Path, *, deep: bool = False) -> list[Path]:
@@ -70,6 +74,20 @@ def load_image(path: str | Path) -> Image.Image:
         return decode_image(io.BytesIO(Path(path).read_bytes()), str(path))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}).") from None
+
+
+def fetch_image(name: str) -> Image.Image:
+    """Open an RGB image of a file, or of a http(s) URL. Raises ValueError as `load_image`, or if it cannot be fetched."""
+    if not name.startswith(("http://", "https://")):
+        return load_image(Path(name).expanduser())
+    try:
+        with urlopen(Request(name, headers={"User-Agent": "llava-visionzip"}), timeout=PATIENCE) as response:
+            content = response.read(MOST_BYTES + 1)
+    except (OSError, HTTPException, ValueError) as error:
+        raise ValueError(f"{name}: cannot be fetched ({getattr(error, 'reason', error)}).") from None
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"{name}: more than {MOST_BYTES >> 20} MiB. Fetch it by other means, and make it smaller.")
+    return decode_image(io.BytesIO(content), name)
 
 
 def load_image_from_base64(image: str | bytes) -> Image.Image:
@@ -288,6 +306,10 @@ class KeywordsStoppingCriteria(StoppingCriteria):
             output_ids = output_ids[:, length:]
         done = [self._ends(row) for row in output_ids.tolist()]
         return torch.tensor(done, dtype=torch.bool, device=output_ids.device)
+
+    def call_for_batch(self, output_ids: torch.LongTensor, scores: torch.FloatTensor | None = None, **kwargs) -> bool:
+        """Whether all samples of a batch are done: upstream's way to ask, of one row at a time."""
+        return bool(self(output_ids, scores, **kwargs).all())
 
     def _ends(self, answer: list[int]) -> bool:
         if any(answer[-len(ids) :] == ids for ids in self.keyword_ids if ids):

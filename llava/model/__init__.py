@@ -11,6 +11,7 @@ EXPORTS = {
     "LlavaQwenConfig": "llava_qwen",
     "LlavaQwenForCausalLM": "llava_qwen",
 }
+__all__ = [*EXPORTS]  # `from llava.model import *` is how upstream's programs begin: it registers the Auto classes too
 
 
 def __getattr__(name: str):

@@ -118,6 +118,16 @@ def unpad_slices(original_size: tuple[int, int], rows: int, cols: int) -> tuple[
     return slice(None), slice(bar, cols - bar)
 
 
+def unpad_image(tensor: Tensor, original_size: tuple[int, int]) -> Tensor:
+    """Cut the bars off the features of a padded image: (C, rows, cols) -> (C, fewer rows or fewer cols).
+
+    Args:
+        original_size: (width, height) of the image before it was padded.
+    """
+    rows, cols = unpad_slices(original_size, *tensor.shape[1:])
+    return tensor[:, rows, cols]
+
+
 def pack(
     features: VisionFeatures,
     *,

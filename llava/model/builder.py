@@ -12,7 +12,6 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PretrainedConfig
 
-from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.conversation import RECORDED
 from llava.model.adapter import merge_adapter
 from llava.model.checkpoint import (
@@ -36,7 +35,7 @@ from llava.model.graphs import MODES, OFF
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
 from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
-from llava.model.llava_arch import owns_tower
+from llava.model.llava_arch import add_image_tokens, owns_tower
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.tower import VisionTower
 from llava.model.weights import copy_weights, fit_vocabulary, refuse, untie, without_peft_prefix
@@ -378,17 +377,6 @@ def own_weights(model: nn.Module, checkpoint: Checkpoint, trained: dict[str, Ten
     if is_whole or any(name.startswith(PROJECTOR_KEYS) for name in trained):
         return {name for name, _ in model.named_parameters() if name.startswith(PROJECTOR_KEYS)}
     return set()
-
-
-def add_image_tokens(model: nn.Module, tokenizer) -> None:
-    """Add the tokens that the config says the model was trained with, and rows for them if there are none."""
-    config = model.config
-    if getattr(config, "mm_use_im_patch_token", True):
-        tokenizer.add_tokens([DEFAULT_IMAGE_PATCH_TOKEN], special_tokens=True)
-    if getattr(config, "mm_use_im_start_end", False):
-        tokenizer.add_tokens([DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN], special_tokens=True)
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
 
 
 def context_length(config) -> int:

@@ -5,6 +5,8 @@ Shapes: B rows, T ids in a row, S slots in the longest spliced row, N tokens of 
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from weakref import WeakKeyDictionary
 
 import torch
@@ -12,8 +14,15 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from llava.constants import IMAGE_TOKEN_INDEX
+from llava.constants import (
+    DEFAULT_IM_END_TOKEN,
+    DEFAULT_IM_START_TOKEN,
+    DEFAULT_IMAGE_PATCH_TOKEN,
+    IMAGE_TOKEN_INDEX,
+)
 from llava.model.anyres import VisionFeatures, get_anyres_image_grid_shape, is_anyres, most_tiles, pack
+from llava.model.anyres import unpad_image as unpad_image  # upstream has it here
+from llava.model.checkpoint import load_tensors, resolve_beside
 from llava.model.engine import Engine, configure
 from llava.model.graphs import MODES, OFF
 from llava.model.loss import next_token_loss
@@ -23,6 +32,7 @@ from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.save import all_or_nothing, upstream_keys, without_idle_sampling
 from llava.model.seams import is_hooked, is_replaced, warn_of_hidden_encoder, warn_once
 from llava.model.splice import Spliced, splice
+from llava.model.weights import load_projector
 
 logger = logging.getLogger(__name__)
 
@@ -36,16 +46,46 @@ class LlavaMetaModel:
         super().__init__(config)
         if getattr(config, "mm_vision_tower", None) is None:
             return
+        config.mm_vision_tower = resolve_beside(config.name_or_path, config.mm_vision_tower)
         self.vision_tower = build_vision_tower(config, delay_load=True)
         if owns_tower(config):
             self.vision_tower.build()
-        self.mm_projector = build_vision_projector(config)
-        if merge_type(config) == "spatial_unpad":
-            self.image_newline = nn.Parameter(torch.randn(config.hidden_size) * config.hidden_size**-0.5)
+        self._make_projector()
 
     def get_vision_tower(self):
         tower = getattr(self, "vision_tower", None)
         return tower[0] if isinstance(tower, list) else tower  # FSDP hides frozen modules in a list
+
+    def initialize_vision_modules(self, model_args, fsdp=None) -> None:
+        """Give a language model a loaded tower and a projector, as upstream's training code asks for them.
+
+        What the model has already stays; the projector learns. The config says afterwards what there is.
+
+        Args:
+            model_args: `vision_tower`, `mm_projector_type`, `pretrain_mm_mlp_adapter` (an mm_projector.bin to begin
+                with, or None) and what else `vision_config` reads.
+            fsdp: what `TrainingArguments.fsdp` holds; if anything, the tower is hidden from FSDP.
+
+        Raises:
+            ValueError: no such tower, or a file that does not hold this projector.
+        """
+        for name, value in vision_config(model_args).items():
+            setattr(self.config, name, value)
+        if self.get_vision_tower() is None:
+            tower = build_vision_tower(self.config, delay_load=True)
+            self.vision_tower = [tower] if fsdp else tower
+        self.get_vision_tower().load_model()
+        if getattr(self, "mm_projector", None) is None:
+            self._make_projector()
+        self.mm_projector.requires_grad_(True)
+        if file := getattr(model_args, "pretrain_mm_mlp_adapter", None):
+            load_projector(self, file)
+
+    def _make_projector(self) -> None:
+        config = self.config
+        self.mm_projector = build_vision_projector(config)
+        if merge_type(config) == "spatial_unpad":
+            self.image_newline = nn.Parameter(torch.randn(config.hidden_size) * config.hidden_size**-0.5)
 
 
 class LlavaMetaForCausalLM:
@@ -78,6 +118,7 @@ class LlavaMetaForCausalLM:
         vision_positions: Sequence[Tensor] | None = None,
         loss_only: bool = False,
         logits_to_keep: int | Tensor = 0,
+        modalities: Sequence[str] | None = None,
         **kwargs,
     ):
         """As the language model's, with `images` as in `prepare_inputs_labels_for_multimodal`.
@@ -89,7 +130,9 @@ class LlavaMetaForCausalLM:
             logits_to_keep: compute those of so many last tokens, 0 for all. `generate` of transformers passes 1 to whom
                 it finds this argument.
             num_items_in_batch: divides the summed loss, where the batch is one of several.
+            modalities: as in `generate`.
         """
+        require_images_only(modalities)
         if vision_tokens is not None:
             positions = vision_positions or [None] * len(vision_tokens)
             side = self.get_vision_tower().num_patches_per_side
@@ -130,6 +173,7 @@ class LlavaMetaForCausalLM:
         image_sizes: Sequence[tuple[int, int]] | None = None,
         image_features: Sequence[Tensor] | None = None,
         fast: str | None = None,
+        modalities: Sequence[str] | None = None,
         **kwargs,
     ):
         """Answer prompts, one or a batch; a batch gives what its prompts give one by one.
@@ -143,12 +187,17 @@ class LlavaMetaForCausalLM:
                 same greedy ids in fp32, sooner; the first call of a shape takes longer. "off" is transformers' loop.
                 By default what the loader was told. Greedy and sampled answers only: if kwargs ask for more,
                 transformers' loop runs, and a warning says so. One call at a time: no threads.
+            modalities: what each of `images` is, as callers of LLaVA-NeXT say it: "image", for all of them.
             attention_mask: (B, T); if absent, runs of the pad token at either end of a row of a batch are padding.
             kwargs: as `transformers.GenerationMixin.generate`.
 
         Returns:
             New token ids only, (B, new), or what `return_dict_in_generate` asks for.
+
+        Raises:
+            ValueError: the numbers of images and of <image> tokens differ, or another modality.
         """
+        require_images_only(modalities)
         input_ids = kwargs.pop("input_ids", inputs)
         attention_mask = kwargs.pop("attention_mask", None)
         kwargs.pop("position_ids", None)  # follow from the mask
@@ -267,6 +316,39 @@ class LlavaMetaForCausalLM:
             mask = None
         positions = None if position_ids is None else spliced.positions
         return None, positions, mask, past_key_values, spliced.embeds, spliced.labels
+
+    def initialize_vision_tokenizer(self, model_args, tokenizer) -> None:
+        """Add the image tokens that `model_args` asks for to `tokenizer`, with rows for them in both embeddings.
+
+        Args:
+            model_args: `mm_use_im_patch_token` and `mm_use_im_start_end`, which the config keeps. Where
+                `tune_mm_mlp_adapter` trains the projector alone, the input embeddings learn too if there are <im_start>
+                and <im_end>, whose rows then may come from `pretrain_mm_mlp_adapter`, as upstream has it.
+
+        Raises:
+            ValueError: the embeddings in that file are of another size.
+        """
+        self.config.mm_use_im_patch_token = model_args.mm_use_im_patch_token
+        self.config.mm_use_im_start_end = has_marks = model_args.mm_use_im_start_end
+        add_image_tokens(self, tokenizer)
+        if not (has_marks or model_args.mm_use_im_patch_token):
+            return
+        if getattr(model_args, "tune_mm_mlp_adapter", False):
+            self.get_input_embeddings().requires_grad_(has_marks)
+            self.get_output_embeddings().requires_grad_(False)
+        file = getattr(model_args, "pretrain_mm_mlp_adapter", None)
+        rows = (
+            [value for key, value in load_tensors(file).items() if "embed_tokens" in key] if has_marks and file else ()
+        )
+        for trained in rows:
+            weight = self.get_input_embeddings().weight
+            if trained.shape[1:] != weight.shape[1:] or len(trained) not in (2, len(weight)):
+                raise ValueError(
+                    f"embed_tokens in {file} has shape {tuple(trained.shape)}; expected {tuple(weight.shape)}, or 2 "
+                    f"rows of it for <im_start> and <im_end>."
+                )
+            marks = tokenizer.convert_tokens_to_ids([DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN])
+            weight.data[marks] = (trained if len(trained) == 2 else trained[marks]).to(weight)
 
     def save_pretrained(self, save_directory, is_main_process: bool = True, state_dict=None, **kwargs) -> None:
         """Save with upstream's key names, the VisionZip setting in `config.json`; each file whole or not at all.
@@ -394,6 +476,62 @@ class LlavaMetaForCausalLM:
 
 
 OUR_ENCODING = LlavaMetaForCausalLM.encode_images
+
+
+def vision_config(model_args) -> dict:
+    """What a config says of how a language model sees, from arguments with upstream's names.
+
+    Args:
+        model_args: `vision_tower`, a folder or hub id. May have `mm_projector_type` (None is mlp2x_gelu, and without
+            the name it is linear), `mm_vision_select_layer`, `mm_vision_select_feature` and `mm_patch_merge_type`.
+
+    Raises:
+        ValueError: no such tower.
+    """
+    name = str(
+        Path(model_args.vision_tower).resolve() if Path(model_args.vision_tower).is_dir() else model_args.vision_tower
+    )
+    return {
+        "mm_vision_tower": name,
+        "mm_hidden_size": build_vision_tower(SimpleNamespace(mm_vision_tower=name), delay_load=True).hidden_size,
+        "mm_projector_type": getattr(model_args, "mm_projector_type", "linear") or "mlp2x_gelu",
+        "mm_vision_select_layer": getattr(model_args, "mm_vision_select_layer", -2),
+        "mm_vision_select_feature": getattr(model_args, "mm_vision_select_feature", "patch"),
+        "mm_patch_merge_type": getattr(model_args, "mm_patch_merge_type", "flat"),
+        "use_mm_proj": True,
+    }
+
+
+def add_image_tokens(model: nn.Module, tokenizer) -> None:
+    """Add the tokens that the config says the model was trained with, and rows for them if there are none.
+
+    New rows begin as the mean of the others.
+    """
+    config = model.config
+    if getattr(config, "mm_use_im_patch_token", True):
+        tokenizer.add_tokens([DEFAULT_IMAGE_PATCH_TOKEN], special_tokens=True)
+    if getattr(config, "mm_use_im_start_end", False):
+        tokenizer.add_tokens([DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN], special_tokens=True)
+    make_room(model, len(tokenizer))
+
+
+@torch.no_grad()
+def make_room(model: nn.Module, vocabulary: int) -> None:
+    """Let a language model know so many tokens, if it knows fewer: new rows are the mean of the others."""
+    before = model.get_input_embeddings().num_embeddings
+    if vocabulary <= before:
+        return
+    is_cut_up = hasattr(model.get_input_embeddings().weight, "ds_id")  # by ZeRO-3, where transformers has to do it
+    model.resize_token_embeddings(vocabulary, mean_resizing=is_cut_up)
+    if not is_cut_up:
+        for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+            table.weight[before:] = table.weight[:before].mean(0)
+
+
+def require_images_only(modalities: Sequence[str] | None) -> None:
+    """ValueError for anything but images: what else there is would be taken for one."""
+    if other := sorted(set(modalities or ()) - {"image"}):
+        raise ValueError(f"modalities={list(modalities)}: {', '.join(other)} cannot be given; only image can.")
 
 
 def merge_type(config) -> str:

@@ -1,12 +1,14 @@
 """Weights by name: copied into a model, or refused with their names."""
 
 import re
+from pathlib import Path
 
 from torch import Tensor, nn
 
-from llava.model.checkpoint import TOWER_KEYS
+from llava.model.checkpoint import TOWER_KEYS, load_tensors
 
 EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
+PROJECTOR_PART = "mm_projector."  # of a name, behind what depends on who is asked
 
 
 def without_peft_prefix(key: str) -> str:
@@ -49,6 +51,22 @@ def copy_weights(model: nn.Module, tensors: dict[str, Tensor], path: str) -> Non
         if own[key].is_meta:
             raise ValueError(f"{key} was offloaded to CPU or disk, and cannot be filled in: choose another device_map.")
         own[key].data.copy_(value)
+
+
+def load_projector(model: nn.Module, file: str) -> None:
+    """Fill the projector of a model from an `mm_projector.bin`, whatever stands before `mm_projector.` in its keys.
+
+    Raises:
+        ValueError: no such file, weights missing, unexpected or of a wrong shape (named).
+    """
+    if not Path(file).is_file():
+        raise ValueError(f"pretrain_mm_mlp_adapter {file}: no such file. It is the mm_projector.bin of an earlier run.")
+    own, given = (
+        {key[key.index(PROJECTOR_PART) :]: (key, value) for key, value in tensors if PROJECTOR_PART in key}
+        for tensors in (model.named_parameters(), load_tensors(file).items())
+    )
+    refuse({own[name][0] for name in own.keys() - given.keys()}, "missing from", file)
+    copy_weights(model, {own.get(name, given[name])[0]: value for name, (_, value) in given.items()}, file)
 
 
 def refuse(keys: set[str], fault: str, path: str) -> None:

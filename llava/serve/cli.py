@@ -23,6 +23,13 @@ def run(args: argparse.Namespace) -> int:
     return talk(args)
 
 
+def load_image(image_file: str):
+    """Open an RGB image of a file, or of a http(s) URL. Raises ValueError if there is none that can be used."""
+    from llava.mm_utils import fetch_image
+
+    return fetch_image(image_file)
+
+
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m llava.serve.cli",

@@ -2,14 +2,11 @@
 
 import argparse
 import contextlib
-import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
-from urllib.request import Request, urlopen
 
 import torch
 from PIL import Image
@@ -20,7 +17,7 @@ from llava.eval.loading import describe_device
 from llava.eval.results import budget_name
 from llava.eval.tasks import playground
 from llava.files import write_json, write_text
-from llava.mm_utils import decode_image, load_image
+from llava.mm_utils import fetch_image
 from llava.serve.cost import Cost, TimedAnswer
 from llava.serve.opening import read_options, require_possible
 from llava.serve.photo import upright
@@ -28,7 +25,6 @@ from llava.serve.session import ChatSession
 from visionzip_patch import VisionZipConfig
 
 EMBEDDED_PICTURE = "data/eval/signs/train_images/sign000000000.png"  # relative to playground/
-MOST_BYTES, PATIENCE = 64 * 2**20, 30  # of a picture from the web; seconds that its server may be silent
 
 HELP = """\
 /image PATH    show a picture with the next question: a file or a URL
@@ -199,8 +195,8 @@ class Chat:
 
 def talk(args: argparse.Namespace) -> int:
     """Do what `llava.serve.cli` was asked for; returns the exit status."""
-    sys.stdin.reconfigure(errors="replace")  # bytes that are no text
-    sys.stdout.reconfigure(errors="replace", line_buffering=True)  # letters the terminal lacks; errors in their place
+    reconfigure(sys.stdin, errors="replace")  # bytes that are no text
+    reconfigure(sys.stdout, errors="replace", line_buffering=True)  # letters the terminal lacks; errors in their place
     asked = read_options(args)
     names = args.image_file or [str(playground() / EMBEDDED_PICTURE)] * asked.is_embedded
     pictures = [load_picture(name) for name in names]  # before the model, which may have to be fetched
@@ -215,6 +211,12 @@ def talk(args: argparse.Namespace) -> int:
             print(f"Under every question: {asked.suffix!r} (--suffix '' leaves it out).")
         print(describe(pictures))
         return lead(Chat(session, asked.name, pictures, asked.suffix))
+
+
+def reconfigure(stream, **settings) -> None:
+    """Change how a stream of this process treats text; one that a test or a notebook has put there stays as it is."""
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(**settings)
 
 
 def lead(chat: Chat) -> int:
@@ -258,16 +260,7 @@ def lines(is_person: bool) -> Iterator[str]:
 
 def load_picture(name: str) -> Picture:
     """A picture of a file or a http(s) URL. Raises ValueError if there is none that can be used."""
-    if not name.startswith(("http://", "https://")):
-        return Picture(name, upright(load_image(Path(name).expanduser())))
-    try:
-        with urlopen(Request(name, headers={"User-Agent": "llava-visionzip"}), timeout=PATIENCE) as response:
-            content = response.read(MOST_BYTES + 1)
-    except (OSError, HTTPException, ValueError) as error:
-        raise ValueError(f"{name}: cannot be fetched ({getattr(error, 'reason', error)}).") from None
-    if len(content) > MOST_BYTES:
-        raise ValueError(f"{name}: more than {MOST_BYTES >> 20} MiB. Fetch it by other means, and make it smaller.")
-    return Picture(name, upright(decode_image(io.BytesIO(content), name)))
+    return Picture(name, upright(fetch_image(name)))
 
 
 def budget_of(counts: Sequence[str]) -> VisionZipConfig:

@@ -3,7 +3,6 @@
 import re
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -11,16 +10,10 @@ from transformers import BitsAndBytesConfig
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from llava.conversation import SeparatorStyle, choose_template, conv_templates
-from llava.model.builder import (
-    NEVER_QUANTIZED,
-    PROJECTOR_KEYS,
-    add_image_tokens,
-    load_weights,
-    make_config,
-)
-from llava.model.checkpoint import CONTENTS, Checkpoint, load_tensors
-from llava.model.multimodal_encoder.builder import build_vision_tower
-from llava.model.weights import copy_weights, refuse, without_peft_prefix
+from llava.model.builder import NEVER_QUANTIZED, PROJECTOR_KEYS, load_weights, make_config
+from llava.model.checkpoint import CONTENTS, Checkpoint
+from llava.model.llava_arch import add_image_tokens, vision_config
+from llava.model.weights import load_projector, refuse
 from llava.tokenizer import load_tokenizer
 from llava.train.arguments import Run
 from llava.train.saving import load_adapter
@@ -58,7 +51,8 @@ def load(run: Run) -> tuple:
     is_new = checkpoint.kind == "text"  # a language model has no projector: it starts with random weights
     refuse({key for key in absent if not (is_new and key.startswith(PROJECTOR_KEYS))}, "missing from", path)
     if file := run.model.pretrain_mm_mlp_adapter:
-        load_projector(model, file)
+        with gathered(model.get_model().mm_projector.parameters(), write=True):
+            load_projector(model, file)
     tokenizer = load_tokenizer(path, model_max_length=run.training.model_max_length, padding_side="right")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
@@ -89,16 +83,11 @@ def vision_settings(run: Run, checkpoint: Checkpoint) -> dict:
         return settings
     if not tower:
         raise ValueError(f"{checkpoint.path} is a language model without vision: add --vision_tower.")
-    return settings | {
-        "mm_vision_tower": str(Path(tower).resolve()) if Path(tower).is_dir() else tower,
-        "mm_hidden_size": build_vision_tower(SimpleNamespace(mm_vision_tower=tower), delay_load=True).hidden_size,
-        "mm_projector_type": asked.mm_projector_type or "mlp2x_gelu",
-        "mm_vision_select_layer": asked.mm_vision_select_layer,
-        "mm_vision_select_feature": asked.mm_vision_select_feature,
-        "mm_patch_merge_type": asked.mm_patch_merge_type,
+    return {
+        **settings,
+        **vision_config(asked),
         "mm_use_im_start_end": asked.mm_use_im_start_end,
         "mm_use_im_patch_token": asked.mm_use_im_patch_token,
-        "use_mm_proj": True,
     }
 
 
@@ -124,20 +113,6 @@ def compute_dtype(run: Run) -> torch.dtype:
     if run.training.bf16:
         return torch.bfloat16
     return torch.float16 if run.training.fp16 else torch.float32
-
-
-def load_projector(model: nn.Module, file: str) -> None:
-    """Continue from a projector: `mm_projector.bin`, keys with or without a prefix."""
-    if not Path(file).is_file():
-        raise ValueError(
-            f"--pretrain_mm_mlp_adapter {file}: no such file. It is the mm_projector.bin of an earlier run."
-        )
-    tensors = {without_peft_prefix(key): value for key, value in load_tensors(file).items()}
-    projector = {key: value for key, value in tensors.items() if key.startswith(PROJECTOR_KEYS)}
-    own = {key for key, _ in model.named_parameters() if key.startswith(PROJECTOR_KEYS)}
-    refuse(own - projector.keys(), "missing from", file)
-    with gathered(model.get_model().mm_projector.parameters(), write=True):
-        copy_weights(model, projector, file)
 
 
 def choose_trainable(model: nn.Module, run: Run) -> nn.Module:

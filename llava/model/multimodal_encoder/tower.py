@@ -55,7 +55,7 @@ class VisionTower(nn.Module):
         if self.is_loaded:
             return
         self.image_processor = self.read_processor()
-        self.vision_tower, absent, _ = read_model(
+        encoder, absent, _ = read_model(
             self.model_class, self.vision_tower_name, device_map=device_map, dtype=dtype or torch.float32
         )
         if needed := self.drop_unread(absent):
@@ -63,8 +63,7 @@ class VisionTower(nn.Module):
                 f"mm_vision_tower={self.vision_tower_name!r} lacks {len(needed)} weights that its config.json asks "
                 f"for, {min(needed)} among them: the download is incomplete, or this is no vision tower."
             )
-        self.vision_tower.requires_grad_(False)
-        self.is_loaded = True
+        self.adopt(encoder)
 
     def read_processor(self):
         source = self.cfg_only.name_or_path or self.vision_tower_name  # a checkpoint with its own tower may have it
@@ -79,8 +78,13 @@ class VisionTower(nn.Module):
     def build(self) -> None:
         """Make the encoder without weights: they are in the LLaVA checkpoint that is being loaded."""
         self.image_processor = self.read_processor()
-        self.vision_tower = self.model_class(self.cfg_only)
-        self.vision_tower.requires_grad_(False)
+        self.adopt(self.model_class(self.cfg_only))
+
+    def adopt(self, encoder: nn.Module) -> None:
+        """Take an encoder as this tower's, frozen."""
+        # Before transformers 5 its layers were one level down; programs that go there find them, a state dict does not.
+        encoder.__dict__["vision_model"] = encoder
+        self.vision_tower = encoder.requires_grad_(False)
         self.is_loaded = True
 
     def drop(self) -> None:
@@ -165,6 +169,13 @@ class VisionTower(nn.Module):
     def whole(self, hidden: Tensor) -> Tensor:
         """What `select_feature` takes of all tokens: (B, L, C) -> (B, P, C) or (B, L, C)."""
         return hidden[:, 1:] if self.has_cls and self.select_feature == "patch" else hidden
+
+    def feature_select(self, image_forward_outs) -> Tensor:
+        """Take what LLaVA reads out of an encoder's output with `hidden_states`: (B, P, C), or with CLS (B, L, C).
+
+        Upstream's step, for programs that run `tower.vision_tower` themselves; the reducer has no part in it.
+        """
+        return self.whole(image_forward_outs.hidden_states[self.depth])
 
     @property
     def layers(self) -> nn.ModuleList:

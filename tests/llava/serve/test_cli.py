@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from llava import mm_utils
 from llava.eval.tasks import EMBEDDED_CHECKPOINT
 from llava.model import engine
 from llava.serve import opening, terminal
@@ -312,10 +313,10 @@ def test_pictures_from_the_web(chat, url, monkeypatch, tmp_path):
     assert "\nsale\n" in out
     assert [n for n, *_ in costs(out)] == [64, 128]
     assert f"![picture](<{url}/sign.png>)" in (tmp_path / "a.md").read_text()
-    monkeypatch.setattr(terminal, "MOST_BYTES", 99)
+    monkeypatch.setattr(mm_utils, "MOST_BYTES", 99)
     for name, said in (("missing", "cannot be fetched (Not Found)"), ("page", "more than 0 MiB")):
         assert said in chat(f"/image {url}/{name}")[2]
-    monkeypatch.setattr(terminal, "MOST_BYTES", 100)
+    monkeypatch.setattr(mm_utils, "MOST_BYTES", 100)
     assert f"{url}/page: not an image of a known format (100 bytes)" in chat(f"/image {url}/page")[2]
 
 
