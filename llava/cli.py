@@ -92,6 +92,14 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
+def completed(args, defaults: argparse.Namespace) -> argparse.Namespace:
+    """The options of `defaults`, with what `args` has as attributes in their place.
+
+    Programs written for LLaVA call `eval_model` with an object that has upstream's options alone.
+    """
+    return argparse.Namespace(**{name: getattr(args, name, default) for name, default in vars(defaults).items()})
+
+
 def positive(text: str) -> int:
     return at_least(1, text)
 

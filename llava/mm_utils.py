@@ -77,7 +77,7 @@ def load_image(path: str | Path) -> Image.Image:
 
 
 def fetch_image(name: str) -> Image.Image:
-    """Open an RGB image of a file, or of a http(s) URL. Raises ValueError as `load_image`, or if it cannot be fetched."""
+    """Open an RGB image of a file or a http(s) URL. Raises ValueError as `load_image` does, or if out of reach."""
     if not name.startswith(("http://", "https://")):
         return load_image(Path(name).expanduser())
     try:

@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -126,6 +126,7 @@ class AnswerFile:
             same images together, and all open, and finish, the same files in the same order inside a `process_group`.
         model_id: written into every row.
         overwrite: throw earlier answers away, but nothing that may be something else, such as a question file.
+        fields: row of a question -> more fields that its answer carries.
 
     Raises:
         ValueError: the folder cannot be written; there are answers of other settings or of unknown origin; a line in
@@ -141,12 +142,13 @@ class AnswerFile:
         shard: Shard = ALONE,
         model_id: str = "",
         overwrite: bool = False,
+        fields: Mapping[int, dict] | None = None,
     ):
         path = Path(path)
         if path.exists() and not is_file(path):
             raise ValueError(f"{path} is no regular file: answers cannot be kept there. Choose another answers file.")
         self.path = path.resolve() if path.is_symlink() else path  # a link stays one
-        self.questions, self.shard, self.model_id = questions, shard, model_id
+        self.questions, self.shard, self.model_id, self.fields = questions, shard, model_id, fields or {}
         self.own = self.path if shard.count == 1 else self.beside(f".part-{shard.index}-of-{shard.count}")
         self.meta, self.result = meta_file(self.path), self.beside(".result.json")
         self.refused: list[Refused] = []
@@ -182,6 +184,7 @@ class AnswerFile:
                 "answer_id": uuid.uuid4().hex,
                 "model_id": self.model_id,
                 "metadata": {"row": question.row, "image_tokens": tokens},
+                **self.fields.get(question.row, {}),
             }
             for question, text, tokens in zip(questions, texts, image_tokens, strict=True)
         ]

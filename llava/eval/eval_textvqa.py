@@ -11,6 +11,8 @@ from llava.files import read_json, read_jsonl, shorten
 
 logger = logging.getLogger(__name__)
 
+prompt_processor = question_in_prompt  # upstream's name
+
 
 class TextVQAEvaluation(NamedTuple):
     """Accuracy over the answered questions, and how many there are."""
@@ -66,6 +68,13 @@ def evaluate_file(annotation_file: str | Path, result_file: str | Path) -> TextV
         raise ValueError(f"{result_file}: {error}") from None
 
 
+def eval_single(annotation_file: str | Path, result_file: str | Path) -> TextVQAEvaluation:
+    """Print, and return, the score of one file of answers. Raises ValueError as `evaluate_file`."""
+    result = evaluate_file(annotation_file, result_file)
+    print(f"{Path(result_file).stem}\n{result.report()}\n")
+    return result
+
+
 def key_of(row: Mapping, number: int) -> tuple:
     wrong = [name for name in ("prompt", "text") if not isinstance(row.get(name), str)]
     if wrong or "question_id" not in row:
@@ -106,8 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 raise ValueError(f"{args.result_dir}: no *.jsonl file there.")
             files += found
         for file in files:
-            result = evaluate_file(args.annotation_file, file)
-            print(f"{file.stem}\n{result.report()}\n")
+            eval_single(args.annotation_file, file)
     except ValueError as error:
         raise SystemExit(f"eval_textvqa: {error}") from None
 

@@ -86,14 +86,16 @@ class Decoding:
     def prompt(self, question: str, use_start_end: bool = False, images: int = 1) -> str:
         """The whole prompt for a question about so many images; `use_start_end` is `mm_use_im_start_end`.
 
-        Several stand side by side with blanks between, as lmms-eval shows them to LLaVA (generate_until of its model).
+        They stand where the question says <image>, else before it, side by side with blanks between, as lmms-eval shows
+        several to LLaVA (generate_until of its model).
         """
         image = DEFAULT_IMAGE_TOKEN
         if use_start_end:
             image = DEFAULT_IM_START_TOKEN + image + DEFAULT_IM_END_TOKEN
-        shown = " ".join([image] * images)
+        if images and DEFAULT_IMAGE_TOKEN not in question:
+            question = " ".join([DEFAULT_IMAGE_TOKEN] * images) + f"\n{question}"
         conversation = self.template.copy()
-        conversation.append_message(conversation.roles[0], f"{shown}\n{question}" if images else question)
+        conversation.append_message(conversation.roles[0], question.replace(DEFAULT_IMAGE_TOKEN, image))
         conversation.append_message(conversation.roles[1], None)
         return conversation.get_prompt()
 

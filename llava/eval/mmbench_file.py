@@ -42,16 +42,20 @@ def read_mmbench(path: str | Path, limit: int | None = None) -> list[Question]:
     """Questions as LLaVA asks them: hint, question, options. Images are named as `unpack` writes them."""
 
     def fields(row: dict) -> Fields:
-        hint = [] if is_empty(row.get("hint")) else [row["hint"]]
-        options = [f"{letter}. {text}" for letter, text in options_of(row).items()]
-        return row["index"], (f"{image_index(row)}.jpg",), "\n".join([*hint, row["question"], *options])
+        return row["index"], (image_name(row),), question_text(row)
 
     return read_entries(path, read_rows(path), fields, limit)
 
 
-def image_index(row: dict) -> str:
-    """The index of the row that holds this row's image: its own, unless it names another."""
-    return row["index"] if len(row["image"]) > LONGEST_INDEX else row["image"]
+def question_text(row: dict) -> str:
+    """Hint, question and options, a line each."""
+    hint = [] if is_empty(row.get("hint")) else [row["hint"]]
+    return "\n".join([*hint, row["question"], *(f"{letter}. {text}" for letter, text in options_of(row).items())])
+
+
+def image_name(row: dict) -> str:
+    """The file of a row's image, which is called after the row that holds it: itself, unless it names another."""
+    return f"{row['index'] if len(row['image']) > LONGEST_INDEX else row['image']}.jpg"
 
 
 def unpack(data: Data) -> None:

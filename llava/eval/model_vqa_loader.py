@@ -4,14 +4,25 @@ Batched and resumable as `llava.eval.run`, which also scores; here only the answ
 """
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from llava.cli import EXIT_STATUSES, QUESTIONS_REFUSED, add_conv_mode, add_verbose, positive, status_of, tell
+from llava.cli import (
+    EXIT_STATUSES,
+    QUESTIONS_REFUSED,
+    add_conv_mode,
+    add_verbose,
+    completed,
+    positive,
+    status_of,
+    tell,
+)
 from llava.eval.chunks import get_chunk
+from llava.eval.chunks import split_list as split_list  # upstream has it here
 from llava.eval.cli import require_images
-from llava.eval.questions import read_questions
+from llava.eval.questions import Question, read_questions
 from llava.shard import current_shard
 
 
@@ -20,8 +31,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status_of(eval_model, parse_arguments(argv))
 
 
-def eval_model(args: argparse.Namespace) -> int:
+def eval_model(args) -> int:
     """Answer the questions that have no answer yet; returns the exit status.
+
+    Args:
+        args: the options as attributes; those that are not there have their defaults.
+
+    Raises:
+        ValueError: bad files, settings or checkpoint, before any work where that can be known.
+    """
+    args = completed(args, parse_arguments([]))
+    return answer(args, get_chunk(read_questions(args.question_file), args.num_chunks, args.chunk_idx))
+
+
+def answer(
+    args: argparse.Namespace,
+    questions: Sequence[Question],
+    *,
+    prompt_suffix: str = "",
+    fields: Mapping[int, dict] | None = None,
+) -> int:
+    """Answer those of `questions` that have no answer yet, as `model_vqa*` do; returns the exit status.
+
+    Args:
+        args: the options of `make_parser`.
+        prompt_suffix: put after every question, and not told in the answers.
+        fields: row of a question -> more fields that its answer carries.
 
     Raises:
         ValueError: bad files, settings or checkpoint, before any work where that can be known.
@@ -35,22 +70,29 @@ def eval_model(args: argparse.Namespace) -> int:
     from llava.model.builder import read_config
 
     decoding = Decoding(args.conv_mode, args.max_new_tokens, args.temperature, args.top_p, args.num_beams)
-    questions = list(get_chunk(read_questions(args.question_file), args.num_chunks, args.chunk_idx))
-    budget, (config, tower) = asked_budget(args), read_config(args.model_path, args.model_base)
-    decoding = decoding.settled(config, read_tokenizer(args.model_path, args.model_base))
+    questions, model_path = list(questions), os.path.expanduser(args.model_path)
+    budget, (config, tower) = asked_budget(args), read_config(model_path, args.model_base)
+    decoding = decoding.settled(config, read_tokenizer(model_path, args.model_base))
     settings = describe_settings(
-        args.model_path,
+        model_path,
         args.model_base,
         tower.vision_tower_name,
         questions,
         args.image_folder,
         visionzip=budget and budget.to_dict(),
+        **({"prompt_suffix": prompt_suffix} if prompt_suffix else {}),
         **asdict(decoding),
     )
-    shard, name = current_shard(), get_model_name_from_path(args.model_path)
+    shard, name = current_shard(), get_model_name_from_path(model_path)
     with process_group(shard):
         answers = AnswerFile(
-            args.answers_file, questions, settings, shard=shard, model_id=name, overwrite=args.overwrite
+            args.answers_file,
+            questions,
+            settings,
+            shard=shard,
+            model_id=name,
+            overwrite=args.overwrite,
+            fields=fields,
         )
         if not args.skip_bad:
             ways_out = "Put them there, or leave those questions out, and count them, with --skip-bad."
@@ -58,8 +100,9 @@ def eval_model(args: argparse.Namespace) -> int:
         loaded = None
         if answers.todo:
             device = device_of("auto", shard)
-            loaded = load(args.model_path, model_base=args.model_base, device=device, visionzip=budget)
-        options = {"decoding": decoding, "batch_size": args.batch_size, "progress": None if shard.index else name}
+            loaded = load(model_path, model_base=args.model_base, device=device, visionzip=budget)
+        options = {"decoding": decoding, "prompt_suffix": prompt_suffix, "batch_size": args.batch_size}
+        options["progress"] = None if shard.index else name
         if not answer_and_merge(answers, loaded, args.image_folder, **options):
             return 0
     tell(f"{len(answers.rows)} of {len(questions)} answers are in {answers.path}.")
@@ -69,18 +112,29 @@ def eval_model(args: argparse.Namespace) -> int:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    return make_parser("model_vqa_loader", max_new_tokens=128).parse_args(argv)
+
+
+def make_parser(
+    module: str,
+    *,
+    max_new_tokens: int,
+    question_file: str = "tables/question.jsonl",
+    form: str = "JSONL with question_id, image, text",
+) -> argparse.ArgumentParser:
+    """The options that `model_vqa*` share, with upstream's defaults; `form` says what a question file holds."""
     parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.model_vqa_loader",
+        prog=f"python -m llava.eval.{module}",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         usage="%(prog)s --model-path CHECKPOINT --question-file FILE [option ...]; --help lists them",
-        description="Answer the questions of a JSONL file. An interrupted run goes on with the same command.",
+        description="Answer the questions of a file. An interrupted run goes on with the same command.",
         epilog=EXIT_STATUSES,
     )
     add = parser.add_argument
     add("--model-path", default="facebook/opt-350m", help="checkpoint: folder or hub id")
     add("--model-base", help="language model that a projector-only or LoRA checkpoint goes on")
     add("--image-folder", default="", help="what `image` is relative to")
-    add("--question-file", default="tables/question.jsonl", help="JSONL with question_id, image, text")
+    add("--question-file", default=question_file, help=form)
     add("--answers-file", default="answer.jsonl", help="JSONL to write")
     add_conv_mode(parser)
     add("--num-chunks", type=int, default=1, help="parts the questions are cut into")
@@ -88,7 +142,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--temperature", type=float, default=0.2, help="0 is greedy; above, answers are sampled")
     add("--top_p", type=float, help="sample from the likeliest tokens that hold this share of the probability")
     add("--num_beams", type=int, default=1, help="beams of beam search")
-    add("--max_new_tokens", type=int, default=128, help="longest answer, in tokens")
+    add("--max_new_tokens", type=int, default=max_new_tokens, help="longest answer, in tokens")
     add("--dominant", type=int, metavar="D", help="VisionZip: tokens kept of each crop, CLS included")
     add("--contextual", type=int, metavar="C", help="VisionZip: tokens merged from the rest of each crop")
     add("--batch-size", type=positive, default=16, help="questions at a time")
@@ -96,7 +150,61 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--overwrite", action="store_true", help="throw earlier answers away instead of going on from them")
     add_verbose(parser)
     parser.set_defaults(tokens_per_image=None, merge=None)
-    return parser.parse_args(argv)
+    return parser
+
+
+class CustomDataset:
+    """What upstream's loader makes of questions: (ids (T,) with IMAGE_TOKEN_INDEX, pixels, (width, height)) of each.
+
+    For programs that have a loop of their own; `answer` prepares pictures by `llava.eval.pictures`.
+
+    Args:
+        questions: dicts with `image` and `text`.
+        model_config: for `image_aspect_ratio`, `image_grid_pinpoints` and `mm_use_im_start_end`.
+        conv_mode: prompt template, which upstream reads from its command line.
+    """
+
+    def __init__(self, questions, image_folder, tokenizer, image_processor, model_config, conv_mode: str = "vicuna_v1"):
+        self.questions, self.image_folder, self.conv_mode = questions, image_folder, conv_mode
+        self.tokenizer, self.image_processor, self.model_config = tokenizer, image_processor, model_config
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def __getitem__(self, index: int) -> tuple:
+        import torch
+
+        from llava.eval.generate import Decoding
+        from llava.mm_utils import load_image, process_images
+
+        question = self.questions[index]
+        image = load_image(os.path.join(self.image_folder, question["image"]))
+        ids = Decoding(self.conv_mode).ids(question["text"], self.tokenizer, self.model_config)
+        return torch.tensor(ids), process_images(image, self.image_processor, self.model_config)[0], image.size
+
+
+def collate_fn(batch: Sequence[tuple]) -> tuple:
+    """Items of `CustomDataset` side by side: (B, T), (B, ...) and a tuple of sizes; all of one length and shape."""
+    import torch
+
+    ids, pixels, sizes = zip(*batch, strict=True)
+    return torch.stack(ids), torch.stack(pixels), sizes
+
+
+def create_data_loader(
+    questions, image_folder, tokenizer, image_processor, model_config, batch_size=1, num_workers=4, **options
+):
+    """Load the items of `CustomDataset` one by one, in `num_workers` processes. `options` are as of `CustomDataset`.
+
+    Raises:
+        ValueError: `batch_size` is not 1.
+    """
+    from torch.utils.data import DataLoader
+
+    if batch_size != 1:
+        raise ValueError(f"batch_size={batch_size}: this loader gives one question at a time, so 1 alone is possible.")
+    dataset = CustomDataset(questions, image_folder, tokenizer, image_processor, model_config, **options)
+    return DataLoader(dataset, batch_size=1, num_workers=num_workers, shuffle=False, collate_fn=collate_fn)
 
 
 if __name__ == "__main__":

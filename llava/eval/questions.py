@@ -11,6 +11,7 @@ from llava.files import is_file, read_json, read_jsonl
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
+LETTER_CN = "\n请直接回答选项字母。"
 
 Fields = tuple[str | int, tuple[str, ...], str]  # id, images and text of a question
 

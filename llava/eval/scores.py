@@ -44,29 +44,33 @@ def score_textvqa(data: Data, rows: Rows) -> dict[str, float]:
 
 def score_pope(data: Data, rows: Rows) -> dict[str, float]:
     """F1 of each list of objects, and the mean of them, which papers report; accuracy likewise."""
-    places: dict[str, list] = {}  # list -> its question ids, in order: true answers are known by place alone
-    for line, question in read_jsonl(data.question_file):
-        if question.get("category") not in POPE_LISTS:
-            raise ValueError(f"{data.question_file}, line {line}: category is none of {', '.join(POPE_LISTS)}.")
-        places.setdefault(question["category"], []).append(question["question_id"])
-    texts = {row["question_id"]: row["text"] for row in rows}
-    results = {}
-    for name, ids in places.items():
-        path = data.annotation_file / f"coco_pope_{name}.json"
-        labels = [row["label"] for _, row in read_jsonl(path)]
-        if len(labels) != len(ids):
-            raise ValueError(
-                f"{path} answers {len(labels)} questions, and {data.question_file} has {len(ids)} of them."
-            )
-        answered = [(texts[key], label) for key, label in zip(ids, labels, strict=True) if key in texts]
-        if answered:
-            results[name] = pope.score(*zip(*answered, strict=True))
-    if not results:
-        raise ValueError(f"No answer is to a question of {data.question_file}.")
+    results = pope_results(data.question_file, data.annotation_file, rows)
     parts = (("F1", "f1"), ("accuracy", "accuracy"), ("yes", "yes_ratio"))
     scores = {name: fmean(getattr(result, field) for result in results.values()) for name, field in parts}
     scores |= {f"F1 {name}": result.f1 for name, result in results.items()}
     return {name: 100 * value for name, value in scores.items()}
+
+
+def pope_results(question_file: Path, annotation_folder: Path, rows: Rows) -> dict[str, pope.PopeResult]:
+    """The counts of each of POPE's lists of objects of which a question is answered."""
+    places: dict[str, list] = {}  # list -> its question ids, in order: true answers are known by place alone
+    for line, question in read_jsonl(question_file):
+        if question.get("category") not in POPE_LISTS:
+            raise ValueError(f"{question_file}, line {line}: category is none of {', '.join(POPE_LISTS)}.")
+        places.setdefault(question["category"], []).append(question["question_id"])
+    texts = {row["question_id"]: row["text"] for row in rows}
+    results = {}
+    for name, ids in places.items():
+        path = annotation_folder / f"coco_pope_{name}.json"
+        labels = [row["label"] for _, row in read_jsonl(path)]
+        if len(labels) != len(ids):
+            raise ValueError(f"{path} answers {len(labels)} questions, and {question_file} has {len(ids)} of them.")
+        answered = [(texts[key], label) for key, label in zip(ids, labels, strict=True) if key in texts]
+        if answered:
+            results[name] = pope.score(*zip(*answered, strict=True))
+    if not results:
+        raise ValueError(f"No answer is to a question of {question_file}.")
+    return results
 
 
 def score_gqa(data: Data, rows: Rows) -> dict[str, float]:

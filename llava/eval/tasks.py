@@ -12,6 +12,7 @@ from llava.eval.data import Data
 from llava.eval.mmbench_file import folder_of, read_mmbench, unpack
 from llava.eval.questions import (
     LETTER,
+    LETTER_CN,
     SHORT,
     Question,
     read_mmmu,
@@ -270,7 +271,7 @@ TASKS = {
             headline="accuracy",
             read=read_mmbench,
             unpack=unpack,
-            prompt_suffix="\n请直接回答选项字母。",
+            prompt_suffix=LETTER_CN,
             submission=Submission(submissions.mmbench_table, ".xlsx"),
             elsewhere=MMBENCH_SERVER,
         ),

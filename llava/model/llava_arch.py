@@ -488,9 +488,9 @@ def vision_config(model_args) -> dict:
     Raises:
         ValueError: no such tower.
     """
-    name = str(
-        Path(model_args.vision_tower).resolve() if Path(model_args.vision_tower).is_dir() else model_args.vision_tower
-    )
+    name = model_args.vision_tower
+    if Path(name).is_dir():
+        name = str(Path(name).resolve())
     return {
         "mm_vision_tower": name,
         "mm_hidden_size": build_vision_tower(SimpleNamespace(mm_vision_tower=name), delay_load=True).hidden_size,

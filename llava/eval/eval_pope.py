@@ -1,0 +1,56 @@
+"""Score POPE's answers, with LLaVA's flags: `python -m llava.eval.eval_pope`.
+
+Only answered questions count; answers are known by their ids.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from llava.cli import add_verbose, status_of
+from llava.eval.metrics import pope
+from llava.eval.scores import pope_results
+from llava.files import read_jsonl
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    return status_of(evaluate, parse_arguments(argv))
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Print the scores of each list of objects, as upstream's script does."""
+    rows = [row for _, row in read_jsonl(args.result_file)]
+    if wrong := [number for number, row in enumerate(rows, start=1) if not {"question_id", "text"} <= row.keys()]:
+        raise ValueError(f"{args.result_file}, answer {wrong[0]}: no question_id or no text.")
+    for name, result in sorted(pope_results(Path(args.question_file), Path(args.annotation_dir), rows).items()):
+        print(f"Category: {name}, # samples: {result.count}\n{result.report()}\n{'=' * 36}")
+    return 0
+
+
+def eval_pope(answers: Sequence[Mapping], label_file: str | Path) -> pope.PopeResult:
+    """Print, and return, the scores of answers with `text` to all questions of one of POPE's lists, in its order.
+
+    Raises:
+        ValueError: not as many answers as `label_file` has labels.
+    """
+    result = pope.score([answer["text"] for answer in answers], [row["label"] for _, row in read_jsonl(label_file)])
+    print(result.report())
+    return result
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.eval.eval_pope", description="Precision, recall and F1 of POPE's answers."
+    )
+    add = parser.add_argument
+    add("--annotation-dir", required=True, help="folder of coco_pope_random.json, ..._popular and ..._adversarial")
+    add("--question-file", required=True, help="llava_pope_test.jsonl")
+    add("--result-file", required=True, help="answers, one JSON object per line")
+    add_verbose(parser)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""Ask a model one question about images, with LLaVA's flags: `python -m llava.eval.run_llava`.
+
+`eval_model(args)` is what the quick start of LLaVA's README calls.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from llava.cli import EXIT_STATUSES, add_verbose, completed, positive, status_of
+from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    return status_of(run, parse_arguments(argv))
+
+
+def run(args: argparse.Namespace) -> int:
+    eval_model(args)
+    return 0
+
+
+def eval_model(args) -> str:
+    """Print, and return, what a model says to a question about images.
+
+    Args:
+        args: upstream's `model_path`, `model_base`, `query`, `image_file`, `sep`, `conv_mode`, `temperature`, `top_p`,
+            `num_beams`, `max_new_tokens`, as attributes; also those of the command line. `model_name` is not needed.
+            Images stand where `query` says <image-placeholder>, else all of them before it.
+
+    Raises:
+        ValueError: no checkpoint or image that can be used, other numbers of images and placeholders, a bad setting.
+    """
+    # torch and all: not before the flags are known to be right
+    from llava.eval.benchmark import asked_budget
+    from llava.eval.generate import Decoding, generate_batch
+    from llava.eval.loading import device_of, load
+    from llava.eval.pictures import Picture
+    from llava.mm_utils import process_images
+    from llava.serve.opening import TEMPLATES
+    from llava.shard import ALONE
+
+    args = completed(args, parse_arguments(["--model-path", "", "--image-file", "", "--query", ""]))
+    images = load_images(image_parser(args))
+    question = args.query.replace(IMAGE_PLACEHOLDER, DEFAULT_IMAGE_TOKEN)
+    if (places := question.count(DEFAULT_IMAGE_TOKEN)) not in (0, len(images)):
+        raise ValueError(f"The query has places for {places} images, but {len(images)} were given: {args.image_file}.")
+    options = {"model_base": args.model_base, "device": device_of("auto", ALONE), "visionzip": asked_budget(args)}
+    tokenizer, model, processor = load(args.model_path, **options)
+    conv_mode = args.conv_mode or TEMPLATES[model.config.model_type]
+    decoding = Decoding(conv_mode, args.max_new_tokens, args.temperature, args.top_p, args.num_beams)
+    pictures = [Picture(process_images(image, processor, model.config)[0], image.size) for image in images]
+    (answer,) = generate_batch(model, tokenizer, [question], [pictures], decoding).texts
+    print(answer)
+    return answer
+
+
+def image_parser(args) -> list[str]:
+    """The names in `args.image_file`, parted by `args.sep`."""
+    return args.image_file.split(args.sep)
+
+
+def load_image(image_file: str):
+    """Open an RGB image of a file, or of a http(s) URL. Raises ValueError if there is none that can be used."""
+    from llava.mm_utils import fetch_image
+
+    return fetch_image(image_file)
+
+
+def load_images(image_files: Sequence[str]) -> list:
+    """`load_image` of each."""
+    return [load_image(name) for name in image_files]
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.eval.run_llava",
+        description="Ask a LLaVA checkpoint one question about images.",
+        epilog=EXIT_STATUSES,
+    )
+    add = parser.add_argument
+    add("--model-path", required=True, metavar="CHECKPOINT", help="folder or hub id")
+    add("--model-base", help="language model that a projector-only or LoRA checkpoint goes on")
+    add("--image-file", required=True, metavar="FILE", help="files or URLs, with --sep between")
+    add(
+        "--query", required=True, metavar="TEXT", help=f"the question; {IMAGE_PLACEHOLDER} in it is where an image goes"
+    )
+    add("--conv-mode", metavar="NAME", help="prompt template (default: that of LLaVA's models of the same kind)")
+    add("--sep", default=",", help="what parts the names of images (default: a comma)")
+    add("--temperature", type=float, default=0.2, help="0 is greedy; above, answers are sampled (default: 0.2)")
+    add("--top_p", type=float, help="sample from the likeliest tokens that hold this share of the probability")
+    add("--num_beams", type=int, default=1, help="beams of beam search (default: 1)")
+    add("--max_new_tokens", type=positive, default=512, help="longest answer, in tokens (default: 512)")
+    add("--dominant", type=int, metavar="D", help="VisionZip: tokens kept of each crop, CLS included")
+    add("--contextual", type=int, metavar="C", help="VisionZip: tokens merged from the rest of each crop")
+    add_verbose(parser)
+    parser.set_defaults(tokens_per_image=None, merge=None)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
