@@ -60,6 +60,13 @@ def preprocess(
         raise ValueError(f"{len(turns)} turns, but after a question gpt says nothing in them that could be learnt")
     if has_image:
         texts = [images_first(text, conversation, use_start_end) for text in texts]
+    return make_example(texts, tokenizer, conversation, has_image=has_image, max_length=max_length)
+
+
+def make_example(
+    texts: Sequence[str], tokenizer, conversation: Conversation, *, has_image: bool, max_length: int | None = None
+) -> Example:
+    """`preprocess` from where the texts of user and assistant in turn are as the model is to read them."""
     is_plain = conversation.sep_style is SeparatorStyle.PLAIN
     prompt, answers = caption(texts, conversation) if is_plain else write_down(texts, conversation)
 

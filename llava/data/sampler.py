@@ -82,6 +82,7 @@ class LengthGroupedSampler(Sampler[int]):
         batch_size: samples of one step of one process.
         world_size: processes, times the steps whose gradients are added up.
         lengths: of all samples; `modality_lengths` if `group_by_modality`.
+        generator: draws the orders, in place of `seed` and epoch: each iteration then has one of its own.
         group_by_modality: keep samples with and without images apart.
     """
 
@@ -90,11 +91,12 @@ class LengthGroupedSampler(Sampler[int]):
         batch_size: int,
         world_size: int,
         lengths: Sequence[int],
+        generator: torch.Generator | None = None,
         group_by_modality: bool = False,
         seed: int = 0,
     ):
         self.batch_size, self.world_size, self.lengths = batch_size, world_size, lengths
-        self.group_by_modality, self.seed, self.epoch = group_by_modality, seed, 0
+        self.generator, self.group_by_modality, self.seed, self.epoch = generator, group_by_modality, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -104,5 +106,5 @@ class LengthGroupedSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         group = get_modality_length_grouped_indices if self.group_by_modality else get_length_grouped_indices
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        generator = self.generator or torch.Generator().manual_seed(self.seed + self.epoch)
         return iter(group(self.lengths, self.batch_size, self.world_size, generator))

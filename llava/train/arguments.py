@@ -185,6 +185,9 @@ class TrainingArguments(transformers.TrainingArguments):
     lora_weight_path: str = option("", "LoRA: folder of an adapter to begin with (default: begin at zero)")
     lora_bias: Literal["none", "all", "lora_only"] = option("none", "LoRA: which biases learn too")
     cache_dir: str | None = option(None, "folder for what comes from the hub (default: the hub's own)")
+    attn_implementation: str | None = option(
+        None, "attention of the language model, by transformers' name: flash_attention_2, eager ... (default: sdpa)"
+    )
     remove_unused_columns: bool = option(False, "stays False: the collator picks what the model reads")
     logging_nan_inf_filter: bool = option(False, "stays False: a loss that is not a number has to be seen")
 

@@ -95,6 +95,8 @@ def placement(run: Run) -> dict:
     """Arguments of `from_pretrained`: dtype, device, quantization."""
     training, dtype = run.training, compute_dtype(run)
     options = {"dtype": dtype}
+    if training.attn_implementation:
+        options["attn_implementation"] = training.attn_implementation
     if not is_deepspeed_zero3_enabled():  # ZeRO-3 places the parts itself
         options["device_map"] = {"": training.device}
     if training.bits < 16:

@@ -2,6 +2,8 @@
 
 Started by torchrun, deepspeed or accelerate, every process takes its part of each batch. The same command goes on where
 an interrupted run was stopped.
+
+What upstream has in this module is in `arguments` and `upstream`, and found here too.
 """
 
 import logging
@@ -10,6 +12,7 @@ import sys
 import warnings
 from argparse import Namespace
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,15 +20,46 @@ from llava.cli import status_of, tell
 from llava.files import make_folder
 from llava.train.arguments import Run, parse
 
+UPSTREAM = {
+    "llava.train.arguments": ("ModelArguments", "DataArguments", "TrainingArguments"),
+    "llava.train.llava_trainer": ("LLaVATrainer", "maybe_zero_3", "get_mm_adapter_state_maybe_zero_3"),
+    "llava.utils": ("rank0_print",),
+    "llava.train.upstream": (
+        *("LazySupervisedDataset", "DataCollatorForSupervisedDataset", "make_supervised_data_module"),
+        *("preprocess", "preprocess_multimodal", "preprocess_plain"),
+        *("preprocess_v1", "preprocess_llama_2", "preprocess_mpt"),
+        *("find_all_linear_names", "smart_tokenizer_and_embedding_resize", "safe_save_model_for_hf_trainer"),
+        *("get_peft_state_maybe_zero_3", "get_peft_state_non_lora_maybe_zero_3"),
+    ),
+}
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+
+def __getattr__(name: str):
+    for module, names in UPSTREAM.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def main(argv: Sequence[str] | None = None, attn_implementation: str | None = None) -> int:
+    """Run the command line; returns the exit status. `attn_implementation` holds where the command line names none."""
     argv = sys.argv[1:] if argv is None else argv
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's, at every step
-    return status_of(lambda _: train(parse(argv)), Namespace(verbose="--verbose" in argv))
+    asked = Namespace(verbose="--verbose" in argv)
+    return status_of(lambda _: tune(with_attention(parse(argv), attn_implementation)), asked)
 
 
-def train(run: Run) -> int:
+def train(attn_implementation: str | None = None) -> None:
+    """Do what the command line of this process says: upstream's way to start a run. Errors are raised."""
+    tune(with_attention(parse(), attn_implementation))
+
+
+def with_attention(run: Run, attn_implementation: str | None) -> Run:
+    run.training.attn_implementation = run.training.attn_implementation or attn_implementation
+    return run
+
+
+def tune(run: Run) -> int:
     """Load, check, tune, save; returns the exit status."""
     from llava.train import loading, session
     from llava.train.trainer import LLaVATrainer, checkpoints
