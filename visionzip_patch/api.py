@@ -16,8 +16,8 @@ HF_LLAVA = ("llava", "llava_next")  # model types of transformers' own LLaVA cla
 
 def visionzip(
     model: nn.Module,
-    dominant: int = 54,
-    contextual: int = 10,
+    dominant: int = 191,
+    contextual: int = 30,
     *,
     tokens_per_image: int | None = None,
     merge: str = "sum",
@@ -33,7 +33,8 @@ def visionzip(
     `LlavaNextForConditionalGeneration`. These two take what their processor returns, as before. On load they keep a
     saved setting but do not apply it: call `visionzip(model, **model.config.visionzip)`.
 
-    Args: see `VisionZipConfig`.
+    Args: see `VisionZipConfig`. Without numbers the budget is that of the published code, 191 + 30 of CLIP-L's 577
+        tokens; other towers, and commands, want their own.
 
     Raises:
         ValueError: a bad budget, with what was asked and what the tower gives; the model is untouched.
@@ -41,10 +42,13 @@ def visionzip(
 
     Example:
         >>> visionzip(model, dominant=54, contextual=10)  # 64 tokens for each image in place of 576
+        >>> visionzip(model)  # 221, as the published code without numbers
         >>> visionzip(model, tokens_per_image=160)  # anyres: 160 over all crops in place of 2880
     """
-    config = VisionZipConfig(dominant, contextual, tokens_per_image, merge, selector, seed)
-    return attach(model, config)
+    options = {"merge": merge, "selector": selector, "seed": seed}
+    if tokens_per_image is not None:  # in place of the two, whose defaults must not make equal settings differ
+        return attach(model, VisionZipConfig(tokens_per_image=tokens_per_image, **options))
+    return attach(model, VisionZipConfig(dominant, contextual, **options))
 
 
 def attach(model: nn.Module, config: VisionZipConfig) -> nn.Module:
@@ -66,7 +70,7 @@ def unzip(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def zipped(model: nn.Module, dominant: int = 54, contextual: int = 10, **options) -> Iterator[nn.Module]:
+def zipped(model: nn.Module, dominant: int = 191, contextual: int = 30, **options) -> Iterator[nn.Module]:
     """`visionzip` inside a `with` block; afterwards the model has the setting, or none, that it had before."""
     before, setting = find_tower(model).reducer, getattr(model.config, "visionzip", None)
     visionzip(model, dominant, contextual, **options)

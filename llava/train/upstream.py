@@ -74,8 +74,8 @@ class DataCollatorForSupervisedDataset:
     tokenizer: object
 
     def __call__(self, instances: Sequence[dict]) -> dict:
-        """The batch: `input_ids`, `labels`, `attention_mask`, each (B, T), and where the samples have an image `images`,
-        (B, 3, S, S), or a list if their shapes differ, and `image_sizes`."""
+        """The batch: `input_ids`, `labels` and `attention_mask`, (B, T); if the samples have an image also `images`,
+        (B, 3, S, S), or a list where shapes differ, and `image_sizes`."""
         end = longest(self.tokenizer)
         samples = [
             {
