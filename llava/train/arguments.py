@@ -194,6 +194,8 @@ class TrainingArguments(transformers.TrainingArguments):
     def __post_init__(self):
         """Checks what can be known before processes are connected, which transformers does here."""
         self.deepspeed = None if self.deepspeed in ("", "none") else find_deepspeed(self.deepspeed)
+        if isinstance(self.report_to, str):  # from a program; transformers takes both
+            self.report_to = [self.report_to]
         require_reporters(self.report_to)
         if not torch.accelerator.is_available():
             self.use_cpu = True

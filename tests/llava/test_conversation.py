@@ -1,9 +1,13 @@
+import base64
+import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
+from llava import conversation as conversations
 from llava.conversation import (
     Conversation,
     SeparatorStyle,
@@ -177,3 +181,65 @@ def test_what_is_asked_for_wins_and_a_misfit_is_told(ascii_tokenizer, caplog):
     assert not caplog.records
     assert choose_template("vicuna_v1", config, yi) == "vicuna_v1"
     assert "own seems chatml_direct: the vocabulary has <|im_start|>" in caplog.text
+
+
+def test_templates_have_upstreams_names():
+    names = {name: value for name, value in vars(conversations).items() if isinstance(value, Conversation)}
+    named = [value for name, value in names.items() if name.startswith("conv_")]
+    assert len(named) == 12
+    assert all(any(value is template for template in conv_templates.values()) for value in named)
+    assert conversations.conv_vicuna_v1 is conv_templates["vicuna_v1"]
+    assert conversations.conv_llava_v0_mmtag is conv_templates["v0_mmtag"]
+
+
+@pytest.fixture
+def shown():
+    """A talk as LLaVA's web server keeps it: two questions, the first with a picture."""
+    conversation = conv_templates["v1"].copy()
+    picture = Image.new("RGB", (40, 20), "red")
+    for message in (("<image>\nWhat is it?", picture, "Pad"), "A red picture.", "Sure?", None):
+        conversation.append_message(conversation.roles[len(conversation.messages) % 2], message)
+    return conversation
+
+
+def test_a_talk_for_gradio(shown):
+    (question, answer), second = shown.to_gradio_chatbot()
+    assert question.startswith('<img src="data:image/jpeg;base64,')
+    assert question.endswith(">What is it?")
+    assert (answer, second) == ("A red picture.", ["Sure?", None])
+    content = question.partition("base64,")[2].partition('"')[0]
+    assert Image.open(io.BytesIO(base64.b64decode(content))).size == (40, 20)
+
+
+def test_a_talk_as_json(shown):
+    values = json.loads(json.dumps(shown.dict()))
+    assert values["messages"][0] == ["USER", "<image>\nWhat is it?"]
+    assert values.keys() == {"system", "roles", "messages", "offset", "sep", "sep2"}
+
+
+def test_images_of_a_talk(shown):
+    (padded,) = shown.get_images(return_pil=True)
+    assert padded.size == (40, 40)
+    assert padded.getpixel((0, 0)) == (122, 116, 104)
+    (text,) = shown.get_images()
+    assert Image.open(io.BytesIO(base64.b64decode(text))).format == "PNG"
+
+
+@pytest.mark.parametrize(
+    ("size", "mode", "expected"),
+    [
+        ((40, 20), "Default", (40, 20)),
+        ((40, 20), "Resize", (336, 336)),
+        ((2000, 1500), "Crop", (896, 672)),  # the short side becomes 672
+        ((1500, 2000), "Default", (672, 896)),
+        ((4000, 1000), "Default", (1344, 336)),  # or less, so that the long one stays at 1344
+        ((9000, 1), "Default", (9000, 1)),
+    ],
+)
+def test_large_images_are_made_smaller(shown, size, mode, expected):
+    assert shown.process_image(Image.new("RGB", size), mode, return_pil=True).size == expected
+
+
+def test_another_way_to_make_a_square_is_refused(shown):
+    with pytest.raises(ValueError, match="choose Pad, Resize, Crop or Default"):
+        shown.process_image(Image.new("RGB", (4, 4)), "Squeeze")

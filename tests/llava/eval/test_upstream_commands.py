@@ -1,0 +1,277 @@
+"""Upstream's evaluation commands, as its scripts and its README call them, on the embedded model."""
+
+import base64
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+from llava.eval import (
+    eval_pope,
+    eval_science_qa,
+    eval_textvqa,
+    m4c_evaluator,
+    model_vqa,
+    model_vqa_loader,
+    model_vqa_mmbench,
+    model_vqa_science,
+    run_llava,
+)
+from llava.eval.tasks import SOURCE_ROOT
+from llava.files import write_jsonl
+from llava.mm_utils import get_model_name_from_path
+
+SIGNS = SOURCE_ROOT / "playground/data/eval/signs"
+IMAGES = SIGNS / "train_images"
+MODEL = str(SOURCE_ROOT / "playground/checkpoints/llava-signs")
+WORD = "what word is on the green sign?\nAnswer the question using a single word or phrase."
+FIELDS = {"question_id", "prompt", "text", "answer_id", "model_id", "metadata"}
+GREEDY = ["--model-path", MODEL, "--image-folder", str(IMAGES), "--temperature", "0", "--conv-mode", "vicuna_v1"]
+
+
+@pytest.fixture
+def golden_json(golden):
+    return lambda name: json.loads((golden / "json" / f"{name}.json").read_text())
+
+
+def quick_start(**changes):
+    """The object of the quick start in LLaVA's README."""
+    fields = {
+        "model_path": MODEL,
+        "model_base": None,
+        "model_name": get_model_name_from_path(MODEL),
+        "query": WORD,
+        "conv_mode": None,
+        "image_file": str(IMAGES / "sign000000000.png"),
+        "sep": ",",
+        "temperature": 0,
+        "top_p": None,
+        "num_beams": 1,
+        "max_new_tokens": 512,
+    }
+    return type("Args", (), {**fields, **changes})()
+
+
+def test_the_quick_start_prints_the_answer(capsys):
+    assert run_llava.eval_model(quick_start()) == "sale"
+    assert capsys.readouterr().out == "sale\n"
+
+
+def test_images_stand_where_the_query_says(monkeypatch):
+    seen = []
+
+    def generate_batch(model, tokenizer, questions, pictures, decoding):
+        seen.append((decoding.prompt(questions[0], images=len(pictures[0])), len(pictures[0])))
+        return SimpleNamespace(texts=["an answer"])
+
+    monkeypatch.setattr("llava.eval.generate.generate_batch", generate_batch)
+    two = ",".join(str(IMAGES / f"sign00000000{i}.png") for i in range(2))
+    run_llava.eval_model(quick_start(query="is <image-placeholder> as <image-placeholder>?", image_file=two))
+    run_llava.eval_model(quick_start(query="are they alike?", image_file=two))
+    assert [prompt.partition("USER: ")[2] for prompt, _ in seen] == [
+        "is <image> as <image>? ASSISTANT:",
+        "<image> <image>\nare they alike? ASSISTANT:",
+    ]
+    with pytest.raises(ValueError, match="places for 1 images, but 2 were given"):
+        run_llava.eval_model(quick_start(query="<image-placeholder>", image_file=two))
+
+
+def test_run_llava_from_a_command_line(capsys):
+    flags = ["--model-path", MODEL, "--image-file", str(IMAGES / "sign000000000.png"), "--query", WORD]
+    assert run_llava.main([*flags, "--temperature", "0", "--dominant", "6", "--contextual", "1"]) == 0
+    assert capsys.readouterr().out == "sale\n"
+    assert run_llava.main([*flags[:2], "--image-file", "none.png", "--query", WORD]) == 2
+    assert "none.png" in capsys.readouterr().err
+
+
+def test_images_of_run_llava():
+    names = run_llava.image_parser(
+        SimpleNamespace(image_file=f"{IMAGES}/sign000000000.png;{IMAGES}/sign000000001.png", sep=";")
+    )
+    assert [image.mode for image in run_llava.load_images(names)] == ["RGB", "RGB"]
+
+
+@pytest.fixture
+def signs(tmp_path):
+    """The first questions of an embedded set in files of their own: `signs("llava_pope_test.jsonl", 3)` -> path."""
+
+    def make(name: str, count: int):
+        path = tmp_path / name
+        if path.suffix == ".jsonl":
+            lines = (SIGNS / name).read_text().splitlines(keepends=True)
+            path.write_text("".join(lines[:count]))
+        else:
+            path.write_text(json.dumps(json.loads((SIGNS / name).read_text())[:count]))
+        return path
+
+    return make
+
+
+def test_model_vqa_answers_as_the_loader_does(signs, tmp_path, read_rows):
+    questions = signs("llava_textvqa_val_v051_ocr.jsonl", 4)
+    rows = []
+    for command in (model_vqa, model_vqa_loader):
+        answers = tmp_path / f"{command.__name__}.jsonl"
+        assert command.main([*GREEDY, "--question-file", str(questions), "--answers-file", str(answers)]) == 0
+        rows.append(read_rows(answers))
+    assert all(row.keys() == FIELDS for row in rows[0])
+    assert [row["text"] for row in rows[0]] == [row["text"] for row in rows[1]]
+    assert model_vqa.parse_arguments([]).max_new_tokens == 1024  # as upstream
+
+
+def test_eval_model_takes_upstreams_fields_alone(signs, tmp_path, read_rows):
+    fields = {"model_path": MODEL, "model_base": None, "image_folder": str(IMAGES), "conv_mode": "vicuna_v1"}
+    fields |= {"temperature": 0, "top_p": None, "num_beams": 1, "num_chunks": 2, "chunk_idx": 1}
+    fields |= {"question_file": str(signs("llava_pope_test.jsonl", 4)), "answers_file": str(tmp_path / "a.jsonl")}
+    assert model_vqa.eval_model(SimpleNamespace(**fields)) == 0
+    assert len(read_rows(tmp_path / "a.jsonl")) == 2
+
+
+def test_scienceqa_is_answered_and_scored(signs, tmp_path, read_rows, capsys):
+    questions = signs("llava_test_CQM-A.json", 4)
+    entries = json.loads(questions.read_text())
+    del entries[3]["image"]  # a question of text alone
+    questions.write_text(json.dumps(entries))
+    answers, base = tmp_path / "answers.jsonl", tmp_path / "base"
+    flags = ["--question-file", str(questions), "--answers-file", str(answers), "--single-pred-prompt"]
+    assert model_vqa_science.main([*GREEDY, *flags]) == 0
+    rows = read_rows(answers)
+    assert [row["prompt"].startswith("<image>\n") for row in rows] == [True, True, True, False]
+    assert all(
+        row["prompt"].endswith("\nAnswer with the option's letter from the given choices directly.") for row in rows
+    )
+    assert all(row.keys() == FIELDS for row in rows)
+
+    base.mkdir()
+    problems = json.loads((SIGNS / "problems.json").read_text())
+    (base / "problems.json").write_text(json.dumps(problems))
+    (base / "pid_splits.json").write_text(json.dumps({"test": [row["question_id"] for row in rows]}))
+    files = ["--output-file", str(tmp_path / "out/o.json"), "--output-result", str(tmp_path / "out/r.json")]
+    capsys.readouterr()
+    assert eval_science_qa.main(["--base-dir", str(base), "--result-file", str(answers), *files]) == 0
+    right = [problems[row["question_id"]]["answer"] == "ABCDE".find(row["text"]) for row in rows]
+    share = 100 * sum(right) / 4
+    assert f"Total: 4, Correct: {sum(right)}, Accuracy: {share:.2f}%" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out/r.json").read_text())["acc"] == share
+    assert len(json.loads((tmp_path / "out/o.json").read_text())["correct"]) == sum(right)
+    assert eval_science_qa.main(["--base-dir", str(base), "--result-file", str(answers), "--split", "val"]) == 2
+    assert "has test" in capsys.readouterr().err
+
+
+@pytest.fixture
+def mmbench(tmp_path):
+    """One of MMBench's TSV files: two questions about one picture, the first of three options, the second of two."""
+    content = base64.b64encode((IMAGES / "sign000000000.png").read_bytes()).decode()
+    header = ["index", "question", "hint", "A", "B", "C", "D", "image", "answer"]
+    rows = [
+        ["7", "what word is on the green sign?", "Look at it.", "bank", "sale", "fire", "nan", content, "B"],
+        ["8", "is there a green sign?", "nan", "yes", "no", "", "", "7", "A"],
+    ]
+    path = tmp_path / "bench.tsv"
+    path.write_text("".join("\t".join(row) + "\n" for row in [header, *rows]))
+    return path
+
+
+def test_all_rounds_of_mmbench(mmbench, tmp_path, read_rows):
+    answers = tmp_path / "answers.jsonl"
+    flags = ["--question-file", str(mmbench), "--answers-file", str(answers), "--all-rounds", "--single-pred-prompt"]
+    flags += ["--model-path", MODEL, "--temperature", "0", "--conv-mode", "vicuna_v1"]
+    assert model_vqa_mmbench.main(flags) == 0
+    rows = read_rows(answers)
+    assert all(row.keys() == FIELDS | {"round_id", "options", "option_char"} for row in rows)
+    assert [(row["question_id"], row["round_id"]) for row in rows] == [(7, 0), (7, 1), (7, 2), (8, 0), (8, 1)]
+    assert [row["options"] for row in rows[:3]] == [
+        ["bank", "sale", "fire"],
+        ["sale", "fire", "bank"],
+        ["fire", "bank", "sale"],
+    ]
+    assert [row["option_char"] for row in rows[3:]] == [["A", "B"], ["B", "A"]]
+    assert rows[1]["prompt"] == "Look at it.\nwhat word is on the green sign?\nA. sale\nB. fire\nC. bank"
+    assert (tmp_path / "bench-images/7.jpg").read_bytes() == (IMAGES / "sign000000000.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("flags", "asked"),
+    [
+        ([], ""),
+        (["--single-pred-prompt"], "\nAnswer with the option's letter from the given choices directly."),
+        (["--single-pred-prompt", "--lang", "cn"], "\n请直接回答选项字母。"),
+    ],
+)
+def test_what_mmbench_asks_for(mmbench, tmp_path, monkeypatch, flags, asked):
+    given = {}
+    monkeypatch.setattr(model_vqa_mmbench, "answer", lambda args, questions, **options: given.update(options) or 0)
+    assert model_vqa_mmbench.main(["--question-file", str(mmbench), *flags]) == 0
+    assert given["prompt_suffix"] == asked
+    assert [row["round_id"] for row in given["fields"].values()] == [0, 0]
+
+
+def pope_rows(count: int) -> list[dict]:
+    lines = (SIGNS / "llava_pope_test.jsonl").read_text().splitlines()
+    return [{"question_id": json.loads(line)["question_id"], "text": "yes"} for line in lines[:count]]
+
+
+def test_pope_is_scored_list_by_list(tmp_path, capsys):
+    write_jsonl(tmp_path / "a.jsonl", pope_rows(600)[::-1])  # known by id, in any order
+    flags = ["--annotation-dir", str(SIGNS / "coco"), "--question-file", str(SIGNS / "llava_pope_test.jsonl")]
+    assert eval_pope.main([*flags, "--result-file", str(tmp_path / "a.jsonl")]) == 0
+    out = capsys.readouterr().out
+    assert out.count("Category: ") == out.count("F1 score: ") == 3
+    assert "# samples: 256\nTP\tFP\tTN\tFN\t\n128\t128\t0\t0\nAccuracy: 0.5\n" in out
+    assert eval_pope.main([*flags, "--result-file", str(SIGNS / "llava_pope_test.jsonl")]) == 0
+    (tmp_path / "b.jsonl").write_text("{}\n")
+    assert eval_pope.main([*flags, "--result-file", str(tmp_path / "b.jsonl")]) == 2
+    assert "answer 1" in capsys.readouterr().err
+
+
+def test_pope_of_one_list_is_the_golden_one(golden_json, tmp_path, capsys):
+    for case in golden_json("pope")["cases"]:
+        write_jsonl(tmp_path / "labels.json", [{"label": label} for label in case["labels"]])
+        eval_pope.eval_pope([{"text": text} for text in case["answers"]], tmp_path / "labels.json")
+        assert capsys.readouterr().out.strip() == case["stdout"].strip()
+    with pytest.raises(ValueError, match="0 answers and"):
+        eval_pope.eval_pope([], tmp_path / "labels.json")
+
+
+def test_m4c_evaluators_give_the_golden_scores(golden_json):
+    processor = m4c_evaluator.EvalAIAnswerProcessor()
+    assert all(processor(case["input"]) == case["output"] for case in golden_json("evalai_answer_processor"))
+    table = golden_json("textvqa_accuracy")
+    assert m4c_evaluator.TextVQAAccuracyEvaluator().eval_pred_list(table["pairs"]) == pytest.approx(table["overall"])
+    assert m4c_evaluator.STVQAAccuracyEvaluator().eval_pred_list(table["pairs"]) == table["stvqa_overall"]
+
+
+def test_textvqa_of_one_file_is_printed(golden_json, tmp_path, capsys):
+    assert eval_textvqa.prompt_processor(WORD) == "what word is on the green sign?"
+    table = golden_json("textvqa_eval_single")
+    annotation, answers = tmp_path / "annotation.json", tmp_path / "r.jsonl"
+    annotation.write_text(json.dumps(table["annotations"]))
+    write_jsonl(answers, table["results"])
+    eval_textvqa.eval_single(annotation, answers)
+    assert capsys.readouterr().out == table["stdout"]
+
+
+def test_the_loader_of_upstream(loaded, golden):
+    tokenizer, model, processor = loaded
+    questions = [{"image": name, "text": "what is it?"} for name in ("street_640x480.png", "square_336x336.png")]
+    parts = (questions, golden / "images", tokenizer, processor, model.config)
+    items = list(model_vqa_loader.create_data_loader(*parts, num_workers=0))
+    assert [sizes for _, _, sizes in items] == [((640, 480),), ((336, 336),)]
+    ids, pixels, _ = items[0]
+    assert pixels.shape == (1, 3, 336, 336)
+    assert (ids == -200).sum() == 1
+    dataset = model_vqa_loader.CustomDataset(*parts)
+    assert len(dataset) == 2
+    batched, _, sizes = model_vqa_loader.collate_fn([dataset[0], dataset[1]])
+    assert torch.equal(batched[0], ids[0])
+    assert sizes == ((640, 480), (336, 336))
+    with pytest.raises(ValueError, match="1 alone"):
+        model_vqa_loader.create_data_loader(*parts, batch_size=2)
+    assert model_vqa_loader.split_list([1, 2, 3], 2) == [[1, 2], [3]]
+
+
+def test_pictures_are_rgb(tmp_path):
+    Image.new("L", (3, 2)).save(tmp_path / "grey.png")
+    assert run_llava.load_image(str(tmp_path / "grey.png")).mode == "RGB"
