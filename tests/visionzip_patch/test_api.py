@@ -1,11 +1,13 @@
 """visionzip, unzip and zipped on LLaVA models: in place, one model at a time, undone without a trace."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from llava.model.multimodal_encoder.builder import build_vision_tower
 from visionzip_patch import VisionZipConfig, unzip, visionzip, zipped
 from visionzip_patch.reducer import uniform_pattern
 
@@ -67,6 +69,24 @@ def test_zipped_puts_back_what_was_there(model):
         raise KeyError
     assert model.config.visionzip == VisionZipConfig(9, 3, merge="mean").to_dict()
     assert model.get_vision_tower().reducer.tokens() == 12
+
+
+@torch.no_grad()
+def test_without_numbers_the_budget_is_that_of_the_published_code(tiny_llava, golden):
+    tower = build_vision_tower(SimpleNamespace(mm_vision_tower=str(golden / "models/clip-tiny-336")))
+    large = SimpleNamespace(get_vision_tower=lambda: tower, config=SimpleNamespace())
+    visionzip(large)
+    assert tower.reducer.tokens() == 191 + 30
+    with zipped(large, 54, 10):
+        assert tower.reducer.tokens() == 64
+    with zipped(large):
+        assert large.config.visionzip == VisionZipConfig(191, 30).to_dict()
+    with pytest.raises(ValueError, match=r"asks for 221 tokens, but the vision tower gives 17"):
+        visionzip(tiny_llava())
+
+
+def test_equal_budgets_of_an_image_are_equal_settings(model):
+    assert visionzip(model, tokens_per_image=8).config.visionzip == VisionZipConfig(tokens_per_image=8).to_dict()
 
 
 @pytest.mark.parametrize("budget", [(0, 5), (-1, 5), (5, -1), (16, 2), (18, 0), (5, 1.5)])

@@ -20,7 +20,7 @@ from llava import mm_utils
 from llava.eval.tasks import EMBEDDED_CHECKPOINT
 from llava.model import engine
 from llava.serve import opening, terminal
-from llava.serve.cli import main
+from llava.serve.cli import load_image, main
 
 ROOT = Path(__file__).parents[3]
 SIGN = ROOT / "playground" / terminal.EMBEDDED_PICTURE
@@ -318,6 +318,21 @@ def test_pictures_from_the_web(chat, url, monkeypatch, tmp_path):
         assert said in chat(f"/image {url}/{name}")[2]
     monkeypatch.setattr(mm_utils, "MOST_BYTES", 100)
     assert f"{url}/page: not an image of a known format (100 bytes)" in chat(f"/image {url}/page")[2]
+
+
+def test_questions_of_a_notebook(chat, monkeypatch, capsys):
+    """A stream that is no file of the system stands in for stdin."""
+    assert chat()[0] == 0  # sets what is loaded
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{WORD}\n"))
+    assert main([]) == 0
+    assert "\nsale\n" in capsys.readouterr().out
+
+
+def test_an_image_as_upstreams_programs_open_it(url, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert load_image(f"{url}/sign.png").mode == load_image(str(SIGN)).mode == "RGB"
+    with pytest.raises(ValueError, match=r"none\.png"):
+        load_image("none.png")
 
 
 @pytest.mark.slow
