@@ -47,6 +47,7 @@ class Conversation:
         offset: how many of the messages are examples that belong to the template.
         sep_style, sep, sep2: how turns are joined; `sep2` closes the assistant's, where that differs.
         version: family of templates; decides how training masks the prompt.
+        skip_next: for LLaVA's web server, which notes here that a request is not to be answered.
     """
 
     system: str
@@ -57,6 +58,7 @@ class Conversation:
     sep: str = "###"
     sep2: str | None = None
     version: str = "Unknown"
+    skip_next: bool = False
 
     def copy(self) -> "Conversation":
         """The same talk, free to be continued without changing this one."""

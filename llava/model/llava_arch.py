@@ -191,6 +191,9 @@ class LlavaMetaForCausalLM:
             attention_mask: (B, T); if absent, runs of the pad token at either end of a row of a batch are padding.
             kwargs: as `transformers.GenerationMixin.generate`.
 
+        Where a subclass or another program has its own `prepare_inputs_labels_for_multimodal`, images go through that,
+        and transformers' loop runs, as in upstream.
+
         Returns:
             New token ids only, (B, new), or what `return_dict_in_generate` asks for.
 
@@ -207,6 +210,16 @@ class LlavaMetaForCausalLM:
             raise ValueError("generate() makes inputs_embeds from input_ids and images; pass those.")
         if input_ids.ndim != 2:
             raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; expected (prompts, ids).")
+        if self.is_prepared_by_others():
+            if image_features is not None:
+                raise ValueError(NOT_OURS)
+            if images is not None:
+                _, positions, attention_mask, _, embeds, _ = self.prepare_inputs_labels_for_multimodal(
+                    input_ids, None, attention_mask, None, None, images, image_sizes=image_sizes
+                )
+                own = {"position_ids": positions, "attention_mask": attention_mask}
+                own = {name: value for name, value in own.items() if value is not None}
+                return super().generate(inputs_embeds=embeds, **own, **kwargs)
         if attention_mask is None:
             pad = kwargs.get("pad_token_id", self.generation_config.pad_token_id)
             attention_mask = infer_mask(input_ids, self.config.pad_token_id if pad is None else pad)
@@ -226,8 +239,10 @@ class LlavaMetaForCausalLM:
         """The fast path of this model, made at the first call; `mode` as `fast` of `generate`, "static" if nobody says.
 
         Raises:
-            ValueError: an unknown mode, or an attention kernel other than SDPA.
+            ValueError: an unknown mode, an attention kernel other than SDPA, or a model whose inputs others prepare.
         """
+        if self.is_prepared_by_others():
+            raise ValueError(NOT_OURS)
         if mode is None:
             mode = self.fast if self.fast in MODES else "static"
         engines = ENGINES.setdefault(self, {})
@@ -406,6 +421,10 @@ class LlavaMetaForCausalLM:
         tokens = self.encode_images(torch.cat([image.to(tower.device) for image in images]))
         return [VisionFeatures(t, None, tower.num_patches_per_side) for t in tokens.split(list(map(len, images)))]
 
+    def is_prepared_by_others(self) -> bool:
+        """Tell whether a subclass or another program has its own `prepare_inputs_labels_for_multimodal`."""
+        return is_replaced(self, "prepare_inputs_labels_for_multimodal", OUR_PREPARATION)
+
     def _project(self, tokens: Tensor) -> Tensor:
         embeddings = self.get_model().embed_tokens.weight  # says where to: parts that are offloaded have no device
         like = next(self.get_model().mm_projector.parameters(), embeddings)
@@ -476,6 +495,11 @@ class LlavaMetaForCausalLM:
 
 
 OUR_ENCODING = LlavaMetaForCausalLM.encode_images
+OUR_PREPARATION = LlavaMetaForCausalLM.prepare_inputs_labels_for_multimodal
+NOT_OURS = (
+    "This model's prepare_inputs_labels_for_multimodal is another program's: only generate(input_ids, images=..., "
+    "image_sizes=...) and forward go through it, not what encodes images by itself."
+)
 
 
 def vision_config(model_args) -> dict:

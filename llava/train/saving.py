@@ -58,7 +58,8 @@ def save_config(model: nn.Module, folder: Path) -> None:
 
 def save_full(model: nn.Module, tokenizer, folder: Path, state: dict[str, Tensor]) -> None:
     model.save_pretrained(folder, state_dict=state)
-    save_tokenizer(tokenizer, folder)
+    if tokenizer is not None:  # another program's trainer may have none
+        save_tokenizer(tokenizer, folder)
 
 
 SAVERS = {"projector": save_projector, "lora": save_lora, "full": save_full}

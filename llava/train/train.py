@@ -13,6 +13,7 @@ import warnings
 from argparse import Namespace
 from collections.abc import Sequence
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
@@ -32,6 +33,7 @@ UPSTREAM = {
         *("get_peft_state_maybe_zero_3", "get_peft_state_non_lora_maybe_zero_3"),
     ),
 }
+__all__ = ["main", "train", *chain(*UPSTREAM.values())]
 
 
 def __getattr__(name: str):

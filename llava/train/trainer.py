@@ -32,8 +32,8 @@ class LLaVATrainer(Trainer):
     """
 
     def __init__(self, model: nn.Module, *, part: str, **kwargs):
-        if part == "projector":
-            model._hf_peft_config_loaded = True  # on a quantized model the projector is the adapter that Trainer misses
+        if part == "projector" and getattr(model, "is_quantized", False):
+            model._hf_peft_config_loaded = True  # the projector is the adapter that Trainer misses
         super().__init__(model=model, **kwargs)
         self.part, self.skipped = part, 0
         self._staging: Path | None = None

@@ -25,6 +25,7 @@ from llava.mm_utils import (
     tokenizer_image_token,
 )
 from llava.model.builder import load_pretrained_model
+from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.tokenizer import load_tokenizer
 from llava.utils import disable_torch_init
 
@@ -199,6 +200,39 @@ def test_modalities_as_callers_of_llava_next_give_them(loaded, pictures):
     for call in (model.generate, model.forward):
         with pytest.raises(ValueError, match="video cannot be given"):
             call(ids, images=images, modalities=["image", "video"])
+
+
+def test_a_patched_preparation_is_gone_through(loaded, pictures, monkeypatch):
+    """As programs that drop tokens do it: on the class, and by what upstream's `generate` calls."""
+    tokenizer, model, processor, _ = loaded
+    ids, images = (
+        ask("What is the man holding?", tokenizer)[None],
+        process_images(pictures[:1], processor, model.config),
+    )
+    options = {"images": images, "do_sample": False, "max_new_tokens": 6}
+    plain = model.generate(ids, **options)
+    prepare, lengths = LlavaMetaForCausalLM.prepare_inputs_labels_for_multimodal, []
+
+    def counting(self, *args, scale=1, **kwargs):
+        none, positions, mask, cache, embeds, labels = prepare(self, *args, **kwargs)
+        if embeds is None:  # a step of decoding
+            return none, positions, mask, cache, embeds, labels
+        lengths.append(embeds.shape[1])
+        return none, positions, mask, cache, embeds * scale, labels
+
+    monkeypatch.setattr(LlavaMetaForCausalLM, "prepare_inputs_labels_for_multimodal", counting)
+    assert torch.equal(model.generate(ids, **options), plain)
+    assert lengths == [575 + ids.shape[1]]
+    model.generate(ids, fast="static", **options)
+    assert len(lengths) == 2
+    assert model.generate(ids[:, :5], do_sample=False, max_new_tokens=2).shape == (1, 2)  # text alone
+    for call in (model.engine, lambda: model.generate(ids, image_features=[torch.zeros(576, 64)])):
+        with pytest.raises(ValueError, match="is another program's"):
+            call()
+    monkeypatch.setattr(
+        model, "prepare_inputs_labels_for_multimodal", lambda *a, **k: counting(model, *a, scale=0, **k)
+    )
+    assert not torch.equal(model.generate(ids, **options), plain)
 
 
 @torch.no_grad()
