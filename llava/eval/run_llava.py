@@ -48,7 +48,7 @@ def eval_model(args) -> str:
         raise ValueError(f"The query has places for {places} images, but {len(images)} were given: {args.image_file}.")
     options = {"model_base": args.model_base, "device": device_of("auto", ALONE), "visionzip": asked_budget(args)}
     tokenizer, model, processor = load(args.model_path, **options)
-    conv_mode = args.conv_mode or TEMPLATES[model.config.model_type]
+    conv_mode = args.conv_mode or TEMPLATES.get(model.config.model_type, "vicuna_v1")
     decoding = Decoding(conv_mode, args.max_new_tokens, args.temperature, args.top_p, args.num_beams)
     pictures = [Picture(process_images(image, processor, model.config)[0], image.size) for image in images]
     (answer,) = generate_batch(model, tokenizer, [question], [pictures], decoding).texts
