@@ -55,7 +55,7 @@ class VisionTower(nn.Module):
         if self.is_loaded:
             return
         self.image_processor = self.read_processor()
-        encoder, absent, _ = read_model(
+        self.vision_tower, absent, _ = read_model(
             self.model_class, self.vision_tower_name, device_map=device_map, dtype=dtype or torch.float32
         )
         if needed := self.drop_unread(absent):
@@ -63,7 +63,7 @@ class VisionTower(nn.Module):
                 f"mm_vision_tower={self.vision_tower_name!r} lacks {len(needed)} weights that its config.json asks "
                 f"for, {min(needed)} among them: the download is incomplete, or this is no vision tower."
             )
-        self.adopt(encoder)
+        self.adopt(self.vision_tower)
 
     def read_processor(self):
         source = self.cfg_only.name_or_path or self.vision_tower_name  # a checkpoint with its own tower may have it
