@@ -330,3 +330,19 @@ def test_a_batch_is_done_when_all_of_it_is(loaded):
     stop = KeywordsStoppingCriteria(["stop"], tokenizer, torch.zeros(1, 1, dtype=torch.long))
     assert stop.call_for_batch(ids) is True
     assert stop.call_for_batch(torch.cat([ids, torch.zeros_like(ids)])) is False
+
+
+def test_visionzips_own_lines_run_under_our_module_name(golden, pictures):
+    from llava.eval.run_llava import eval_model  # noqa: F401  as its README imports it
+    from visionzip_patch import visionzip
+
+    model_path = str(golden / "models/llava-v1.5-tiny")
+    tokenizer, model, image_processor, context_len = load_pretrained_model(
+        model_path=model_path, model_base=None, model_name=get_model_name_from_path(model_path)
+    )
+    model = visionzip(model, dominant=54, contextual=10)
+    images = process_images(pictures[:1], image_processor, model.config).to(model.device, model.dtype)
+    assert model.encode_images(images).shape[1] == 64
+    assert visionzip(model).encode_images(images).shape[1] == 191 + 30
+    out = model.generate(ask("What?", tokenizer)[None].to(model.device), images=images, max_new_tokens=2)
+    assert out.shape[1] <= 2 < context_len

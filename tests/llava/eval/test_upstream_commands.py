@@ -2,6 +2,9 @@
 
 import base64
 import json
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -275,3 +278,14 @@ def test_the_loader_of_upstream(loaded, golden):
 def test_pictures_are_rgb(tmp_path):
     Image.new("L", (3, 2)).save(tmp_path / "grey.png")
     assert run_llava.load_image(str(tmp_path / "grey.png")).mode == "RGB"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["eval/eval_pope.py", "eval/model_vqa_mmbench.py", "train/train_mem.py"])
+def test_files_run_as_scripts(script, tmp_path):
+    """As upstream's shell scripts start them; the folder of a script is then the first place of imports."""
+    command = [sys.executable, str(SOURCE_ROOT / "llava" / script), "--help"]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE_ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage: python -m llava." in done.stdout
