@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from llava.cli import EXIT_STATUSES, add_verbose, completed, positive, status_of
+from llava.cli import EXIT_STATUSES, add_conv_mode, add_verbose, completed, positive, status_of
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER
 
 
@@ -38,7 +38,6 @@ def eval_model(args) -> str:
     from llava.eval.loading import device_of, load
     from llava.eval.pictures import Picture
     from llava.mm_utils import process_images
-    from llava.serve.opening import TEMPLATES
     from llava.shard import ALONE
 
     args = completed(args, parse_arguments(["--model-path", "", "--image-file", "", "--query", ""]))
@@ -48,8 +47,8 @@ def eval_model(args) -> str:
         raise ValueError(f"The query has places for {places} images, but {len(images)} were given: {args.image_file}.")
     options = {"model_base": args.model_base, "device": device_of("auto", ALONE), "visionzip": asked_budget(args)}
     tokenizer, model, processor = load(args.model_path, **options)
-    conv_mode = args.conv_mode or TEMPLATES.get(model.config.model_type, "vicuna_v1")
-    decoding = Decoding(conv_mode, args.max_new_tokens, args.temperature, args.top_p, args.num_beams)
+    decoding = Decoding(args.conv_mode, args.max_new_tokens, args.temperature, args.top_p, args.num_beams)
+    decoding = decoding.settled(model.config, tokenizer)
     pictures = [Picture(process_images(image, processor, model.config)[0], image.size) for image in images]
     (answer,) = generate_batch(model, tokenizer, [question], [pictures], decoding).texts
     print(answer)
@@ -86,7 +85,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--query", required=True, metavar="TEXT", help=f"the question; {IMAGE_PLACEHOLDER} in it is where an image goes"
     )
-    add("--conv-mode", metavar="NAME", help="prompt template (default: that of LLaVA's models of the same kind)")
+    add_conv_mode(parser)
     add("--sep", default=",", help="what parts the names of images (default: a comma)")
     add("--temperature", type=float, default=0.2, help="0 is greedy; above, answers are sampled (default: 0.2)")
     add("--top_p", type=float, help="sample from the likeliest tokens that hold this share of the probability")
