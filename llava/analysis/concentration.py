@@ -14,9 +14,9 @@ from llava.analysis.spread import Bin, Spread, a_tenth, histogram, measure
 from llava.eval.loading import device_of, load, use_one_thread
 from llava.eval.pictures import free_workers, lost_workers, read_pictures
 from llava.eval.tasks import TASKS, playground
+from llava.inference.budget import usual_budget
 from llava.mm_utils import find_pictures
 from llava.shard import ALONE
-from llava.sight import usual_budget
 from llava.tables import to_table
 
 NINTHS = (1, 2, 3)  # of the patches: 64, 128 and 192 of 576, the paper's budgets for LLaVA-1.5

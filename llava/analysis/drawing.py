@@ -9,17 +9,15 @@ import numpy as np
 from PIL import Image
 
 from llava.analysis.frames import frames_of
-from llava.eval.benchmark import asked_budget, most_crops
 from llava.eval.loading import device_of, load
 from llava.eval.tasks import EMBEDDED_CHECKPOINT, playground
 from llava.files import make_folder, write_bytes, write_text
+from llava.inference.budget import choose_budget
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import read_config
 from llava.shard import ALONE
-from llava.sight import SIDE, usual_budget, view_of
-from visionzip_patch import VisionZipConfig
+from llava.sight import SIDE, view_of
 from visionzip_patch.pictures import KEPT, View, average_figure, figure, map_view, on_one_scale, page
-from visionzip_patch.reducer import VisionZip
 
 NARROWEST = 176  # pixels of a crop among many
 
@@ -30,7 +28,7 @@ def draw(args: argparse.Namespace) -> int:
     if not args.average:
         frames = list(frames)  # before the model, which may have to be fetched
     checkpoint = args.model or str(playground() / EMBEDDED_CHECKPOINT)
-    budget = choose_budget(args, checkpoint)
+    budget = choose_budget(args, *read_config(checkpoint))
     out = make_folder(args.out or playground() / "results/pictures")
     device = device_of(args.device, ALONE)
     _, model, processor = load(checkpoint, model_base=args.model_base, device=device, visionzip=budget)
@@ -50,18 +48,6 @@ def draw(args: argparse.Namespace) -> int:
     write_text(f"{file}.html", page(views, title, subtitle))
     print(f"{title}. {subtitle}.\nWritten: {file}.png, {file}.html")
     return 0
-
-
-def choose_budget(args: argparse.Namespace, checkpoint: str) -> VisionZipConfig:
-    """What the options ask for, else what the checkpoint carries, else the usual one.
-
-    Raises:
-        ValueError: more than the checkpoint's vision tower gives; nothing is loaded yet.
-    """
-    config, tower = read_config(checkpoint)
-    budget = asked_budget(args) or (tower.reducer.config if tower.reducer else usual_budget(tower))
-    VisionZip(budget, tower).tokens(most_crops(config, tower))
-    return budget
 
 
 def average(model, image_processor, frames: Iterable[tuple[str, Image.Image]]) -> tuple[list[View], int]:

@@ -12,6 +12,7 @@ from llava.cli import EXIT_STATUSES, QUESTIONS_REFUSED, add_conv_mode, add_verbo
 from llava.eval.chunks import get_chunk
 from llava.eval.cli import require_images
 from llava.eval.questions import read_questions
+from llava.inference.budget import add_budget_options, budget_of, carried_budget, require_possible
 from llava.shard import current_shard
 
 
@@ -28,7 +29,6 @@ def eval_model(args: argparse.Namespace) -> int:
     """
     # torch and all: not before the flags are known to be right
     from llava.eval.answers import AnswerFile, describe_settings, process_group
-    from llava.eval.benchmark import asked_budget
     from llava.eval.generate import Decoding, answer_and_merge
     from llava.eval.loading import device_of, load, read_tokenizer
     from llava.mm_utils import get_model_name_from_path
@@ -36,7 +36,9 @@ def eval_model(args: argparse.Namespace) -> int:
 
     decoding = Decoding(args.conv_mode, args.max_new_tokens, args.temperature, args.top_p, args.num_beams)
     questions = list(get_chunk(read_questions(args.question_file), args.num_chunks, args.chunk_idx))
-    budget, (config, tower) = asked_budget(args), read_config(args.model_path, args.model_base)
+    config, tower = read_config(args.model_path, args.model_base)
+    if budget := budget_of(args, carried_budget(tower)):
+        require_possible(budget, config, tower)
     decoding = decoding.settled(config, read_tokenizer(args.model_path, args.model_base))
     settings = describe_settings(
         args.model_path,
@@ -89,13 +91,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--top_p", type=float, help="sample from the likeliest tokens that hold this share of the probability")
     add("--num_beams", type=int, default=1, help="beams of beam search")
     add("--max_new_tokens", type=int, default=128, help="longest answer, in tokens")
-    add("--dominant", type=int, metavar="D", help="VisionZip: tokens kept of each crop, CLS included")
-    add("--contextual", type=int, metavar="C", help="VisionZip: tokens merged from the rest of each crop")
     add("--batch-size", type=positive, default=16, help="questions at a time")
     add("--skip-bad", action="store_true", help="leave out questions whose image cannot be used, and count them")
     add("--overwrite", action="store_true", help="throw earlier answers away instead of going on from them")
     add_verbose(parser)
-    parser.set_defaults(tokens_per_image=None, merge=None)
+    add_budget_options(parser, default="what the checkpoint carries, else all tokens")
     return parser.parse_args(argv)
 
 

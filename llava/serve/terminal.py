@@ -15,14 +15,14 @@ import torch
 from PIL import Image
 
 from llava.cli import QUESTIONS_REFUSED
-from llava.eval.benchmark import asked_budget, set_budget
 from llava.eval.loading import describe_device
 from llava.eval.results import budget_name
 from llava.eval.tasks import playground
 from llava.files import write_json, write_text
+from llava.inference.budget import budget_of, carried_budget, require_possible, set_budget
 from llava.mm_utils import decode_image, load_image
 from llava.serve.cost import Cost, TimedAnswer
-from llava.serve.opening import read_options, require_possible
+from llava.serve.opening import read_options
 from llava.serve.photo import upright
 from llava.serve.session import ChatSession
 from visionzip_patch import VisionZipConfig
@@ -32,6 +32,7 @@ MOST_BYTES, PATIENCE = 64 * 2**20, 30  # of a picture from the web; seconds that
 
 HELP = """\
 /image PATH    show a picture with the next question: a file or a URL
+/budget        say what a picture costs now, and how to change it
 /budget D C    keep D tokens of each crop of a picture and merge the rest into C, as in /budget 54 10
 /budget N      N tokens for each picture
 /full          all tokens
@@ -41,6 +42,10 @@ HELP = """\
 /save FILE     write the conversation to FILE, .md or .json
 /help, /quit   this list; the end, as Ctrl-D
 Ctrl-C stops an answer."""
+BUDGET_FORMS = (
+    "Write /budget D C to keep D tokens of each crop and merge the rest into C, as in /budget 54 10; /budget N for N "
+    "tokens of each picture; /full for all tokens."
+)
 
 
 class Picture(NamedTuple):
@@ -99,8 +104,10 @@ class Chat:
             case ["/image", _, *_]:
                 self.waiting.append(load_picture(line.split(maxsplit=1)[1].strip("'\"")))
                 print(describe(self.waiting))
-            case ["/budget", *counts] if 1 <= len(counts) <= 2:
-                self.set_budget(budget_of(counts))
+            case ["/budget"]:
+                print(f"Now: {self.session.budget or 'all tokens'}. {BUDGET_FORMS}")
+            case ["/budget", *counts]:
+                self.set_budget(self.read_budget(counts))
             case ["/full"]:
                 self.set_budget(None)
             case ["/new"]:
@@ -150,6 +157,15 @@ class Chat:
         print(f"From now on: {budget or 'all tokens'}.", end=" " if self.session.images else "\n")
         if self.session.images:
             print("The pictures so far are encoded anew; what was said stays, /new forgets it.")
+
+    def read_budget(self, counts: Sequence[str]) -> VisionZipConfig:
+        """54 10 are dominant and contextual tokens of a crop, 160 alone those of a picture; merged as until now."""
+        if len(counts) > 2 or not all(count.isascii() and count.isdecimal() for count in counts):
+            raise ValueError(f"/budget {' '.join(counts)} is no budget. {BUDGET_FORMS}")
+        numbers = [int(count) for count in counts]
+        names = ("dominant", "contextual") if len(numbers) == 2 else ("tokens_per_image",)
+        merge = self.session.budget.merge if self.session.budget else "sum"
+        return VisionZipConfig(**dict(zip(names, numbers, strict=True)), merge=merge)
 
     def undo(self) -> None:
         if not self.turns:
@@ -204,7 +220,7 @@ def talk(args: argparse.Namespace) -> int:
     asked = read_options(args)
     names = args.image_file or [str(playground() / EMBEDDED_PICTURE)] * asked.is_embedded
     pictures = [load_picture(name) for name in names]  # before the model, which may have to be fetched
-    if budget := asked_budget(args):
+    if budget := budget_of(args, carried_budget(asked.tower)):
         require_possible(budget, asked.config, asked.tower)
     tokenizer, model, processor = asked.load(visionzip=budget, fast=args.fast)
     with ChatSession(model, tokenizer, processor, asked.decoding) as session:
@@ -268,16 +284,6 @@ def load_picture(name: str) -> Picture:
     if len(content) > MOST_BYTES:
         raise ValueError(f"{name}: more than {MOST_BYTES >> 20} MiB. Fetch it by other means, and make it smaller.")
     return Picture(name, upright(decode_image(io.BytesIO(content), name)))
-
-
-def budget_of(counts: Sequence[str]) -> VisionZipConfig:
-    """54 10 are dominant and contextual tokens of a crop, 160 alone those of a picture."""
-    if not all(count.isdecimal() for count in counts):
-        raise ValueError(
-            f"/budget {' '.join(counts)}: give two numbers, as in /budget 54 10, or one for a whole picture."
-        )
-    numbers = [int(count) for count in counts]
-    return VisionZipConfig(*numbers) if len(numbers) == 2 else VisionZipConfig(tokens_per_image=numbers[0])
 
 
 def describe(waiting: Sequence[Picture]) -> str:

@@ -18,17 +18,16 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
-from llava.eval.benchmark import asked_budget, most_crops
 from llava.eval.loading import describe_device
 from llava.eval.tasks import playground
 from llava.files import read_json
+from llava.inference.budget import choose_budget, most_crops
 from llava.mm_utils import decode_image, find_pictures
 from llava.serve import cards
 from llava.serve.layout import LAYERS, lay_out
 from llava.serve.opening import read_options
 from llava.serve.photo import upright
 from llava.serve.studio import Comparison, Studio
-from llava.sight import usual_budget
 from visionzip_patch import VisionZipConfig
 from visionzip_patch.pictures import overlay
 from visionzip_patch.reducer import VisionZip
@@ -86,7 +85,7 @@ def serve(args: argparse.Namespace) -> int:
 def open_studio(args: argparse.Namespace) -> tuple[Studio, str]:
     """The model that was asked for, warm; and the head of its page."""
     asked = read_options(args)
-    budget = choose_budget(args, asked.config, asked.tower)
+    budget = per_crop(choose_budget(args, asked.config, asked.tower), asked.config, asked.tower)
     studio = Studio(*asked.load(), asked.decoding, budget=budget, suffix=asked.suffix, visitors=args.visitors)
     warm_up(studio)
     return studio, cards.heading(asked.name, describe_device(asked.device), asked.suffix)
@@ -287,13 +286,8 @@ def list_samples(folder: str | None) -> list[Sample]:
     return [Sample(path, asked[path.stem][:QUESTIONS]) for path in paths]
 
 
-def choose_budget(args: argparse.Namespace, config, tower) -> VisionZipConfig:
-    """What the options ask for, else what the checkpoint carries, else the usual one; dominant and contextual tokens.
-
-    Raises:
-        ValueError: more than the vision tower gives.
-    """
-    budget = asked_budget(args) or (tower.reducer.config if tower.reducer else usual_budget(tower))
+def per_crop(budget: VisionZipConfig, config, tower) -> VisionZipConfig:
+    """The same budget in dominant and contextual tokens of a crop, which the sliders show."""
     available = VisionZip(budget, tower).available
     dominant, contextual = budget.per_crop(most_crops(config, tower), available)
     return replace(budget, dominant=dominant, contextual=contextual, tokens_per_image=None)

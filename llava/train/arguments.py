@@ -31,6 +31,7 @@ from transformers.training_args import ParallelMode
 from llava.cli import add_verbose
 from llava.conversation import conv_templates
 from llava.files import read_bytes, read_json
+from llava.inference.budget import budget_of
 from visionzip_patch import VisionZipConfig
 
 SOURCE_ROOT = Path(__file__).resolve().parents[2]
@@ -99,21 +100,7 @@ class ModelArguments:
 
     def visionzip(self) -> VisionZipConfig | None:
         """The budget that was asked for; None asks for none. Raises ValueError for half a budget, or two."""
-        merge, counts = self.merge or "sum", (self.dominant, self.contextual)
-        if self.tokens_per_image is not None:
-            if counts != (None, None):
-                raise ValueError("--tokens_per_image replaces --dominant and --contextual: give one or the other.")
-            return VisionZipConfig(tokens_per_image=self.tokens_per_image, merge=merge)
-        if counts == (None, None):
-            if self.merge:
-                raise ValueError("--merge needs a budget: add --dominant and --contextual, or --tokens_per_image.")
-            return None
-        if None in counts:
-            raise ValueError(
-                f"--dominant and --contextual go together; got {self.dominant} and {self.contextual}. "
-                f"54 and 10 are usual for 576 tokens; --contextual 0 only drops."
-            )
-        return VisionZipConfig(*counts, merge=merge)
+        return budget_of(self, spell="--{}".format)
 
 
 @dataclass

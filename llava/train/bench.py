@@ -23,6 +23,7 @@ from tqdm import tqdm
 from llava import shapes
 from llava.cli import add_verbose, positive, status_of
 from llava.files import make_folder, write_json, write_text
+from llava.inference.budget import USUAL, add_budget_options, counts_per_crop
 
 PREFIX = 35  # tokens before the image, as in LLaVA-1.5's prompt
 FAILED = "out of memory"
@@ -226,14 +227,24 @@ def to_markdown(results: dict[str, list[Measured]], batch_size: int) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    return status_of(run, parse_arguments(argv))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure one way here, or compare them all; returns the exit status."""
+    shape = SHAPES[args.shape]
+    budget = counts_per_crop(args, USUAL, crops=shape.crops, available=shape.tower_length)
+    args.dominant, args.contextual = budget
+    return measure(args) if args.only else compare(args)
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m llava.train.bench",
         description="Speed and memory of one optimizer step of projector tuning, the plain way and ours.",
     )
     add = parser.add_argument
     add("--shape", choices=SHAPES, default="small", help="sizes of the model (default: small)")
-    add("--dominant", type=positive, default=54, metavar="D", help="tokens kept of an image (default: 54)")
-    add("--contextual", type=int, default=10, metavar="C", help="tokens merged from the rest (default: 10)")
     add("--batch-size", type=positive, default=4, metavar="N", help="samples per step (default: 4)")
     add("--text-tokens", type=positive, default=256, metavar="N", help="of a sample (default: 256)")
     add("--labelled", type=positive, default=128, metavar="N", help="of these, learnt (default: 128)")
@@ -242,9 +253,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto, a GPU if there is one")
     add("--out", type=Path, metavar="DIR", help="also write training.json and training.md there")
     add("--only", choices=[way.name for way in WAYS], help="run one way here and print what it took as JSON")
+    add_budget_options(parser, default="54 + 10", merge=False)
     add_verbose(parser)
-    args = parser.parse_args(argv)
-    return status_of(measure if args.only else compare, args)
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

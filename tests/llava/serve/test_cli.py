@@ -20,6 +20,7 @@ from llava.eval.tasks import EMBEDDED_CHECKPOINT
 from llava.model import engine
 from llava.serve import opening, terminal
 from llava.serve.cli import main
+from visionzip_patch import VisionZipConfig
 
 ROOT = Path(__file__).parents[3]
 SIGN = ROOT / "playground" / terminal.EMBEDDED_PICTURE
@@ -103,6 +104,19 @@ def test_another_budget_in_the_middle(chat):
     assert anew < second  # and is forgotten
 
 
+def test_budget_alone_says_what_holds_and_how_to_change_it(chat):
+    status, out, err = chat("/budget", "/budget 6 1", "/budget")
+    assert (status, err) == (0, "")
+    first, last = (line for line in out.splitlines() if line.startswith("Now: "))
+    assert first.startswith("Now: all tokens. Write /budget D C to keep D tokens of each crop and merge the rest")
+    assert last.startswith("Now: 6+1 tokens per crop. Write /budget D C")
+
+
+def test_another_budget_merges_as_the_one_before(chat, loaded):
+    chat("/budget 5 2", options=["--dominant", 6, "--contextual", 1, "--merge", "mean"])
+    assert loaded[1].get_vision_tower().reducer.config == VisionZipConfig(5, 2, merge="mean")
+
+
 def test_a_budget_to_begin_with(chat):
     _, out, _ = chat(WORD, options=["--dominant", 6, "--contextual", 1])
     assert [(n, budget) for n, budget, *_ in costs(out)] == [(7, "6+1")]
@@ -136,8 +150,9 @@ def test_undo_takes_back_a_question_and_its_pictures(chat, tmp_path):
         ("/image http://127.0.0.1:9/x.png", r"http://127.0.0.1:9/x.png: cannot be fetched \(.*refused"),
         ("/budget 60 10", "asks for 70 tokens, but the vision tower gives 65"),
         ("/budget 0 1", "dominant=0"),
-        ("/budget many few", "give two numbers, as in /budget 54 10"),
-        ("/budget", "'/budget' is no command: /help"),
+        ("/budget many few", "/budget many few is no budget. Write /budget D C to keep D tokens of each crop"),
+        ("/budget 1 2 3", "/budget 1 2 3 is no budget. Write /budget D C"),
+        ("/budget ²", "/budget ² is no budget"),
         ("/save", "'/save' is no command"),
         ("/save talk.txt", "ends in .md or .json"),
         ("/save nowhere/talk.md", "cannot be written"),

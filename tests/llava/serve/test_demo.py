@@ -186,12 +186,14 @@ def test_budgets(golden):
     from llava.model.builder import read_config
 
     def budget(name, *flags):
-        chosen = web.choose_budget(demo.parse_arguments([*flags]), *read_config(golden / "models" / name))
+        known = read_config(golden / "models" / name)
+        chosen = web.per_crop(web.choose_budget(demo.parse_arguments([*flags]), *known), *known)
         return chosen.dominant, chosen.contextual
 
     assert budget("llava-v1.5-tiny") == (54, 10)
     assert budget((playground() / EMBEDDED_CHECKPOINT).absolute()) == (6, 1)
     assert budget("llava-v1.6-tiny", "--dominant", "30", "--contextual", "2") == (30, 2)
+    assert budget("llava-v1.5-tiny", "--tokens-per-image", "64") == (54, 10)
     with pytest.raises(ValueError, match="go together"):
         budget("llava-v1.5-tiny", "--dominant", "30")
     with pytest.raises(ValueError, match="asks for 610 tokens"):
