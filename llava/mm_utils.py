@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import StoppingCriteria
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from llava.files import read_bytes
 from llava.model.anyres import (
     KNOWN_ASPECTS,
     POSSIBLE_ASPECTS,
@@ -61,15 +62,10 @@ def load_image(path: str | Path) -> Image.Image:
     """Open an image file, decode all of it and convert it to RGB; see `to_rgb` for how.
 
     Raises:
-        ValueError: the file is missing, is no image, is cut off or damaged, or has more pixels than Pillow's
-            `Image.MAX_IMAGE_PIXELS` (89 million by default): such a file may be made to exhaust the memory.
+        ValueError: the file is missing, is no regular file, is no image, is cut off or damaged, or has more pixels than
+            Pillow's `Image.MAX_IMAGE_PIXELS` (89 million by default): such a file may be made to exhaust the memory.
     """
-    try:
-        if Path(path).exists() and not Path(path).is_file():
-            raise ValueError(f"{path}: no regular file.")
-        return decode_image(io.BytesIO(Path(path).read_bytes()), str(path))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}).") from None
+    return decode_image(io.BytesIO(read_bytes(path)), str(path))
 
 
 def load_image_from_base64(image: str | bytes) -> Image.Image:

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import io
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from llava.cli import QUESTIONS_REFUSED
 from llava.eval.loading import describe_device
 from llava.eval.results import budget_name
 from llava.eval.tasks import playground
-from llava.files import write_json, write_text
+from llava.files import UNSEALED, is_sealed, read_bytes, seal, write_bytes
 from llava.inference.budget import budget_of, carried_budget, require_possible, set_budget
 from llava.mm_utils import decode_image, load_image
 from llava.serve.cost import Cost, TimedAnswer
@@ -181,18 +182,26 @@ class Chat:
         print(f"A new conversation. {describe(pictures)}")
 
     def save(self, path: Path) -> None:
+        """Write the conversation, over nothing but one that was saved so and is as it was then."""
         if not self.turns:
             raise ValueError("Nothing was said yet.")
+        if path.suffix not in (".md", ".json"):
+            raise ValueError(f"{path}: write a conversation to a name that ends in .md or .json.")
         try:
-            if path.suffix == ".json":
-                write_json(path, {**self.setting(), "turns": [turn.row() for turn in self.turns]})
-            elif path.suffix == ".md":
-                write_text(path, self.markdown(path.parent))
-            else:
-                raise ValueError(f"{path}: write a conversation to a name that ends in .md or .json.")
+            if path.exists() and not is_sealed(read_bytes(path)):
+                raise ValueError(
+                    f"{path} is there, and is no conversation saved here, or was changed since: it stays as it is. "
+                    f"Choose another name."
+                )
+            write_bytes(path, seal(self.markdown(path.parent) if path.suffix == ".md" else self.json()))
         except OSError as error:
             raise ValueError(f"{path}: cannot be written ({error.strerror}). Choose another place.") from None
         print(f"Written: {path}")
+
+    def json(self) -> str:
+        """The conversation as JSON."""
+        content = {**self.setting(), "turns": [turn.row() for turn in self.turns], "saved": UNSEALED}
+        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
     def setting(self) -> dict:
         decoding = self.session.decoding
@@ -210,6 +219,7 @@ class Chat:
         for turn in self.turns:
             parts += [f"![picture](<{link(picture.name, folder)}>)" for picture in turn.pictures]
             parts += [f"**You:** {turn.question}", f"**{self.name}:** {turn.answer}", f"*{turn.effort()}*"]
+        parts.append(f"<!-- saved: {UNSEALED} -->")
         return "\n\n".join(parts) + "\n"
 
 

@@ -184,8 +184,7 @@ def test_out_of_memory_is_said(chat, monkeypatch):
 @pytest.mark.parametrize("suffix", [".md", ".json"])
 def test_what_is_saved(chat, tmp_path, suffix):
     path = tmp_path / f"talk{suffix}"
-    path.write_text("old")
-    status, *_ = chat(WORD, "/budget 6 1", COUNT, f"/save {path}")
+    status, *_ = chat(WORD, "/budget 6 1", f"/save {path}", COUNT, f"/save {path}")
     assert status == 0
     assert list(tmp_path.iterdir()) == [path]
     if suffix == ".json":
@@ -202,6 +201,37 @@ def test_what_is_saved(chat, tmp_path, suffix):
         assert f"**You:** {WORD}\n\n**llava-signs:** sale\n\n*64 visual tokens (full); " in text
         link = re.search(r"!\[picture\]\(<(.*)>\)", text)[1]
         assert (tmp_path / link).samefile(SIGN)
+
+
+@pytest.mark.parametrize("name", ["README.md", "data.json"])
+@pytest.mark.parametrize("content", [b"", b"mine", b'{"turns": [], "saved": "sha256 %s"}' % (b"0" * 64), b"\xff\x00"])
+def test_saving_replaces_nothing_of_others(chat, tmp_path, name, content):
+    path, link = tmp_path / name, tmp_path / f"link{Path(name).suffix}"
+    path.write_bytes(content)
+    link.symlink_to(path)
+    status, _, err = chat(WORD, f"/save {path}", f"/save {link}")
+    assert status == 1
+    assert err.count("is there, and is no conversation saved here, or was changed since") == 2
+    assert path.read_bytes() == content
+    assert sorted(tmp_path.iterdir()) == sorted([path, link])
+    assert link.is_symlink()
+
+
+@pytest.mark.parametrize("suffix", [".md", ".json"])
+def test_a_saved_conversation_that_was_changed_is_somebodys(chat, tmp_path, suffix):
+    path = tmp_path / f"talk{suffix}"
+    chat(f"what of sha256 {'ab' * 32} and sha256 {'0' * 64}?", f"/save {path}")
+    assert chat(WORD, f"/save {path}")[0] == 0  # by another chat, too
+    path.write_bytes(path.read_bytes() + b"\n")
+    assert "was changed since" in chat(WORD, f"/save {path}")[2]
+
+
+@pytest.mark.parametrize(("make", "kind"), [(Path.mkdir, "a folder"), (os.mkfifo, "a pipe")])
+def test_saving_replaces_files_alone(chat, tmp_path, make, kind):
+    path = tmp_path / "talk.md"
+    make(path)
+    status, _, err = chat(WORD, f"/save {path}")
+    assert (status, err) == (1, f"{path}: no regular file but {kind}. Name a file.\n")
 
 
 def test_ctrl_c_stops_an_answer_but_not_the_chat(chat, stops, tmp_path):
