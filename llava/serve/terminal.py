@@ -90,10 +90,19 @@ class Chat:
         name: what to call the model.
         pictures: to be shown with the first question.
         suffix: a line put under every question.
+        knows_one_picture: the model was trained with one picture per conversation.
     """
 
-    def __init__(self, session: ChatSession, name: str, pictures: Sequence[Picture] = (), suffix: str = ""):
-        self.session, self.name, self.suffix = session, name, suffix
+    def __init__(
+        self,
+        session: ChatSession,
+        name: str,
+        pictures: Sequence[Picture] = (),
+        suffix: str = "",
+        *,
+        knows_one_picture: bool = False,
+    ):
+        self.session, self.name, self.suffix, self.knows_one_picture = session, name, suffix, knows_one_picture
         self.turns: list[Turn] = []
         self.waiting = list(pictures)  # for the next question
 
@@ -105,6 +114,7 @@ class Chat:
             case ["/image", _, *_]:
                 self.waiting.append(load_picture(line.split(maxsplit=1)[1].strip("'\"")))
                 print(describe(self.waiting))
+                self.hint()
             case ["/budget"]:
                 print(f"Now: {self.session.budget or 'all tokens'}. {BUDGET_FORMS}")
             case ["/budget", *counts]:
@@ -158,6 +168,14 @@ class Chat:
         print(f"From now on: {budget or 'all tokens'}.", end=" " if self.session.images else "\n")
         if self.session.images:
             print("The pictures so far are encoded anew; what was said stays, /new forgets it.")
+
+    def hint(self) -> None:
+        """Say that a model which has learnt from single pictures is about to see several, if so it is."""
+        if self.knows_one_picture and sum(len(turn.pictures) for turn in self.turns) + len(self.waiting) > 1:
+            print(
+                f"{self.name} was trained with one picture per conversation: of several it tells little. To ask about "
+                f"another one alone: /clear, then /image PATH."
+            )
 
     def read_budget(self, counts: Sequence[str]) -> VisionZipConfig:
         """54 10 are dominant and contextual tokens of a crop, 160 alone those of a picture; merged as until now."""
@@ -240,7 +258,9 @@ def talk(args: argparse.Namespace) -> int:
         if asked.suffix:
             print(f"Under every question: {asked.suffix!r} (--suffix '' leaves it out).")
         print(describe(pictures))
-        return lead(Chat(session, asked.name, pictures, asked.suffix))
+        chat = Chat(session, asked.name, pictures, asked.suffix, knows_one_picture=asked.is_embedded)
+        chat.hint()
+        return lead(chat)
 
 
 def lead(chat: Chat) -> int:

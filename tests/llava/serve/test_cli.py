@@ -133,6 +133,18 @@ def test_pictures_come_with_the_next_question(chat, tmp_path):
     assert [n for n, *_ in costs(out)] == [192]
 
 
+def test_a_second_picture_gives_a_hint_where_the_model_knows_one(chat, monkeypatch):
+    hint = "llava-signs was trained with one picture per conversation"
+    _, out, _ = chat(f"/image {SIGN}", "/clear", f"/image {SIGN}")
+    assert out.count(hint) == 1
+    assert out.index(hint) < out.index("> /clear")
+    assert chat("/help", options=["--image-file", SIGN, SIGN])[1].count(hint) == 1
+    assert hint not in chat("/help", "/budget 6 1", options=["--image-file", SIGN])[1]
+    monkeypatch.setattr(opening, "playground", lambda: Path("elsewhere"))  # the same model as anybody's
+    options = ["--model-path", ROOT / "playground" / EMBEDDED_CHECKPOINT, "--image-file", SIGN, SIGN]
+    assert hint not in chat("/help", options=options)[1]
+
+
 def test_undo_takes_back_a_question_and_its_pictures(chat, tmp_path):
     _, out, _ = chat(WORD, "/undo", f"/save {tmp_path / 'a.md'}", COUNT, f"/save {tmp_path / 'a.json'}")
     assert f"Taken back: {WORD}" in out
