@@ -6,6 +6,7 @@ Imports nothing heavy, so that a wrong flag is told at once; torch and transform
 import argparse
 import contextlib
 import logging
+import math
 import os
 import sys
 import time
@@ -114,6 +115,30 @@ def add_conv_mode(group) -> None:
     """Let the user choose the prompt template, on a parser or a group of options."""
     told = "prompt template (default: the checkpoint's own, by its config.json and tokenizer)"
     group.add_argument("--conv-mode", metavar="NAME", help=told)
+
+
+def not_negative(text: str) -> float:
+    """A temperature, or seconds: a finite number from 0 on."""
+    value = number(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: must be a number, at least 0")
+    return value
+
+
+def share(text: str) -> float:
+    """A part of a whole: above 0 and at most 1."""
+    value = number(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be a number above 0 and at most 1")
+    return value
+
+
+def number(text: str) -> float:
+    """A float, not a number for what is none: it is in no range."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def add_verbose(parser: argparse.ArgumentParser) -> None:

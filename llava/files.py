@@ -137,21 +137,21 @@ def require_apart(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -
                 raise ValueError(f"{output} would be written over, and {path} is read. Choose another name to write.")
 
 
-def require_own(outputs: Iterable[str | Path], maker: str) -> None:
+def require_own(outputs: Iterable[str | Path], mark: str) -> None:
     """Refuse to replace files that another program or a person has written.
 
     Args:
-        outputs: what is to be written together. Some may lack the mark, as tables of numbers do: one of them that has
-            it speaks for all.
-        maker: the mark, a text which `maker` leaves in what it writes.
+        outputs: what is to be written together.
+        mark: a text that one of them has whenever they are written, such as the head of a table; it speaks for all.
 
     Raises:
         ValueError: some are there, and none has the mark.
     """
     there = [str(path) for path in outputs if os.path.lexists(path)]
-    if there and not any(os.path.isfile(path) and maker.encode() in read_bytes(path) for path in there):
+    if there and not any(os.path.isfile(path) and mark.encode() in read_bytes(path) for path in there):
         raise ValueError(
-            f"{', '.join(there)}: already there, and not written by {maker}. Move it away, or choose another folder."
+            f"{', '.join(there)}: already there, and not what this command has written. Move it away, or choose "
+            f"another folder."
         )
 
 

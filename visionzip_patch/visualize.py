@@ -37,8 +37,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--out",
         metavar="DIR",
-        help="folder for IMAGE-visionzip.png and .html, several images: frames-visionzip; what has that name is "
-        "overwritten (default: playground/results/pictures)",
+        help="folder for IMAGE-visionzip.png and .html, several images: frames-visionzip; those of "
+        "an earlier run are replaced (default: playground/results/pictures)",
     )
     parser.add_argument(
         "--average",

@@ -1,7 +1,6 @@
 """One benchmark run, from command-line options to scores: choose, check, answer, score, report."""
 
 import argparse
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -239,7 +238,7 @@ def load_for(run: Run, budgets: list[VisionZipConfig | None]) -> tuple:
 
 def evaluate(run: Run, variant: Variant, loaded: tuple | None) -> dict | None:
     """Answer, merge, score and save one variant; None in all processes but the first."""
-    answers, start = variant.answers, time.perf_counter()
+    answers, is_timed = variant.answers, variant.answers.time.exists()
     if answers.todo:
         set_budget(loaded[1], variant.budget)
     holds_all = answer_and_merge(
@@ -255,15 +254,16 @@ def evaluate(run: Run, variant: Variant, loaded: tuple | None) -> dict | None:
     if not holds_all:
         return None
     asked = len(run.questions) - answers.resumed
+    spent = answers.spent()
     timing = {
-        "seconds": round(time.perf_counter() - start, 2),
-        "questions": asked,  # now; those of an interrupted run took their time then
+        "seconds": round(spent.seconds, 2),  # over all starts
+        "questions": len(run.questions) - spent.untimed,
         "batch_size": run.batch_size,
         "device": describe_device(run.loading["device"]),
         "processes": run.shard.count,
         "flash_attn": run.loading["use_flash_attn"],
     }
-    result = summarize(run.task, run.data, variant.budget, answers, timing if asked else None)
+    result = summarize(run.task, run.data, variant.budget, answers, timing if asked or is_timed else None)
     result |= {"limit": run.limit, "model": run.model, "submission": write_submission(run, answers)}
     result |= known_before(answers.result, result)
     write_json(answers.result, result)

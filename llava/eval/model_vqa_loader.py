@@ -8,7 +8,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from llava.cli import EXIT_STATUSES, QUESTIONS_REFUSED, add_conv_mode, add_verbose, positive, status_of, tell
+from llava.cli import (
+    EXIT_STATUSES,
+    QUESTIONS_REFUSED,
+    add_conv_mode,
+    add_verbose,
+    not_negative,
+    positive,
+    share,
+    status_of,
+    tell,
+    whole,
+)
 from llava.eval.chunks import get_chunk
 from llava.eval.cli import require_images
 from llava.eval.questions import read_questions
@@ -85,12 +96,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--question-file", default="tables/question.jsonl", help="JSONL with question_id, image, text")
     add("--answers-file", default="answer.jsonl", help="JSONL to write")
     add_conv_mode(parser)
-    add("--num-chunks", type=int, default=1, help="parts the questions are cut into")
-    add("--chunk-idx", type=int, default=0, help="which part to answer, from 0")
-    add("--temperature", type=float, default=0.2, help="0 is greedy; above, answers are sampled")
-    add("--top_p", type=float, help="sample from the likeliest tokens that hold this share of the probability")
-    add("--num_beams", type=int, default=1, help="beams of beam search")
-    add("--max_new_tokens", type=int, default=128, help="longest answer, in tokens")
+    add("--num-chunks", type=positive, default=1, help="parts the questions are cut into")
+    add("--chunk-idx", type=whole, default=0, help="which part to answer, from 0")
+    add("--temperature", type=not_negative, default=0.2, help="0 is greedy; above, answers are sampled")
+    add("--top_p", type=share, help="sample from the likeliest tokens that hold this share of the probability")
+    add("--num_beams", type=positive, default=1, help="beams of beam search")
+    add("--max_new_tokens", type=positive, default=128, help="longest answer, in tokens")
     add("--batch-size", type=positive, default=16, help="questions at a time")
     add("--skip-bad", action="store_true", help="leave out questions whose image cannot be used, and count them")
     add("--overwrite", action="store_true", help="throw earlier answers away instead of going on from them")

@@ -17,12 +17,13 @@ from typing import NamedTuple
 from llava.cli import add_verbose, status_of, tell
 from llava.eval.paper import NOTES, PAPER, PaperModel, PaperRow
 from llava.eval.tasks import TASKS, playground
-from llava.files import make_folder, read_json, write_text
+from llava.files import make_folder, read_json, require_own, write_text
 from llava.plots import pyplot
 from llava.tables import to_table
 
 WHOLE = "full"  # the budget that is all tokens
 ALL_ITS_OWN = " †"
+COLUMNS = ("checkpoint", "budget", "tokens")  # that report.csv begins with
 
 
 class Row(NamedTuple):
@@ -68,6 +69,7 @@ def report(args: argparse.Namespace) -> int:
     text = "\n\n".join(sections)
     print(text)
     out = make_folder(args.out or folder)
+    require_own([out / f"report.{kind}" for kind in ("md", "csv", "png")], ",".join(COLUMNS))
     write_text(out / "report.md", f"{text}\n")
     write_text(out / "report.csv", to_csv(tables, tasks, wholes))
     written = ["report.md", "report.csv"]
@@ -224,7 +226,7 @@ def score_text(value: float | None) -> str:
 def to_csv(tables: dict[str, list[Row]], tasks: Sequence[str], wholes: dict[str, Row | None]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["checkpoint", "budget", "tokens", *tasks, "average"])
+    writer.writerow([*COLUMNS, *tasks, "average"])
     for name, rows in tables.items():
         for row in rows:
             values = [*(row.scores.get(task) for task in tasks), row.relative_to(wholes[name])]

@@ -22,11 +22,12 @@ from tqdm import tqdm
 
 from llava import shapes
 from llava.cli import add_verbose, positive, status_of
-from llava.files import make_folder, write_json, write_text
+from llava.files import make_folder, require_own, write_json, write_text
 from llava.inference.budget import USUAL, add_budget_options, counts_per_crop
 
 PREFIX = 35  # tokens before the image, as in LLaVA-1.5's prompt
 FAILED = "out of memory"
+SPEED = "samples/s (slowest – fastest)"
 
 
 class Way(NamedTuple):
@@ -69,6 +70,8 @@ class Measured(NamedTuple):
 
 def compare(args: argparse.Namespace) -> int:
     """Measure every way and print the table; returns the exit status."""
+    if args.out:
+        require_own([make_folder(args.out) / name for name in ("training.json", "training.md")], SPEED)
     results: dict[str, list[Measured]] = {way.name: [] for way in WAYS}
     turns = [way for _ in range(args.rounds) for way in WAYS]
     with tqdm(turns, unit="run", dynamic_ncols=True) as bar:
@@ -79,10 +82,9 @@ def compare(args: argparse.Namespace) -> int:
     table = to_markdown(results, args.batch_size)
     print(f"{describe(args)}\n\n{table}")
     if args.out:
-        out = make_folder(args.out)
         rounds = {name: [one._asdict() for one in each] for name, each in results.items()}
-        write_json(out / "training.json", {"settings": settings(args), "ways": rounds})
-        write_text(out / "training.md", f"{describe(args)}\n\n{table}\n")
+        write_json(args.out / "training.json", {"settings": settings(args), "ways": rounds})
+        write_text(args.out / "training.md", f"{describe(args)}\n\n{table}\n")
     return 0
 
 
@@ -204,7 +206,7 @@ def describe(args: argparse.Namespace) -> str:
 def to_markdown(results: dict[str, list[Measured]], batch_size: int) -> str:
     """A line per way: speed, also as a ratio to the plain zipped run, counted work, memory."""
     lines = [
-        "| way | tokens | samples/s (slowest – fastest) | × zipped, plain | TFLOP a sample | × by count | peak GB |",
+        f"| way | tokens | {SPEED} | × zipped, plain | TFLOP a sample | × by count | peak GB |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     plain = results[PLAIN.name]

@@ -100,9 +100,9 @@ def test_what_is_read_is_not_written_over_by_any_name(tmp_path):
 
 def test_own_files_are_replaced_and_others_are_not(tmp_path):
     outputs = [tmp_path / "report.md", tmp_path / "report.csv"]
-    require_own(outputs, "llava.eval.report")
-    outputs[1].write_text("1,2\n")
-    with pytest.raises(ValueError, match=r"report\.csv: already there, and not written by llava\.eval\.report"):
-        require_own(outputs, "llava.eval.report")
-    outputs[0].write_text("<!-- Written by llava.eval.report -->")
-    require_own(outputs, "llava.eval.report")
+    require_own(outputs, "tokens,score")
+    outputs[0].write_text("# Mine")
+    with pytest.raises(ValueError, match=r"report\.md: already there, and not what this command has written"):
+        require_own(outputs, "tokens,score")
+    outputs[1].write_text("tokens,score\n64,1.0\n")
+    require_own(outputs, "tokens,score")

@@ -303,7 +303,6 @@ def test_bytes_that_are_no_text(chat):
         (["--dominant", "80", "--contextual", "1"], "asks for 81 tokens, but the vision tower gives 65"),
         (["--conv-mode", "latin"], "conv_mode='latin' is unknown"),
         (["--model-path", "nowhere/at-all"], "nowhere/at-all"),
-        (["--temperature", "-1"], "temperature=-1.0"),
     ],
 )
 def test_bad_requests(chat, options, said):
