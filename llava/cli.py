@@ -8,14 +8,16 @@ import contextlib
 import logging
 import math
 import os
+import select
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from typing import TextIO
 
 from llava.shard import current_shard
 
-QUESTIONS_REFUSED, BAD_REQUEST, BUG, INTERRUPTED = 1, 2, 70, 130  # exit statuses
+QUESTIONS_REFUSED, BAD_REQUEST, BUG, INTERRUPTED, NOBODY_READS = 1, 2, 70, 130, 141  # exit statuses
 EXIT_STATUSES = "Exit status: 0 done, 1 some questions not answered, 2 bad request, 70 a bug, 130 interrupted."
 
 logger = logging.getLogger(__name__)
@@ -29,11 +31,25 @@ def status_of(command: Callable[[argparse.Namespace], int], args: argparse.Names
         for package in ("llava", "visionzip_patch"):
             logging.getLogger(package).setLevel(logging.DEBUG)
     try:
+        status = attempt(command, args)
+        sys.stdout.flush()  # at the interpreter's end it would be too late to be quiet
+        return status
+    except BrokenPipeError:
+        for stream in lost_streams():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return NOBODY_READS
+
+
+def attempt(command: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """Run a command, and say why it ends. Raises BrokenPipeError if nobody reads what it says."""
+    try:
         hide_loading_bars()
         return command(args)
     except KeyboardInterrupt:
         return exit_with("Stopped.", INTERRUPTED)
     except (ValueError, OSError, ImportError) as error:  # a full disk, a hub that cannot be reached, no bitsandbytes
+        if isinstance(error, BrokenPipeError) and lost_streams():
+            raise
         logger.debug("Where it comes from:", exc_info=True)
         return exit_with(error, BAD_REQUEST)
     except Exception as error:
@@ -45,6 +61,18 @@ def status_of(command: Callable[[argparse.Namespace], int], args: argparse.Names
             return exit_with("This is a mistake of the program, not yours: the lines above say where.", BUG)
         logger.debug("Where it comes from:", exc_info=True)
         return exit_with("Out of memory. Run again with half the batch size.", BAD_REQUEST)
+
+
+def lost_streams() -> list[TextIO]:
+    """Those of stdout and stderr whose reader has gone, as `head` goes when it has its lines."""
+    lost = []
+    for stream in (sys.stdout, sys.stderr):
+        events = select.poll()
+        with contextlib.suppress(OSError, ValueError):  # a stand-in for a stream
+            events.register(stream.fileno(), 0)  # asks for nothing: that a reader has gone is told anyhow
+        if any(event & (select.POLLERR | select.POLLHUP) for _, event in events.poll(0)):
+            lost.append(stream)
+    return lost
 
 
 def hide_loading_bars() -> None:
