@@ -6,6 +6,7 @@ from PIL import Image
 from torch import Tensor
 
 from llava.mm_utils import process_images, to_rgb
+from llava.model.anyres import get_anyres_image_grid_shape, is_anyres
 from visionzip_patch.pictures import View, look, make_view
 
 SIDE = 480  # pixels of a crop that is shown alone
