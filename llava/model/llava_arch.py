@@ -21,7 +21,7 @@ from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.tower import VisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.save import all_or_nothing, upstream_keys, without_idle_sampling
-from llava.model.seams import is_hooked, is_replaced, warn_of_hidden_encoder, warn_once
+from llava.model.seams import is_hooked, is_replaced, warn_of_hidden_encoder
 from llava.model.splice import Spliced, splice
 from visionzip_patch.once import warn_once
 
@@ -314,8 +314,9 @@ class LlavaMetaForCausalLM:
         )
         if changed and tower.reducer is not None:
             warn_once(
+                logger,
                 "Another program has changed encode_images, or the vision tower. It takes no effect on images in a "
-                "list, because VisionZip orders their tokens by where they come from: call unzip(model) to see it."
+                "list, because VisionZip orders their tokens by where they come from: call unzip(model) to see it.",
             )
         return changed and tower.reducer is None
 
