@@ -35,9 +35,7 @@ def status_of(command: Callable[[argparse.Namespace], int], args: argparse.Names
         sys.stdout.flush()  # at the interpreter's end it would be too late to be quiet
         return status
     except BrokenPipeError:
-        for stream in lost_streams():
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        return NOBODY_READS
+        return hang_up()
 
 
 def attempt(command: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
@@ -61,6 +59,13 @@ def attempt(command: Callable[[argparse.Namespace], int], args: argparse.Namespa
             return exit_with("This is a mistake of the program, not yours: the lines above say where.", BUG)
         logger.debug("Where it comes from:", exc_info=True)
         return exit_with("Out of memory. Run again with half the batch size.", BAD_REQUEST)
+
+
+def hang_up() -> int:
+    """Write nothing more where nobody reads; returns the exit status of a program that ends for that."""
+    for stream in lost_streams():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return NOBODY_READS
 
 
 def lost_streams() -> list[TextIO]:

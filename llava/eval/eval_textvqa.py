@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from llava.cli import hang_up
 from llava.eval.metrics.textvqa import question_in_prompt, score
 from llava.files import read_json, read_jsonl, shorten
 
@@ -107,7 +108,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             files += found
         for file in files:
             result = evaluate_file(args.annotation_file, file)
-            print(f"{file.stem}\n{result.report()}\n")
+            print(f"{file.stem}\n{result.report()}\n", flush=True)
+    except BrokenPipeError:
+        raise SystemExit(hang_up()) from None
     except ValueError as error:
         raise SystemExit(f"eval_textvqa: {error}") from None
 

@@ -158,7 +158,7 @@ def find_base(checkpoint: Checkpoint, model_base: str | None) -> Checkpoint:
     if model_base is None and checkpoint.kind == "lora":
         model_base = read_json(checkpoint.find("adapter_config.json")).get("base_model_name_or_path")
         model_base = resolve_beside(path, model_base) if model_base else None
-    advice = "pass model_base, the folder or hub id of the language model it was trained on."
+    advice = "pass model_base (--model-base), the folder or hub id of the language model it was trained on."
     if not model_base:
         raise ValueError(f"{path!r} holds {content}: {advice}")
     try:

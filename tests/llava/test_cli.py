@@ -1,6 +1,7 @@
 """How commands end: quietly where nobody reads any more, and with a reason else."""
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -52,3 +53,17 @@ def test_another_broken_pipe_is_told(capsys):
 
     assert status_of(work, argparse.Namespace(verbose=False)) == BAD_REQUEST
     assert capsys.readouterr().err == "[Errno 32] Broken pipe\n"
+
+
+def test_upstreams_script_ends_quietly_too(tmp_path):
+    """`eval_textvqa` has statuses of its own."""
+    known = {"data": [{"image_id": "i", "question": "Q?", "answers": ["yes"] * 10}]}
+    (tmp_path / "a.json").write_text(json.dumps(known))
+    (tmp_path / "r.jsonl").write_text('{"question_id": "i", "prompt": "Q?\\nBriefly.", "text": "yes"}\n')
+    command = [sys.executable, "-m", "llava.eval.eval_textvqa", "--annotation-file", str(tmp_path / "a.json")]
+    reader, writer = os.pipe()
+    os.close(reader)
+    command += ["--result-file", str(tmp_path / "r.jsonl")]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (NOBODY_READS, "")
