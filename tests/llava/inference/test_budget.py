@@ -88,7 +88,10 @@ def test_the_plug_in_of_lmms_eval_refuses_it_in_its_own_spelling(monkeypatch):
     plug_in = importlib.import_module("llava.eval.lmms_model")
     monkeypatch.delitem(sys.modules, "llava.eval.lmms_model")  # made with a stand-in: nobody else's
     loaded = []
-    monkeypatch.setattr(plug_in, "load_pretrained_model", lambda *_, **options: loaded.append(options) or [None] * 4)
+    model = SimpleNamespace(config=None)
+    load = lambda *_, **options: loaded.append(options) or (None, model, None, None)  # noqa: E731
+    monkeypatch.setattr(plug_in, "load_pretrained_model", load)
+    monkeypatch.setattr(plug_in, "choose_template", lambda *_: "vicuna_v1")
     plug_in.LlavaVisionZip("checkpoint", dominant="27", contextual=5, device="cpu")
     plug_in.LlavaVisionZip("checkpoint", device="cpu")
     assert [options["visionzip"] for options in loaded] == [VisionZipConfig(27, 5), None]
