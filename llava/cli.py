@@ -6,15 +6,18 @@ Imports nothing heavy, so that a wrong flag is told at once; torch and transform
 import argparse
 import contextlib
 import logging
+import math
 import os
+import select
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from typing import TextIO
 
 from llava.shard import current_shard
 
-QUESTIONS_REFUSED, BAD_REQUEST, BUG, INTERRUPTED = 1, 2, 70, 130  # exit statuses
+QUESTIONS_REFUSED, BAD_REQUEST, BUG, INTERRUPTED, NOBODY_READS = 1, 2, 70, 130, 141  # exit statuses
 EXIT_STATUSES = "Exit status: 0 done, 1 some questions not answered, 2 bad request, 70 a bug, 130 interrupted."
 
 logger = logging.getLogger(__name__)
@@ -28,11 +31,23 @@ def status_of(command: Callable[[argparse.Namespace], int], args: argparse.Names
         for package in ("llava", "visionzip_patch"):
             logging.getLogger(package).setLevel(logging.DEBUG)
     try:
+        status = attempt(command, args)
+        sys.stdout.flush()  # at the interpreter's end it would be too late to be quiet
+        return status
+    except BrokenPipeError:
+        return hang_up()
+
+
+def attempt(command: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """Run a command, and say why it ends. Raises BrokenPipeError if nobody reads what it says."""
+    try:
         hide_loading_bars()
         return command(args)
     except KeyboardInterrupt:
         return exit_with("Stopped.", INTERRUPTED)
     except (ValueError, OSError, ImportError) as error:  # a full disk, a hub that cannot be reached, no bitsandbytes
+        if isinstance(error, BrokenPipeError) and lost_streams():
+            raise
         logger.debug("Where it comes from:", exc_info=True)
         return exit_with(error, BAD_REQUEST)
     except Exception as error:
@@ -44,6 +59,25 @@ def status_of(command: Callable[[argparse.Namespace], int], args: argparse.Names
             return exit_with("This is a mistake of the program, not yours: the lines above say where.", BUG)
         logger.debug("Where it comes from:", exc_info=True)
         return exit_with("Out of memory. Run again with half the batch size.", BAD_REQUEST)
+
+
+def hang_up() -> int:
+    """Write nothing more where nobody reads; returns the exit status of a program that ends for that."""
+    for stream in lost_streams():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return NOBODY_READS
+
+
+def lost_streams() -> list[TextIO]:
+    """Those of stdout and stderr whose reader has gone, as `head` goes when it has its lines."""
+    lost = []
+    for stream in (sys.stdout, sys.stderr):
+        events = select.poll()
+        with contextlib.suppress(OSError, ValueError):  # a stand-in for a stream
+            events.register(stream.fileno(), 0)  # asks for nothing: that a reader has gone is told anyhow
+        if any(event & (select.POLLERR | select.POLLHUP) for _, event in events.poll(0)):
+            lost.append(stream)
+    return lost
 
 
 def hide_loading_bars() -> None:
@@ -122,6 +156,30 @@ def add_conv_mode(group) -> None:
     """Let the user choose the prompt template, on a parser or a group of options."""
     told = "prompt template (default: the checkpoint's own, by its config.json and tokenizer)"
     group.add_argument("--conv-mode", metavar="NAME", help=told)
+
+
+def not_negative(text: str) -> float:
+    """A temperature, or seconds: a finite number from 0 on."""
+    value = number(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: must be a number, at least 0")
+    return value
+
+
+def share(text: str) -> float:
+    """A part of a whole: above 0 and at most 1."""
+    value = number(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be a number above 0 and at most 1")
+    return value
+
+
+def number(text: str) -> float:
+    """A float, not a number for what is none: it is in no range."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def add_verbose(parser: argparse.ArgumentParser) -> None:

@@ -1,13 +1,26 @@
 """Files of an evaluation: reads whose errors name file and line, writes that are whole or not there at all."""
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import logging
 import os
+import re
+import stat
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+KINDS = {
+    "a folder": stat.S_ISDIR,
+    "a pipe": stat.S_ISFIFO,
+    "a device": lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode),
+    "a socket": stat.S_ISSOCK,
+}
+
+UNSEALED = f"sha256 {'0' * 64}"  # where `seal` puts its digest
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +60,25 @@ def read_json(path: str | Path):
 
 
 def read_bytes(path: str | Path) -> bytes:
+    """All of a regular file. Raises ValueError, which names it, if it is none or cannot be read."""
     try:
+        require_regular(path)
         return Path(path).read_bytes()
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}).") from None
+
+
+def require_regular(path: str | Path) -> None:
+    """Refuse what has no content of its own: one would wait for a pipe, and read a device for ever.
+
+    Raises:
+        OSError: nothing is there, or nobody may look.
+        ValueError: it is a folder, a pipe, a device or a socket.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kind = next((name for name, is_kind in KINDS.items() if is_kind(mode)), "something else")
+        raise ValueError(f"{path}: no regular file but {kind}. Name a file.")
 
 
 def to_line(row: dict) -> str:
@@ -73,16 +101,74 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write all of `content` or, on a crash at any moment, leave what was there before."""
-    path = Path(path)
+    with whole_file(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def whole_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of `path` when the block ends well, and is gone if it does not.
+
+    A link stays one: what it leads to is replaced.
+
+    Raises:
+        ValueError: a folder, a pipe, a device or a socket is there.
+    """
+    path = Path(os.path.realpath(path))
+    with contextlib.suppress(FileNotFoundError):
+        require_regular(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with draft.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def require_apart(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -> None:
+    """Refuse to write over what is read, by whatever name or link. Raises ValueError, which names both."""
+    inputs = [path for path in inputs if os.path.exists(path)]
+    for output in filter(os.path.exists, outputs):
+        for path in inputs:
+            if os.path.samefile(output, path):
+                raise ValueError(f"{output} would be written over, and {path} is read. Choose another name to write.")
+
+
+def require_own(outputs: Iterable[str | Path], mark: str) -> None:
+    """Refuse to replace files that another program or a person has written.
+
+    Args:
+        outputs: what is to be written together.
+        mark: a text that one of them has whenever they are written, such as the head of a table; it speaks for all.
+
+    Raises:
+        ValueError: some are there, and none has the mark.
+    """
+    there = [str(path) for path in outputs if os.path.lexists(path)]
+    if there and not any(os.path.isfile(path) and mark.encode() in read_bytes(path) for path in there):
+        raise ValueError(
+            f"{', '.join(there)}: already there, and not what this command has written. Move it away, or choose "
+            f"another folder."
+        )
+
+
+def seal(text: str) -> bytes:
+    """UTF-8 of `text`, with a digest of it in place of `UNSEALED`, which it holds somewhere: see `is_sealed`."""
+    content = text.encode(errors="surrogateescape")
+    return content.replace(UNSEALED.encode(), digest(content))
+
+
+def is_sealed(content: bytes) -> bool:
+    """Whether `seal` made this, and nobody has changed it since."""
+    seals = set(re.findall(rb"sha256 [0-9a-f]{64}", content))
+    return any(digest(content.replace(found, UNSEALED.encode())) == found for found in seals)
+
+
+def digest(content: bytes) -> bytes:
+    return f"sha256 {hashlib.sha256(content).hexdigest()}".encode()
 
 
 def make_folder(folder: str | Path) -> Path:

@@ -14,6 +14,7 @@ from PIL import Image
 from transformers import StoppingCriteria
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from llava.files import read_bytes
 from llava.model.anyres import (
     KNOWN_ASPECTS,
     POSSIBLE_ASPECTS,
@@ -41,6 +42,7 @@ __all__ = [
     "tokenizer_image_token",
 ]
 
+LARGE = 2048  # pixels: the side of a square that is made as it is, in 12 MB
 IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MOST_BYTES, PATIENCE = 64 * 2**20, 30  # of an image from the web; seconds that its server may be silent
 
@@ -65,15 +67,10 @@ def load_image(path: str | Path) -> Image.Image:
     """Open an image file, decode all of it and convert it to RGB; see `to_rgb` for how.
 
     Raises:
-        ValueError: the file is missing, is no image, is cut off or damaged, or has more pixels than Pillow's
-            `Image.MAX_IMAGE_PIXELS` (89 million by default): such a file may be made to exhaust the memory.
+        ValueError: the file is missing, is no regular file, is no image, is cut off or damaged, or has more pixels than
+            Pillow's `Image.MAX_IMAGE_PIXELS` (89 million by default): such a file may be made to exhaust the memory.
     """
-    try:
-        if Path(path).exists() and not Path(path).is_file():
-            raise ValueError(f"{path}: no regular file.")
-        return decode_image(io.BytesIO(Path(path).read_bytes()), str(path))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}).") from None
+    return decode_image(io.BytesIO(read_bytes(path)), str(path))
 
 
 def fetch_image(name: str) -> Image.Image:
@@ -117,15 +114,40 @@ def decode_image(file: io.BytesIO, name: str) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """`image` in RGB: palettes resolved, grey repeated, alpha dropped. EXIF rotation is not applied, as in LLaVA.
 
-    Of 16-bit grey the upper 8 bits are kept; Pillow would turn all but the darkest pixels white.
+    Grey of more than 8 bits, whole or floating-point, is scaled by its range: up to 1 (floats), 255 or 65535. Pillow
+    would turn all but the darkest pixels white, and floats up to 1 black.
+
+    Raises:
+        ValueError: `image` is no PIL image, or its values are in none of these ranges or not numbers.
     """
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        image = Image.fromarray((values >> 8 if values.max() > 255 else values).clip(0, 255).astype(np.uint8))
+    if not isinstance(image, Image.Image):
+        raise ValueError(
+            f"An image is given as {type(image).__name__}; expected one of Pillow. Of an array of numbers from 0 to 1, "
+            f"(height, width, 3), PIL.Image.fromarray((255 * array).round().astype('uint8')) makes one."
+        )
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = Image.fromarray(to_8_bits(np.asarray(image)))
     if image.mode != "RGB":
         return image.convert("RGB")
     image.load()  # an opened file is read only when its pixels are asked for
     return image
+
+
+def to_8_bits(values: np.ndarray) -> np.ndarray:
+    """Grey values of any range that images have, as 0 to 255. Raises ValueError as `to_rgb`."""
+    if not np.isfinite(values).all():
+        raise ValueError("The image has values that are not numbers, or not finite: replace them by numbers.")
+    least, most = values.min(initial=0), values.max(initial=0)
+    if least < 0 or most > 65535:
+        raise ValueError(
+            f"The image has values from {least:g} to {most:g}; expected 0 to 255, 0 to 65535, or with floating-point "
+            f"numbers 0 to 1. Scale it to one of these."
+        )
+    if values.dtype.kind == "f" and most <= 1:
+        values = (255 * values).round()
+    elif most > 255:
+        values = values.astype(np.int64) >> 8
+    return values.astype(np.uint8)
 
 
 def process_images(
@@ -170,7 +192,7 @@ def process_images(
         require_preparable(image, image_processor, pad=aspect_ratio == "pad")
     if aspect_ratio == "pad":
         background = tuple(int(mean * 255) for mean in image_processor.image_mean)
-        images = [expand2square(image, background) for image in images]
+        images = [fill_up(image, background, image_processor) for image in images]
     return image_processor(images, return_tensors="pt")["pixel_values"]
 
 
@@ -212,6 +234,29 @@ def expand2square(pil_img: Image.Image, background_color: tuple[int, ...]) -> Im
     square = Image.new(pil_img.mode, (side, side), background_color)
     square.paste(pil_img, ((side - width) // 2, (side - height) // 2))
     return square
+
+
+def fill_up(image: Image.Image, background: tuple[int, ...], processor) -> Image.Image:
+    """`expand2square`, but a square that would be large is made at once as small as the processor would make it.
+
+    The pixels are the same, bit for bit: Pillow resizes rows first and then columns, with 8 bits in between. So rows
+    can be resized a few at a time, and those of the background need not be.
+    """
+    from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
+
+    side = max(image.size)
+    resizes = isinstance(processor, CLIPImageProcessorPil | SiglipImageProcessorPil) and processor.do_resize
+    if not resizes or side <= LARGE:
+        return expand2square(image, background)
+    height, width = (processor.size.get("shortest_edge") or processor.size[name] for name in ("height", "width"))
+    left, top, rows = (side - image.width) // 2, (side - image.height) // 2, max(1, LARGE**2 // 4 // side)
+    narrow = Image.new(image.mode, (width, side), background)
+    for first in range(0, image.height, rows):
+        part = image.crop((0, first, image.width, min(first + rows, image.height)))
+        strip = Image.new(image.mode, (side, part.height), background)
+        strip.paste(part, (left, 0))
+        narrow.paste(strip.resize((width, part.height), processor.resample), (0, top + first))
+    return narrow.resize((width, height), processor.resample)
 
 
 def resize_and_pad_image(image: Image.Image, target_resolution: tuple[int, int]) -> Image.Image:

@@ -1,4 +1,4 @@
-"""What a vision tower sees of an image, to be shown by `visionzip_patch.pictures`; and how many tokens are usual."""
+"""What a vision tower sees of an image, to be shown by `visionzip_patch.pictures`."""
 
 import copy
 
@@ -7,16 +7,9 @@ from torch import Tensor
 
 from llava.mm_utils import process_images, to_rgb
 from llava.model.anyres import get_anyres_image_grid_shape, is_anyres
-from visionzip_patch import VisionZipConfig
 from visionzip_patch.pictures import View, look, make_view
 
 SIDE = 480  # pixels of a crop that is shown alone
-
-
-def usual_budget(tower, ninths: int = 1) -> VisionZipConfig:
-    """Tokens for a ninth of the tower's patches, or for several: 54 + 10 of 576 as in the paper, 6 + 1 of 64."""
-    tokens = VisionZipConfig(tokens_per_image=max(1, ninths * tower.num_patches // 9))
-    return VisionZipConfig(*tokens.per_crop(1, tower.num_patches + tower.has_cls))
 
 
 def view_of(model, image_processor, image: Image.Image, *, title: str = "", side: int = SIDE) -> View:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from visionzip_patch import once
+
 
 def pytest_configure():
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported; tests run side by side
@@ -18,6 +20,12 @@ def pytest_runtest_setup(item):
 
         if not torch.cuda.is_available():
             pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def every_warning_anew():
+    """What one test has made the library say once, it says to the next one, too."""
+    once.forget()
 
 
 @pytest.fixture(scope="session")

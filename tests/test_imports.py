@@ -15,6 +15,7 @@ PACKAGES = ("llava", "visionzip_patch")
 # From top to bottom: a module imports from its own line or from lines below it. The longest matching name counts.
 LAYERS = (
     ("llava.train", "llava.eval", "llava.analysis", "llava.serve", "visionzip_patch.visualize"),  # commands, all
+    ("llava.inference",),
     ("llava.model.builder", "llava.data", "llava.shapes"),
     ("llava.model", "llava.model.language_model"),
     ("llava.model.llava_arch",),

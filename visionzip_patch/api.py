@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from visionzip_patch.config import VisionZipConfig
+from visionzip_patch.once import warn_once
 from visionzip_patch.reducer import Tower, VisionZip
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def attach(model: nn.Module, config: VisionZipConfig) -> nn.Module:
     tower.reducer = VisionZip(config, tower)
     model.config.visionzip = config.to_dict()
     if tower.reducer.tokens() >= tower.num_patches:
-        logger.warning("%s: not fewer than the %d that there are without VisionZip.", config, tower.num_patches)
+        warn_once(logger, "%s: not fewer than the %d that there are without VisionZip.", config, tower.num_patches)
     return model
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from llava.cli import EXIT_STATUSES, add_verbose, positive, status_of
+from llava.inference.budget import add_budget_options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,8 +37,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--out",
         metavar="DIR",
-        help="folder for IMAGE-visionzip.png and .html, several images: frames-visionzip; what has that name is "
-        "overwritten (default: playground/results/pictures)",
+        help="folder for IMAGE-visionzip.png and .html, several images: frames-visionzip; those of "
+        "an earlier run are replaced (default: playground/results/pictures)",
     )
     parser.add_argument(
         "--average",
@@ -61,14 +62,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     add_verbose(parser)
-    group = parser.add_argument_group(
-        "VisionZip budget (default: what the checkpoint carries, else a ninth of the patches, 54 + 10 of 576)"
-    )
-    add = group.add_argument
-    add("--dominant", type=int, metavar="D", help="tokens kept of each crop, CLS included")
-    add("--contextual", type=int, metavar="C", help="tokens merged from the rest of each crop; 0 drops the rest")
-    add("--tokens-per-image", type=int, metavar="N", help="instead of these two: tokens over all crops of an image")
-    parser.set_defaults(merge=None)
+    add_budget_options(parser, default="what the checkpoint carries, else a ninth of the patches, 54 + 10 of 576")
     return parser.parse_args(argv)
 
 

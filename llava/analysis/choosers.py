@@ -40,7 +40,7 @@ class Row(NamedTuple):
 
 def analyse(args: argparse.Namespace) -> int:
     """Measure every choice and write the results; returns the exit status."""
-    job = begin("misalignment", args)
+    job = begin("misalignment", args, {"misalignment": Row})
     bench = prepare(args, job.checkpoint, TASKS["textvqa"])
     depth = len(bench.model.get_model().layers)
     if args.llm_layer > depth:

@@ -3,14 +3,14 @@
 import argparse
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
 
 from llava.eval.tasks import EMBEDDED_CHECKPOINT, playground
-from llava.files import make_folder, write_bytes, write_text
+from llava.files import make_folder, require_own, write_bytes, write_text
 from llava.mm_utils import get_model_name_from_path
 from llava.plots import pyplot
 
@@ -26,19 +26,27 @@ class Job(NamedTuple):
     plt: object  # matplotlib.pyplot
 
 
-def begin(analysis: str, args: argparse.Namespace) -> Job:
+def begin(analysis: str, args: argparse.Namespace, tables: Mapping[str, type]) -> Job:
     """All that can fail before the work does.
+
+    Args:
+        analysis: its name.
+        args: of `make_parser`.
+        tables: what is written, each as .csv and .png: the kind of row by the name of the files.
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: no place to write.
+        ValueError: no place to write, or somebody else's files are there.
     """
     plt = pyplot()
     if plt is None:
         raise ImportError("The plots need matplotlib: pip install matplotlib.")
     checkpoint = args.checkpoint or str(playground() / EMBEDDED_CHECKPOINT)
     name = get_model_name_from_path(checkpoint)
-    return Job(checkpoint, name, make_folder(args.out or playground() / "results/analysis" / analysis / name), plt)
+    out = make_folder(args.out or playground() / "results/analysis" / analysis / name)
+    for file, row in tables.items():
+        require_own([out / f"{file}.csv", out / f"{file}.png"], ",".join(row._fields))
+    return Job(checkpoint, name, out, plt)
 
 
 def write_csv(path: Path, rows: Sequence[NamedTuple]) -> None:

@@ -14,9 +14,9 @@ from llava.analysis.spread import Bin, Spread, a_tenth, histogram, measure
 from llava.eval.loading import device_of, load, use_one_thread
 from llava.eval.pictures import free_workers, lost_workers, read_pictures
 from llava.eval.tasks import TASKS, playground
+from llava.inference.budget import usual_budget
 from llava.mm_utils import find_pictures
 from llava.shard import ALONE
-from llava.sight import usual_budget
 from llava.tables import to_table
 
 NINTHS = (1, 2, 3)  # of the patches: 64, 128 and 192 of 576, the paper's budgets for LLaVA-1.5
@@ -54,7 +54,8 @@ class Budget(NamedTuple):
 
 def analyse(args: argparse.Namespace) -> int:
     """Measure and write; returns the exit status."""
-    job = begin("attention", args)
+    kinds = {"distribution": Bin, "layers": Layer, "mass": Mass}
+    job = begin("attention", args, {f"attention-{kind}": row for kind, row in kinds.items()})
     folder = args.images or TASKS["textvqa"].embedded.below(playground()).image_folder
     paths = find_pictures(folder, deep=True)[: args.limit]
     if args.checkpoint is None:
@@ -65,7 +66,7 @@ def analyse(args: argparse.Namespace) -> int:
 
     bins, layers, masses = histogram(spread.shares), to_layers(spread, tower.depth), to_masses(spread.shares)
     budgets = to_budgets(masses, tower)
-    for kind, rows in (("distribution", bins), ("layers", layers), ("mass", masses)):
+    for kind, rows in zip(kinds, (bins, layers, masses), strict=True):
         write_csv(job.out / f"attention-{kind}.csv", rows)
     whose = "attention of CLS" if tower.has_cls else "attention received"
     crops = f"{len(spread.shares)} crops" if len(spread.shares) > len(paths) else f"{len(paths)} images"

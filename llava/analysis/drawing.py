@@ -9,59 +9,57 @@ import numpy as np
 from PIL import Image
 
 from llava.analysis.frames import frames_of
-from llava.eval.benchmark import asked_budget, most_crops
 from llava.eval.loading import device_of, load
 from llava.eval.tasks import EMBEDDED_CHECKPOINT, playground
-from llava.files import make_folder, write_bytes, write_text
+from llava.files import make_folder, require_apart, require_own, write_bytes, write_text
+from llava.inference.budget import choose_budget
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import read_config
 from llava.shard import ALONE
-from llava.sight import SIDE, usual_budget, view_of
-from visionzip_patch import VisionZipConfig
-from visionzip_patch.pictures import KEPT, View, average_figure, figure, map_view, on_one_scale, page
-from visionzip_patch.reducer import VisionZip
+from llava.sight import SIDE, view_of
+from visionzip_patch.pictures import GENERATOR, KEPT, View, average_figure, figure, map_view, on_one_scale, page
 
 NARROWEST = 176  # pixels of a crop among many
 
 
 def draw(args: argparse.Namespace) -> int:
     """Do what `visionzip_patch.visualize` was asked for; returns the exit status."""
+    files = choose_files(args)
     frames = (frame for path in args.image for frame in frames_of(Path(path), None if args.average else args.frames))
     if not args.average:
         frames = list(frames)  # before the model, which may have to be fetched
     checkpoint = args.model or str(playground() / EMBEDDED_CHECKPOINT)
-    budget = choose_budget(args, checkpoint)
-    out = make_folder(args.out or playground() / "results/pictures")
+    budget = choose_budget(args, *read_config(checkpoint))
+    make_folder(files[0].parent)
     device = device_of(args.device, ALONE)
     _, model, processor = load(checkpoint, model_base=args.model_base, device=device, visionzip=budget)
 
     title = f"{get_model_name_from_path(checkpoint)} with VisionZip, {budget}"
-    stem = Path(args.image[0]).absolute().stem if len(args.image) == 1 else "frames"
     if args.average:
         views, count = average(model, processor, frames)
-        paint, kind, subtitle = average_figure, "visionzip-average", f"Average of {count} images"
+        paint, subtitle = average_figure, f"Average of {count} images"
     else:
         side = args.size or max(NARROWEST, SIDE * 2 // (1 + len(frames)))
         views = on_one_scale([view_of(model, processor, image, title=name, side=side) for name, image in frames])
-        paint, kind, subtitle = figure, "visionzip", summary(views)
-    png, file = io.BytesIO(), out / f"{stem}-{kind}"  # never the name of the image itself
+        paint, subtitle = figure, summary(views)
+    png = io.BytesIO()
     paint(views, title, subtitle).save(png, "PNG", optimize=True)
-    write_bytes(f"{file}.png", png.getvalue())
-    write_text(f"{file}.html", page(views, title, subtitle))
-    print(f"{title}. {subtitle}.\nWritten: {file}.png, {file}.html")
+    write_bytes(files[0], png.getvalue())
+    write_text(files[1], page(views, title, subtitle))
+    print(f"{title}. {subtitle}.\nWritten: {', '.join(map(str, files))}")
     return 0
 
 
-def choose_budget(args: argparse.Namespace, checkpoint: str) -> VisionZipConfig:
-    """What the options ask for, else what the checkpoint carries, else the usual one.
-
-    Raises:
-        ValueError: more than the checkpoint's vision tower gives; nothing is loaded yet.
-    """
-    config, tower = read_config(checkpoint)
-    budget = asked_budget(args) or (tower.reducer.config if tower.reducer else usual_budget(tower))
-    VisionZip(budget, tower).tokens(most_crops(config, tower))
-    return budget
+def choose_files(args: argparse.Namespace) -> list[Path]:
+    """Where the picture and the page go. Raises ValueError if one of them is an image to be drawn, or somebody's."""
+    out = Path(args.out or playground() / "results/pictures")
+    stem = Path(args.image[0]).absolute().stem if len(args.image) == 1 else "frames"
+    kind = "visionzip-average" if args.average else "visionzip"
+    files = [out / f"{stem}-{kind}{suffix}" for suffix in (".png", ".html")]
+    folders = [folder for folder in map(Path, args.image) if folder.is_dir()]
+    require_apart(files, [*args.image, *(path for folder in folders for path in folder.iterdir())])
+    require_own(files, GENERATOR)
+    return files
 
 
 def average(model, image_processor, frames: Iterable[tuple[str, Image.Image]]) -> tuple[list[View], int]:

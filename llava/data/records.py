@@ -6,7 +6,6 @@ are kept, but for those that hold what cannot be seen, see `MEDIA`. Records are 
 """
 
 import json
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.files import is_file, read_json, read_jsonl, shorten
+from llava.files import is_file, read_json, read_jsonl, shorten, whole_file
 
 LFS_POINTER = b"version https://git-lfs"
 ROLES = ("human", "gpt")
@@ -117,16 +116,8 @@ def read_records(path: str | Path) -> list[dict]:
 
 def write_records(path: str | Path, records: Iterable[dict]) -> None:
     """Write an instruction file, a record per line, in full or not at all; `.jsonl` if its name ends so."""
-    path = Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with draft.open("wb") as file:
-            file.writelines(encoded(records, is_jsonl(path)))
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        file.writelines(encoded(records, is_jsonl(path)))
 
 
 def is_jsonl(path: str | Path) -> bool:

@@ -10,9 +10,9 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.cli import add_verbose, positive, status_of
+from llava.cli import add_verbose, positive, share, status_of
 from llava.data.records import image_names, read_records, source_of, write_records
-from llava.files import make_folder
+from llava.files import make_folder, require_apart
 
 
 def draw(records: Sequence[dict], fraction: float, seed: int = 0) -> list[int]:
@@ -66,6 +66,7 @@ def subset(args: argparse.Namespace) -> int:
     output = Path(args.output)
     if output.exists() and not args.overwrite:
         raise ValueError(f"{output} is already there. Choose another name, or replace it with --overwrite.")
+    require_apart([output], [args.input])
     make_folder(output.parent)
     records = read_records(args.input)
     if args.count and args.count > len(records):
@@ -98,7 +99,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("input", metavar="INPUT", help="instruction file, .json or .jsonl")
     add("output", metavar="OUTPUT", help="file to write, .json or .jsonl; the records keep their order and all keys")
     size = parser.add_mutually_exclusive_group(required=True).add_argument
-    size("--fraction", type=float, metavar="F", help="part to draw, above 0 and at most 1, such as 0.1")
+    size("--fraction", type=share, metavar="F", help="part to draw, above 0 and at most 1, such as 0.1")
     size("--count", type=positive, metavar="N", help="instead: number of records to draw")
     add("--seed", type=int, default=0, help="another seed draws other records (default: 0)")
     add("--overwrite", action="store_true", help="replace OUTPUT if it is there")

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from llava.cli import add_verbose, positive, status_of
 from llava.data.records import Problem, image_names, inspect, read_records, write_records
-from llava.files import is_file, make_folder, write_json
+from llava.files import is_file, make_folder, require_apart, write_json
 
 BAD_RECORDS = 1  # exit status
 EXIT_STATUSES = "Exit status: 0 all can be trained on, 1 some cannot, 2 bad request, 70 a bug, 130 interrupted."
@@ -234,9 +234,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def verify(args: argparse.Namespace) -> int:
     outputs = [Path(path) for path in (args.clean, args.report) if path]
+    require_apart(outputs, [args.data])
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise ValueError(f"--clean and --report both name {args.clean}: give each a file of its own.")
     for path in outputs:
-        if path.resolve() == Path(args.data).resolve():
-            raise ValueError(f"{path} is the file to verify. Choose another name for what is written.")
+        if path.exists() and not args.overwrite:
+            raise ValueError(f"{path} is already there. Choose another name, or replace it with --overwrite.")
         make_folder(path.parent)
     records = read_records(args.data)
     bar = partial(tqdm, desc="Decoding images" if args.decode else "Reading headers", unit="image", dynamic_ncols=True)
@@ -276,6 +279,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--decode", action="store_true", help="decode every image in full; default: read its header")
     add("--clean", metavar="FILE", help="write the records that can be trained on, with wrong extensions corrected")
     add("--report", metavar="FILE", help="write everything found as JSON")
+    add("--overwrite", action="store_true", help="replace the files of --clean and --report if they are there")
     add("--num-workers", type=positive, default=WORKERS, metavar="N", help=f"threads (default: {WORKERS})")
     add_verbose(parser)
     return parser.parse_args(argv)

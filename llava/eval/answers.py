@@ -5,6 +5,7 @@
     NAME.jsonl.result.json   the score, written by who scores; thrown away with the answers
     NAME.jsonl.submission.*  the answers as the benchmark's server takes them, likewise
     NAME.jsonl.part-R-of-N   what process R of N has answered; process 0 merges the parts into NAME.jsonl
+    NAME.jsonl.time.json     what the answers have taken until now, over all starts; at the end that is in the result
 
 `metadata` of an answer holds its `row` in the question file and `image_tokens`, the visual tokens that the model saw,
 those of all images together. A question is known by its row together with its id and prompt: in TextVQA the id is that
@@ -15,6 +16,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -91,6 +93,13 @@ def process_group(shard: Shard) -> Iterator[None]:
         distributed.destroy_process_group()
 
 
+class Spent(NamedTuple):
+    """What answers have taken, over all starts of their run."""
+
+    seconds: float = 0.0
+    untimed: int = 0  # answers that are not in it, as nothing is known of them
+
+
 def meta_file(path: Path) -> Path:
     """Where the settings are with which the answers in `path` were made."""
     return path.with_name(f"{path.name}.meta.json")
@@ -150,7 +159,7 @@ class AnswerFile:
         self.path = path.resolve() if path.is_symlink() else path  # a link stays one
         self.questions, self.shard, self.model_id, self.fields = questions, shard, model_id, fields or {}
         self.own = self.path if shard.count == 1 else self.beside(f".part-{shard.index}-of-{shard.count}")
-        self.meta, self.result = meta_file(self.path), self.beside(".result.json")
+        self.meta, self.result, self.time = meta_file(self.path), self.beside(".result.json"), self.beside(".time.json")
         self.refused: list[Refused] = []
         self.by_row = {question.row: question for question in questions}
 
@@ -162,7 +171,7 @@ class AnswerFile:
                     self.lock = take_lock(self.beside(".lock"))
                 is_ours = self.meta.exists() or not self.path.exists()  # else `claim` refuses it
                 if overwrite and is_ours and shard.index == 0:
-                    made_of_them = (self.result, *self.all_beside(".submission."))
+                    made_of_them = (self.result, self.time, *self.all_beside(".submission."))
                     for old in (*made_of_them, *self.parts(), self.path, self.meta):  # so ordered, should it be killed
                         old.unlink(missing_ok=True)
                 self.claim(settings)
@@ -172,6 +181,7 @@ class AnswerFile:
             self.close()
             raise
         self.resumed = len(self.rows)
+        self.before, self.began = self.spent_before(), None
         self.todo = [question for question in part_of(questions, shard) if question.row not in self.rows]
 
     def append(self, questions: list[Question], texts: list[str], image_tokens: list[int]) -> None:
@@ -198,6 +208,28 @@ class AnswerFile:
                 f"command goes on from there."
             ) from error
         self.rows.update({row["metadata"]["row"]: row for row in rows})
+        if self.began is not None and self.shard.index == 0:
+            write_json(self.time, self.spent()._asdict())
+
+    def begin(self) -> None:
+        """Start the clock: what comes now is time that answers take."""
+        self.began = time.perf_counter()
+
+    def spent(self) -> Spent:
+        """What the answers have taken until now."""
+        now = 0.0 if self.began is None else time.perf_counter() - self.began
+        return self.before._replace(seconds=self.before.seconds + now)
+
+    def spent_before(self) -> Spent:
+        """What answers that are there took: as an interrupted run has noted, or as it is in a result."""
+        try:
+            if self.time.exists():
+                return Spent(**read_json(self.time))
+            if self.result.exists() and (timing := read_json(self.result)["timing"]):
+                return Spent(timing["seconds"], max(0, self.resumed - timing["questions"]))
+        except (KeyError, TypeError, ValueError) as error:
+            logger.debug("What the answers in %s took is not known: %s", self.path, error)
+        return Spent(untimed=self.resumed)
 
     def refuse(self, question: Question, reason: str) -> None:
         """Note that `question` cannot be answered. The next run tries again."""
@@ -223,6 +255,7 @@ class AnswerFile:
         write_jsonl(self.path, [self.rows[row] for row in sorted(self.rows)])
         for part in self.parts():
             part.unlink()
+        self.time.unlink(missing_ok=True)
         self.close()
         return True
 

@@ -1,8 +1,7 @@
 """One benchmark run, from command-line options to scores: choose, check, answer, score, report."""
 
 import argparse
-import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,14 +17,12 @@ from llava.eval.questions import Question
 from llava.eval.results import budget_name, print_report, summarize
 from llava.eval.tasks import EMBEDDED_CHECKPOINT, TASKS, Task, playground
 from llava.files import read_json, write_bytes, write_json
+from llava.inference.budget import asked_counts, budget_of, carried_budget, most_crops, require_possible, set_budget
 from llava.mm_utils import get_model_name_from_path
-from llava.model.anyres import is_anyres, parse_pinpoints
 from llava.model.builder import read_config
 from llava.model.graphs import OFF
 from llava.shard import ALONE, Shard, current_shard
-from visionzip_patch import VisionZipConfig, unzip
-from visionzip_patch.api import attach
-from visionzip_patch.reducer import VisionZip
+from visionzip_patch import VisionZipConfig
 
 EMBEDDED_BUDGET = VisionZipConfig(dominant=6, contextual=1)  # a ninth of 64 tokens, as 64 of 576
 
@@ -99,54 +96,15 @@ def choose_budgets(args: argparse.Namespace, checkpoint: str, config, tower) -> 
         for budget in filter(None, budgets):
             require_possible(budget, config, tower)
         return budgets
-    asked, carried = asked_budget(args), tower.reducer and tower.reducer.config
-    if asked is None and carried:
-        asked = replace(carried, merge=args.merge or carried.merge)
-        tell(f"No budget was given; {checkpoint} carries one, which is used: {asked}.")
-    if asked:  # raises now, before answers of an earlier run are touched
-        require_possible(asked, config, tower)
-    if args.checkpoint is None:
-        return [None, asked or replace(EMBEDDED_BUDGET, merge=args.merge or "sum")]
-    if (args.merge or args.compare_full) and not asked:
-        raise ValueError(
-            "--merge and --compare-full need a budget: add --dominant and --contextual, or --tokens-per-image."
-        )
-    return [None, asked] if args.compare_full else [asked]
-
-
-def require_possible(budget: VisionZipConfig, config, tower) -> None:
-    """Raises ValueError if the largest image cannot have as many tokens, or not as few."""
-    crops = most_crops(config, tower)
-    VisionZip(budget, tower).tokens(crops)
-    if budget.tokens_per_image and budget.tokens_per_image >= crops * tower.num_patches:
-        raise ValueError(
-            f"tokens_per_image={budget.tokens_per_image}: no image has more than {crops * tower.num_patches} tokens "
-            f"without VisionZip. Ask for fewer, or for all of them: --budgets full."
-        )
-
-
-def most_crops(config, tower) -> int:
-    """Crops of the largest grid that an image can be cut into."""
-    if not is_anyres(config):
-        return 1
-    side = tower.config.image_size
-    return 1 + max((w // side) * (h // side) for w, h in parse_pinpoints(config.image_grid_pinpoints, side))
-
-
-def asked_budget(args: argparse.Namespace) -> VisionZipConfig | None:
-    merge, counts = args.merge or "sum", (args.dominant, args.contextual)
-    if args.tokens_per_image is not None:
-        if counts != (None, None):
-            raise ValueError("--tokens-per-image replaces --dominant and --contextual: give one or the other.")
-        return VisionZipConfig(tokens_per_image=args.tokens_per_image, merge=merge)
-    if counts == (None, None):
-        return None
-    if None in counts:
-        raise ValueError(
-            f"--dominant and --contextual go together; got {args.dominant} and {args.contextual}. "
-            f"54 and 10 are usual for 576 tokens; --contextual 0 only drops."
-        )
-    return VisionZipConfig(*counts, merge=merge)
+    default = carried_budget(tower) or (EMBEDDED_BUDGET if args.checkpoint is None else None)
+    budget = budget_of(args, default)
+    if carried_budget(tower) and not asked_counts(args):
+        tell(f"No budget was given; {checkpoint} carries one, which is used: {budget}.")
+    if budget is None and args.compare_full:
+        raise ValueError("--compare-full needs a budget: add --dominant and --contextual, or --tokens-per-image.")
+    if budget:  # raises now, before answers of an earlier run are touched
+        require_possible(budget, config, tower)
+    return [None, budget] if args.compare_full or args.checkpoint is None else [budget]
 
 
 def listed_budgets(args: argparse.Namespace) -> list[VisionZipConfig | None]:
@@ -278,16 +236,9 @@ def load_for(run: Run, budgets: list[VisionZipConfig | None]) -> tuple:
     return loaded
 
 
-def set_budget(model, budget: VisionZipConfig | None) -> None:
-    if budget is None:
-        unzip(model)
-    else:
-        attach(model, budget)
-
-
 def evaluate(run: Run, variant: Variant, loaded: tuple | None) -> dict | None:
     """Answer, merge, score and save one variant; None in all processes but the first."""
-    answers, start = variant.answers, time.perf_counter()
+    answers, is_timed = variant.answers, variant.answers.time.exists()
     if answers.todo:
         set_budget(loaded[1], variant.budget)
     holds_all = answer_and_merge(
@@ -303,15 +254,16 @@ def evaluate(run: Run, variant: Variant, loaded: tuple | None) -> dict | None:
     if not holds_all:
         return None
     asked = len(run.questions) - answers.resumed
+    spent = answers.spent()
     timing = {
-        "seconds": round(time.perf_counter() - start, 2),
-        "questions": asked,  # now; those of an interrupted run took their time then
+        "seconds": round(spent.seconds, 2),  # over all starts
+        "questions": len(run.questions) - spent.untimed,
         "batch_size": run.batch_size,
         "device": describe_device(run.loading["device"]),
         "processes": run.shard.count,
         "flash_attn": run.loading["use_flash_attn"],
     }
-    result = summarize(run.task, run.data, variant.budget, answers, timing if asked else None)
+    result = summarize(run.task, run.data, variant.budget, answers, timing if asked or is_timed else None)
     result |= {"limit": run.limit, "model": run.model, "submission": write_submission(run, answers)}
     result |= known_before(answers.result, result)
     write_json(answers.result, result)

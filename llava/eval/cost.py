@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from llava.cli import add_verbose, positive, status_of, whole
+from llava.cli import add_verbose, positive, status_of
 from llava.eval.devices import (
     ATTENTION_SHARE,
     BANDWIDTH_SHARE,
@@ -29,6 +29,7 @@ from llava.eval.devices import (
     attainable,
     measure_device,
 )
+from llava.inference.budget import add_budget_options, counts_per_crop
 from llava.shapes import SHAPES, Shape, find_shape
 from llava.tables import figure, to_table
 
@@ -271,14 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     name, shape = find_shape(args.model)
-    dominant, contextual = shape.budgets[0]
-    dominant = dominant if args.dominant is None else args.dominant
-    contextual = contextual if args.contextual is None else args.contextual
-    budget = (dominant, contextual)
-    if sum(budget) > shape.tower_length:
-        from visionzip_patch.selection import check_budget  # imports torch
-
-        check_budget(*budget, shape.tower_length)
+    budget = counts_per_crop(args, shape.budgets[0], crops=shape.crops, available=shape.tower_length)
     limits, speeds, dtype, source = find_device(args.device, args.dtype)
     request = Request(args.text, args.answer, args.batch, DTYPE_BYTES[dtype])
     tokens, few = args.all_tokens or shape.crops * shape.patches, shape.crops * sum(budget)
@@ -289,8 +283,8 @@ def run(args: argparse.Namespace) -> int:
     loop = "with a fixed cache and CUDA graphs" if args.graphs else "by transformers' loop"
     print(
         f"{name} in {dtype} on {limits.name}, {loop}; batch {args.batch}, {args.text} tokens of text, an answer of "
-        f"{args.answer}.\nVisual tokens of an image: {tokens:,} → {few:,} ({shape.crops} × ({dominant} + "
-        f"{contextual})).\n{source}\n\n{to_markdown(full, zipped, limits, speeds, launches=not args.graphs)}"
+        f"{args.answer}.\nVisual tokens of an image: {tokens:,} → {few:,} ({shape.crops} × ({budget[0]} + "
+        f"{budget[1]})).\n{source}\n\n{to_markdown(full, zipped, limits, speeds, launches=not args.graphs)}"
     )
     return 0
 
@@ -338,8 +332,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     names = ", ".join(SHAPES)
     add("--model", default="llava-next-7b", metavar="NAME", help=f"{names}, or a checkpoint (default: llava-next-7b)")
-    add("--dominant", type=positive, metavar="D", help="tokens kept of a crop (default: the paper's smallest budget)")
-    add("--contextual", type=whole, metavar="C", help="tokens merged from the rest (default: the same)")
     add(
         "--all-tokens", type=positive, metavar="N", help="of an image without VisionZip (default: patches of all crops)"
     )
@@ -349,6 +341,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--dtype", choices=DTYPE_BYTES, help="default: bfloat16; float32 where this machine has no GPU")
     add("--device", default="H100", metavar="NAME", help=f"{', '.join(DEVICES)}, or this (default: H100)")
     add("--graphs", action="store_true", help="a cache of fixed size, and operations started by CUDA graphs")
+    add_budget_options(parser, default="the paper's smallest for the model", merge=False)
     add_verbose(parser)
     return parser.parse_args(argv)
 

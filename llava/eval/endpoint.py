@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from llava.files import shorten
+from visionzip_patch.once import warn_once
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class Judge:
                 reason = f"HTTP {status}: {shorten(body, 300)}"
                 if status != 429 and status < 500:
                     raise ValueError(f"{self.url} {self.complaint(status)}: {reason}.")
-            logger.warning("%s, try %d of %d: %s", self.url, attempt + 1, self.tries, reason)
+            warn_once(logger, "%s, try %d of %d: %s", self.url, attempt + 1, self.tries, reason)
         raise ValueError(f"{self.url} did not answer in {self.tries} tries, the last one with {reason}.")
 
     def complaint(self, status: int) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from llava.cli import hang_up
 from llava.eval.metrics.textvqa import question_in_prompt, score
 from llava.files import read_json, read_jsonl, shorten
 
@@ -71,7 +72,7 @@ def evaluate_file(annotation_file: str | Path, result_file: str | Path) -> TextV
 def eval_single(annotation_file: str | Path, result_file: str | Path) -> TextVQAEvaluation:
     """Print, and return, the score of one file of answers. Raises ValueError as `evaluate_file`."""
     result = evaluate_file(annotation_file, result_file)
-    print(f"{Path(result_file).stem}\n{result.report()}\n")
+    print(f"{Path(result_file).stem}\n{result.report()}\n", flush=True)
     return result
 
 
@@ -116,6 +117,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             files += found
         for file in files:
             eval_single(args.annotation_file, file)
+    except BrokenPipeError:
+        raise SystemExit(hang_up()) from None
     except ValueError as error:
         raise SystemExit(f"eval_textvqa: {error}") from None
 

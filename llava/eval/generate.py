@@ -70,8 +70,8 @@ class Decoding:
         for name in ("max_new_tokens", "num_beams"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1.")
-        if not self.temperature >= 0:  # nor nan
-            raise ValueError(f"temperature={self.temperature}: must be 0 (greedy) or more.")
+        if not 0 <= self.temperature < float("inf"):  # nor nan
+            raise ValueError(f"temperature={self.temperature}: must be 0 (greedy) or more, and finite.")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p}: must be above 0 and at most 1.")
 
@@ -335,6 +335,7 @@ def answer_and_merge(answers: AnswerFile, loaded: tuple | None, image_folder: st
     """
     try:
         if answers.todo:
+            answers.begin()
             tokenizer, model, image_processor = loaded
             answer_questions(model, tokenizer, image_processor, answers.todo, image_folder, answers, **options)
         return answers.finish()

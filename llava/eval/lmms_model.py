@@ -4,6 +4,7 @@
         --tasks pope --batch_size 16
 """
 
+import argparse
 import json
 from collections.abc import Sequence
 
@@ -17,9 +18,9 @@ from tqdm import tqdm
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import choose_template, conv_templates
 from llava.eval.generate import Decoding, pad_left
+from llava.inference.budget import budget_of
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
-from visionzip_patch import VisionZipConfig
 
 UPSTREAM_LENGTH = 1024  # of an answer, where a task does not say
 
@@ -30,7 +31,7 @@ class LlavaVisionZip(lmms):
     Args:
         pretrained: folder or hub id.
         model_base: language model that a projector-only or LoRA checkpoint goes on.
-        dominant, contextual: tokens of a crop; without them what the checkpoint carries, else all.
+        dominant, contextual: tokens of a crop, which go together; without them what the checkpoint carries, else all.
         tokens_per_image: in place of these two.
         batch_size: requests at a time.
         device: "cuda", or any torch device; with several processes each takes its own GPU.
@@ -58,11 +59,9 @@ class LlavaVisionZip(lmms):
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device if self._world_size > 1 else torch.device(device)
         self.batch_size = int(batch_size)
-        budget = None
-        if tokens_per_image is not None:
-            budget = VisionZipConfig(tokens_per_image=int(tokens_per_image))
-        elif dominant is not None:
-            budget = VisionZipConfig(int(dominant), int(contextual or 0))
+        counts = {"dominant": dominant, "contextual": contextual, "tokens_per_image": tokens_per_image}
+        counts = {name: None if value is None else int(value) for name, value in counts.items()}
+        budget = budget_of(argparse.Namespace(**counts), spell=str)
         options = {"dtype": getattr(torch, dtype)} if dtype else {}
         self.tokenizer, self.model, self.image_processor, _ = load_pretrained_model(
             pretrained, model_base, device=str(self.device), visionzip=budget, fast=fast, **options

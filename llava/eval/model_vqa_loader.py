@@ -15,14 +15,18 @@ from llava.cli import (
     add_conv_mode,
     add_verbose,
     completed,
+    not_negative,
     positive,
+    share,
     status_of,
     tell,
+    whole,
 )
 from llava.eval.chunks import get_chunk
 from llava.eval.chunks import split_list as split_list  # upstream has it here
 from llava.eval.cli import require_images
 from llava.eval.questions import Question, read_questions
+from llava.inference.budget import add_budget_options, budget_of, carried_budget, require_possible
 from llava.shard import current_shard
 
 
@@ -63,7 +67,6 @@ def answer(
     """
     # torch and all: not before the flags are known to be right
     from llava.eval.answers import AnswerFile, describe_settings, process_group
-    from llava.eval.benchmark import asked_budget
     from llava.eval.generate import Decoding, answer_and_merge
     from llava.eval.loading import device_of, load, read_tokenizer
     from llava.mm_utils import get_model_name_from_path
@@ -71,7 +74,9 @@ def answer(
 
     decoding = Decoding(args.conv_mode, args.max_new_tokens, args.temperature, args.top_p, args.num_beams)
     questions, model_path = list(questions), os.path.expanduser(args.model_path)
-    budget, (config, tower) = asked_budget(args), read_config(model_path, args.model_base)
+    config, tower = read_config(model_path, args.model_base)
+    if budget := budget_of(args, carried_budget(tower)):
+        require_possible(budget, config, tower)
     decoding = decoding.settled(config, read_tokenizer(model_path, args.model_base))
     settings = describe_settings(
         model_path,
@@ -137,19 +142,17 @@ def make_parser(
     add("--question-file", default=question_file, help=form)
     add("--answers-file", default="answer.jsonl", help="JSONL to write")
     add_conv_mode(parser)
-    add("--num-chunks", type=int, default=1, help="parts the questions are cut into")
-    add("--chunk-idx", type=int, default=0, help="which part to answer, from 0")
-    add("--temperature", type=float, default=0.2, help="0 is greedy; above, answers are sampled")
-    add("--top_p", type=float, help="sample from the likeliest tokens that hold this share of the probability")
-    add("--num_beams", type=int, default=1, help="beams of beam search")
-    add("--max_new_tokens", type=int, default=max_new_tokens, help="longest answer, in tokens")
-    add("--dominant", type=int, metavar="D", help="VisionZip: tokens kept of each crop, CLS included")
-    add("--contextual", type=int, metavar="C", help="VisionZip: tokens merged from the rest of each crop")
+    add("--num-chunks", type=positive, default=1, help="parts the questions are cut into")
+    add("--chunk-idx", type=whole, default=0, help="which part to answer, from 0")
+    add("--temperature", type=not_negative, default=0.2, help="0 is greedy; above, answers are sampled")
+    add("--top_p", type=share, help="sample from the likeliest tokens that hold this share of the probability")
+    add("--num_beams", type=positive, default=1, help="beams of beam search")
+    add("--max_new_tokens", type=positive, default=max_new_tokens, help="longest answer, in tokens")
     add("--batch-size", type=positive, default=16, help="questions at a time")
     add("--skip-bad", action="store_true", help="leave out questions whose image cannot be used, and count them")
     add("--overwrite", action="store_true", help="throw earlier answers away instead of going on from them")
     add_verbose(parser)
-    parser.set_defaults(tokens_per_image=None, merge=None)
+    add_budget_options(parser, default="what the checkpoint carries, else all tokens")
     return parser
 
 

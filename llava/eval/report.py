@@ -1,12 +1,14 @@
 """All results of a folder in one table, the paper's under them: `python -m llava.eval.report [DIR]`.
 
 Prints it, and writes report.md, report.csv and report.png into the folder, or into --out. A row's average is the mean
-of its scores relative to those with all tokens, over the benchmarks of which both have answered the same questions.
+of its scores relative to those with all tokens, over the benchmarks of which both have answered the same questions; it
+says so where these are fewer.
 """
 
 import argparse
 import csv
 import io
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -17,12 +19,14 @@ from typing import NamedTuple
 from llava.cli import add_verbose, status_of, tell
 from llava.eval.paper import NOTES, PAPER, PaperModel, PaperRow
 from llava.eval.tasks import TASKS, playground
-from llava.files import make_folder, read_json, write_text
+from llava.files import make_folder, read_json, require_own, write_text
 from llava.plots import pyplot
 from llava.tables import to_table
 
 WHOLE = "full"  # the budget that is all tokens
 ALL_ITS_OWN = " †"
+FEWER = re.compile(r" \(\d+ of \d+\)$")
+COLUMNS = ("checkpoint", "budget", "tokens")  # that report.csv begins with
 
 
 class Row(NamedTuple):
@@ -37,11 +41,15 @@ class Row(NamedTuple):
 
     def relative_to(self, whole: "Row | None") -> float | None:
         """The average relative score in %; None if no benchmark is in both."""
-        if whole is None:
-            return None
-        same = [task for task in self.scores if self.questions[task] == whole.questions.get(task)]
-        shared = [task for task in same if whole.scores[task]]
+        shared = self.shared_with(whole)
         return 100 * fmean(self.scores[task] / whole.scores[task] for task in shared) if shared else None
+
+    def shared_with(self, whole: "Row | None") -> list[str]:
+        """The benchmarks that an average relative to `whole` is over."""
+        if whole is None:
+            return []
+        same = [task for task in self.scores if self.questions[task] == whole.questions.get(task)]
+        return [task for task in same if whole.scores[task]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,6 +76,7 @@ def report(args: argparse.Namespace) -> int:
     text = "\n\n".join(sections)
     print(text)
     out = make_folder(args.out or folder)
+    require_own([out / f"report.{kind}" for kind in ("md", "csv", "png")], ",".join(COLUMNS))
     write_text(out / "report.md", f"{text}\n")
     write_text(out / "report.csv", to_csv(tables, tasks, wholes))
     written = ["report.md", "report.csv"]
@@ -189,9 +198,13 @@ def to_markdown(rows: Sequence[Row], tasks: Sequence[str], whole: Row | None, pa
     lines = [["", "tokens", *tasks, "average %"]]
     for row in rows:
         cells = [score_text(row.scores.get(task)) + "*" * (task in row.partial) for task in tasks]
-        lines.append([row.budget, f"{row.tokens:.0f}", *cells, score_text(row.relative_to(whole))])
-        lines += [paper_line(paper, line, row, tasks) for line in paper_rows(paper, row)]
+        shared = row.shared_with(whole)
+        average = average_text(row.relative_to(whole), len(shared), len(whole.scores) if whole else 0)
+        lines.append([row.budget, f"{row.tokens:.0f}", *cells, average])
+        lines += [paper_line(paper, line, row, tasks, shared) for line in paper_rows(paper, row)]
     text = to_table(lines)
+    if any(FEWER.search(line[-1]) for line in lines):
+        text += "\n\n(1 of 2) the average is over 1 of the 2 benchmarks of the row that it is compared with"
     if any(row.partial for row in rows):
         text += "\n\n\\* some questions were left out"
     if paper and not paper.rows[0].scores:
@@ -199,12 +212,15 @@ def to_markdown(rows: Sequence[Row], tasks: Sequence[str], whole: Row | None, pa
     return text if whole else f"{text}\n\nNo averages: there is no run with all tokens (--budgets full)."
 
 
-def paper_line(paper: PaperModel, line: PaperRow, row: Row, tasks: Sequence[str]) -> list[str]:
+def paper_line(paper: PaperModel, line: PaperRow, row: Row, tasks: Sequence[str], averaged: Sequence[str]) -> list[str]:
+    """The cells of one of the paper's rows, under `row`, whose own average is over the tasks `averaged`."""
     cells = []
     for task in tasks:
         value, own = line.scores.get(task), row.scores.get(task)
         cells.append("" if value is None else score_text(value) + (f" ({own - value:+.1f})" if own is not None else ""))
-    average = score_text(paper_average(paper, line, [task for task in tasks if task in row.scores]))
+    compared = averaged or [task for task in tasks if task in row.scores]
+    known = [task for task in compared if task in line.scores]
+    average = average_text(paper_average(paper, line, compared), len(known) if line.scores else 0, len(compared))
     name = f"the paper, {paper.name}{', tuned ‡' * line.is_tuned}"
     return [name, str(line.tokens), *cells, average + ALL_ITS_OWN * (not line.scores)]
 
@@ -217,6 +233,11 @@ def paper_average(paper: PaperModel, line: PaperRow, tasks: Sequence[str]) -> fl
     return 100 * fmean(line.scores[task] / paper.rows[0].scores[task] for task in shared) if shared else None
 
 
+def average_text(average: float | None, over: int, of: int) -> str:
+    """An average over so many benchmarks, and if the row it is compared with has more, how many these are."""
+    return score_text(average) + (f" ({over} of {of})" if 0 < over < of else "")
+
+
 def score_text(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
 
@@ -224,12 +245,12 @@ def score_text(value: float | None) -> str:
 def to_csv(tables: dict[str, list[Row]], tasks: Sequence[str], wholes: dict[str, Row | None]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["checkpoint", "budget", "tokens", *tasks, "average"])
+    writer.writerow([*COLUMNS, *tasks, "average", "benchmarks"])
     for name, rows in tables.items():
         for row in rows:
             values = [*(row.scores.get(task) for task in tasks), row.relative_to(wholes[name])]
             cells = ["" if value is None else f"{value:.3f}" for value in values]
-            writer.writerow([name, row.budget, f"{row.tokens:.1f}", *cells])
+            writer.writerow([name, row.budget, f"{row.tokens:.1f}", *cells, len(row.shared_with(wholes[name]))])
     return text.getvalue()
 
 

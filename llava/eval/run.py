@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from llava.cli import EXIT_STATUSES, add_conv_mode, add_verbose, positive, status_of, whole
 from llava.eval.cli import add_data_options
 from llava.eval.tasks import TASKS
+from llava.inference.budget import add_budget_options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,12 +39,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--skip-bad", action="store_true", help="leave out, and count, questions with unusable images")
     add_verbose(parser)
 
-    group = parser.add_argument_group("VisionZip budget (default: what the checkpoint carries, else all tokens)")
-    add = group.add_argument
-    add("--dominant", type=int, metavar="D", help="tokens kept of each crop, CLS included")
-    add("--contextual", type=int, metavar="C", help="tokens merged from the rest of each crop; 0 drops the rest")
-    add("--tokens-per-image", type=int, metavar="N", help="instead of these two: tokens over all crops of an image")
-    add("--merge", choices=("sum", "mean"), help="as the published code (sum, default) or the paper's text (mean)")
+    add = add_budget_options(parser, default="what the checkpoint carries, else all tokens").add_argument
     add("--budgets", metavar="LIST", help="several, one after the other: full,192,128,64 per image, or 54+10 per crop")
     add("--compare-full", action="store_true", help="run with all tokens too, for a row of the same table")
 

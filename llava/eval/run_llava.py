@@ -7,8 +7,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from llava.cli import EXIT_STATUSES, add_conv_mode, add_verbose, completed, positive, status_of
+from llava.cli import (
+    EXIT_STATUSES,
+    add_conv_mode,
+    add_verbose,
+    completed,
+    not_negative,
+    positive,
+    share,
+    status_of,
+)
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER
+from llava.inference.budget import add_budget_options, budget_of, carried_budget, require_possible
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,11 +43,11 @@ def eval_model(args) -> str:
         ValueError: no checkpoint or image that can be used, other numbers of images and placeholders, a bad setting.
     """
     # torch and all: not before the flags are known to be right
-    from llava.eval.benchmark import asked_budget
     from llava.eval.generate import Decoding, generate_batch
     from llava.eval.loading import device_of, load
     from llava.eval.pictures import Picture
     from llava.mm_utils import process_images
+    from llava.model.builder import read_config
     from llava.shard import ALONE
 
     args = completed(args, parse_arguments(["--model-path", "", "--image-file", "", "--query", ""]))
@@ -45,7 +55,10 @@ def eval_model(args) -> str:
     question = args.query.replace(IMAGE_PLACEHOLDER, DEFAULT_IMAGE_TOKEN)
     if (places := question.count(DEFAULT_IMAGE_TOKEN)) not in (0, len(images)):
         raise ValueError(f"The query has places for {places} images, but {len(images)} were given: {args.image_file}.")
-    options = {"model_base": args.model_base, "device": device_of("auto", ALONE), "visionzip": asked_budget(args)}
+    config, tower = read_config(args.model_path, args.model_base)
+    if budget := budget_of(args, carried_budget(tower)):
+        require_possible(budget, config, tower)
+    options = {"model_base": args.model_base, "device": device_of("auto", ALONE), "visionzip": budget}
     tokenizer, model, processor = load(args.model_path, **options)
     decoding = Decoding(args.conv_mode, args.max_new_tokens, args.temperature, args.top_p, args.num_beams)
     decoding = decoding.settled(model.config, tokenizer)
@@ -87,14 +100,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add_conv_mode(parser)
     add("--sep", default=",", help="what parts the names of images (default: a comma)")
-    add("--temperature", type=float, default=0.2, help="0 is greedy; above, answers are sampled (default: 0.2)")
-    add("--top_p", type=float, help="sample from the likeliest tokens that hold this share of the probability")
-    add("--num_beams", type=int, default=1, help="beams of beam search (default: 1)")
+    add("--temperature", type=not_negative, default=0.2, help="0 is greedy; above, answers are sampled (default: 0.2)")
+    add("--top_p", type=share, help="sample from the likeliest tokens that hold this share of the probability")
+    add("--num_beams", type=positive, default=1, help="beams of beam search (default: 1)")
     add("--max_new_tokens", type=positive, default=512, help="longest answer, in tokens (default: 512)")
-    add("--dominant", type=int, metavar="D", help="VisionZip: tokens kept of each crop, CLS included")
-    add("--contextual", type=int, metavar="C", help="VisionZip: tokens merged from the rest of each crop")
+    add_budget_options(parser, default="what the checkpoint carries, else all tokens")
     add_verbose(parser)
-    parser.set_defaults(tokens_per_image=None, merge=None)
     return parser.parse_args(argv)
 
 

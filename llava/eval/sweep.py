@@ -19,7 +19,7 @@ from tqdm import tqdm
 from llava.cli import add_conv_mode, add_verbose, positive, status_of
 from llava.eval.cli import add_data_options
 from llava.eval.tasks import EMBEDDED_CHECKPOINT, TASKS, playground
-from llava.files import make_folder, write_json, write_text
+from llava.files import make_folder, require_own, write_json, write_text
 from llava.plots import pyplot
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def sweep(args: argparse.Namespace) -> int:
     checkpoint = args.checkpoint or str(playground() / EMBEDDED_CHECKPOINT)
     name = get_model_name_from_path(checkpoint)
     out = make_folder(args.out or playground() / "results/sweep" / name)
+    require_own([out / f"sweep.{kind}" for kind in ("csv", "json", "png")], ",".join(Row._fields))
     bench = prepare(args, checkpoint, TASKS["textvqa"])
 
     full = bench.measure(None)

@@ -41,6 +41,7 @@ from llava.model.multimodal_encoder.tower import VisionTower
 from llava.model.weights import copy_weights, fit_vocabulary, refuse, untie, without_peft_prefix
 from llava.tokenizer import load_tokenizer
 from visionzip_patch.config import VisionZipConfig
+from visionzip_patch.once import warn_once
 
 logger = logging.getLogger(__name__)
 
@@ -151,12 +152,12 @@ def find_base(checkpoint: Checkpoint, model_base: str | None) -> Checkpoint:
     path, content = checkpoint.path, CONTENTS[checkpoint.kind]
     if checkpoint.kind not in ("projector", "lora"):
         if model_base is not None:
-            logger.warning("%s holds %s; model_base=%s is not used.", path, content, model_base)
+            warn_once(logger, "%s holds %s; model_base=%s is not used.", path, content, model_base)
         return checkpoint
     if model_base is None and checkpoint.kind == "lora":
         model_base = read_json(checkpoint.find("adapter_config.json")).get("base_model_name_or_path")
         model_base = resolve_beside(path, model_base) if model_base else None
-    advice = "pass model_base, the folder or hub id of the language model it was trained on."
+    advice = "pass model_base (--model-base), the folder or hub id of the language model it was trained on."
     if not model_base:
         raise ValueError(f"{path!r} holds {content}: {advice}")
     try:
@@ -317,7 +318,8 @@ def load_weights(base: Checkpoint, config, placement: dict) -> tuple[nn.Module, 
     if owns_tower(config):
         of_tower = {key for key in model.state_dict() if key.startswith(TOWER_KEYS)}
         if of_tower and of_tower <= absent:
-            logger.warning(
+            warn_once(
+                logger,
                 "unfreeze_mm_vision_tower is set, but %s has no weights of a tower: those of %s are used.",
                 base.path,
                 config.mm_vision_tower,

@@ -21,6 +21,7 @@ from transformers import GenerationConfig, TemperatureLogitsWarper, TopKLogitsWa
 from llava.model.anyres import VisionFeatures
 from llava.model.graphs import Graphs
 from llava.model.kv_cache import Extension, KVCache, cache_bytes, execution_device
+from visionzip_patch.once import warn_once
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +53,10 @@ class Engine:
 
     def __init__(self, model: nn.Module, mode: str = "static"):
         if mode != "static" and len({parameter.device for parameter in model.parameters()}) > 1:
-            logger.warning("fast=%r needs a model on one device; this one is on several: 'static' it is.", mode)
+            warn_once(logger, "fast=%r needs a model on one device; this one is on several: 'static' it is.", mode)
             mode = "static"
         if mode == "graphs" and next(model.parameters()).device.type != "cuda":
-            logger.warning("fast='graphs': there are no CUDA graphs without a GPU; steps run as they are.")
+            warn_once(logger, "fast='graphs': there are no CUDA graphs without a GPU; steps run as they are.")
         self._model, self.mode = weakref.ref(model), mode
         self.times: list[float] = []
         self.tower_graphs = Graphs(mode, self.times)

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from visionzip_patch.once import warn_once
+
 logger = logging.getLogger(__name__)
 
 MODES = ("static", "graphs", "compile")
@@ -52,7 +54,7 @@ class Graphs:
             return function(*inputs)
         if key not in self.prepared:
             if self.mode == "compile" and not self.times:
-                logger.warning("Compiling. Every new length of prompt or answer takes up to a minute once.")
+                warn_once(logger, "Compiling. Every new length of prompt or answer takes up to a minute once.")
             start = time.perf_counter()
             self.prepared[key] = self.prepare(function, inputs)
             self.times.append(time.perf_counter() - start)

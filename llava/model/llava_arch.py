@@ -30,9 +30,10 @@ from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.tower import VisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.save import all_or_nothing, upstream_keys, without_idle_sampling
-from llava.model.seams import is_hooked, is_replaced, warn_of_hidden_encoder, warn_once
+from llava.model.seams import is_hooked, is_replaced, warn_of_hidden_encoder
 from llava.model.splice import Spliced, splice
 from llava.model.weights import load_projector
+from visionzip_patch.once import warn_once
 
 logger = logging.getLogger(__name__)
 
@@ -390,7 +391,7 @@ class LlavaMetaForCausalLM:
             return None, None
         config, beyond = configure(self, kwargs)
         if beyond:
-            logger.warning("fast=%r cannot do %s: transformers' loop runs.", fast, ", ".join(sorted(beyond)))
+            warn_once(logger, "fast=%r cannot do %s: transformers' loop runs.", fast, ", ".join(sorted(beyond)))
             return None, None
         return self.engine(fast), config
 
@@ -410,8 +411,9 @@ class LlavaMetaForCausalLM:
         )
         if changed and tower.reducer is not None:
             warn_once(
+                logger,
                 "Another program has changed encode_images, or the vision tower. It takes no effect on images in a "
-                "list, because VisionZip orders their tokens by where they come from: call unzip(model) to see it."
+                "list, because VisionZip orders their tokens by where they come from: call unzip(model) to see it.",
             )
         return changed and tower.reducer is None
 
@@ -471,10 +473,13 @@ class LlavaMetaForCausalLM:
             max_length=getattr(self.config, "tokenizer_model_max_length", None),
         )
         if spliced.cut:
-            logger.warning(
+            limit = self.config.tokenizer_model_max_length
+            warn_once(
+                logger,
                 "%d tokens of a prompt were cut off: tokenizer_model_max_length is %d.",
                 spliced.cut,
-                self.config.tokenizer_model_max_length,
+                limit,
+                about=limit,
             )
         for dummy in dummies:  # adds nothing, but keeps tower and projector in the graph of a text-only batch
             spliced = spliced._replace(embeds=spliced.embeds + dummy[:0].sum())
@@ -487,10 +492,12 @@ class LlavaMetaForCausalLM:
         if found and images is None:
             raise ValueError(f"The prompts hold {found} <image> tokens but no images were given.")
         if images is not None and len(images) and not found:
-            logger.warning(
+            warn_once(
+                logger,
                 "%d images were given, but no prompt holds <image>, so they are not seen: write <image> where they "
                 "belong, and tokenize with tokenizer_image_token.",
                 len(images),
+                about="images",
             )
 
 

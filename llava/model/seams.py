@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 from torch import nn
 
-logger = logging.getLogger(__name__)
+from visionzip_patch.once import warn_once
 
-TOLD: set[str] = set()  # warnings that were given, one of each kind in a process
+logger = logging.getLogger(__name__)
 
 
 def is_replaced(owner, name: str, ours: Callable) -> bool:
@@ -36,13 +36,9 @@ def warn_of_hidden_encoder(encoder: nn.Module) -> None:
     is_theirs = not getattr(forward, "__module__", "").startswith("transformers.")
     if is_hooked(encoder) or is_theirs:
         warn_once(
-            f"{type(encoder).__name__} has {'hooks' if is_hooked(encoder) else 'a forward'} of another program, which "
-            f"take no effect: the vision tower runs the layers of its encoder itself, and stops at the one that is "
-            f"read. Hook those layers, or replace the tower's forward."
+            logger,
+            "%s has %s of another program, which take no effect: the vision tower runs the layers of its encoder "
+            "itself, and stops at the one that is read. Hook those layers, or replace the tower's forward.",
+            type(encoder).__name__,
+            "hooks" if is_hooked(encoder) else "a forward",
         )
-
-
-def warn_once(message: str) -> None:
-    if message not in TOLD:
-        TOLD.add(message)
-        logger.warning(message)

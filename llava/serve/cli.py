@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from llava.cli import EXIT_STATUSES, status_of
+from llava.inference.budget import add_budget_options
 from llava.serve.options import add_talk_options
 
 
@@ -55,13 +56,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--fast", choices=ways, default="static", help="plain steps (default), CUDA graphs, or Inductor")
     add("--debug", "--verbose", dest="verbose", action="store_true", help="show prompts, and where an error comes from")
 
-    add = parser.add_argument_group(
-        "VisionZip budget (default: what the checkpoint carries, else all tokens)"
-    ).add_argument
-    add("--dominant", type=int, metavar="D", help="tokens kept of each crop, CLS included")
-    add("--contextual", type=int, metavar="C", help="tokens merged from the rest of each crop; 0 drops the rest")
-    add("--tokens-per-image", type=int, metavar="N", help="instead of these two: tokens over all crops of an image")
-    parser.set_defaults(merge=None)
+    add_budget_options(parser, default="what the checkpoint carries, else all tokens")
     add_talk_options(parser, max_new_tokens=512)
     return parser.parse_args(argv)
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from llava.cli import EXIT_STATUSES, add_verbose, positive, status_of
+from llava.inference.budget import add_budget_options
 from llava.serve.options import add_talk_options
 
 LAST_PORT = 65535
@@ -33,8 +34,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("checkpoint", nargs="?", metavar="CHECKPOINT", help="folder or hub id (default: the embedded model)")
-    add("--dominant", type=int, metavar="D", help="at first: tokens kept of each crop, CLS included")
-    add("--contextual", type=int, metavar="C", help="at first: tokens merged from the rest; 0 drops the rest")
     add("--pictures", metavar="DIR", help="folder of pictures to pick from (default: some of the embedded ones)")
     add("--host", default="127.0.0.1", help="address to serve (default: 127.0.0.1, this machine only; 0.0.0.0 all)")
     add("--port", type=port, default=7860, help="default: 7860")
@@ -46,8 +45,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="at most so many at once, each with two caches; one more, and who was idle longest goes (default: 8)",
     )
     add_verbose(parser)
+    add_budget_options(parser, default="at first what the checkpoint carries, else a ninth of the patches")
     add_talk_options(parser, max_new_tokens=256)
-    parser.set_defaults(merge=None, tokens_per_image=None)
     return parser.parse_args(argv)
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llava.conversation import TEMPLATES as TEMPLATES  # for callers that look for it here
-from llava.eval.benchmark import most_crops
 from llava.eval.generate import Decoding
 from llava.eval.loading import device_of, load, use_one_thread
 from llava.eval.questions import SHORT
@@ -13,8 +12,6 @@ from llava.eval.tasks import EMBEDDED_CHECKPOINT, playground
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import read_config
 from llava.shard import ALONE
-from visionzip_patch import VisionZipConfig
-from visionzip_patch.reducer import VisionZip
 
 
 class Asked(NamedTuple):
@@ -60,8 +57,3 @@ def read_options(args: argparse.Namespace) -> Asked:
             "device": device,
         },
     )
-
-
-def require_possible(budget: VisionZipConfig, config, tower) -> None:
-    """Raises ValueError if the tower gives fewer tokens, or some image could not be given so few."""
-    VisionZip(budget, tower).tokens(most_crops(config, tower))

@@ -2,7 +2,7 @@
 
 import argparse
 
-from llava.cli import add_conv_mode, positive
+from llava.cli import add_conv_mode, not_negative, positive
 
 
 def add_talk_options(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
@@ -17,7 +17,12 @@ def add_talk_options(parser: argparse.ArgumentParser, *, max_new_tokens: int) ->
     add_conv_mode(group)
     add = group.add_argument
     add("--suffix", metavar="TEXT", help="a line under every question (default: none, but for the embedded model)")
-    add("--temperature", type=float, default=0.0, help="above 0, answers are sampled (default: 0, the likeliest words)")
+    add(
+        "--temperature",
+        type=not_negative,
+        default=0.0,
+        help="above 0, answers are sampled (default: 0, likeliest words)",
+    )
     add(
         "--max-new-tokens",
         type=positive,

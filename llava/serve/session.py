@@ -87,7 +87,7 @@ class ChatSession:
             raise ValueError(f"An image is given as {wrong[0]}: open it with PIL.Image.open.")
         self.require_open()
         if DEFAULT_IMAGE_TOKEN in text:
-            raise ValueError(f"The text holds {DEFAULT_IMAGE_TOKEN!r}, which stands for an image: pass it as `images`.")
+            raise ValueError(f"The text holds {DEFAULT_IMAGE_TOKEN!r}, which stands for an image: leave it out.")
         marker = DEFAULT_IMAGE_TOKEN
         if getattr(self.model.config, "mm_use_im_start_end", False):
             marker = DEFAULT_IM_START_TOKEN + marker + DEFAULT_IM_END_TOKEN
@@ -99,7 +99,7 @@ class ChatSession:
         if len(wanted) >= self.context_length:
             raise ValueError(
                 f"The conversation has {len(wanted)} tokens, and this model's context is {self.context_length}: "
-                f"take back turns, or reset."
+                f"take back a turn, or begin a new conversation."
             )
         return self.answer(self.messages, [*messages, (assistant, "")], shown, wanted)
 

@@ -15,10 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from llava.eval.generate import Decoding
+from llava.inference.budget import require_possible
 from llava.mm_utils import process_images
 from llava.model.kv_cache import cache_bytes
 from llava.serve.cost import Cost, TimedAnswer
-from llava.serve.opening import require_possible
 from llava.serve.session import ChatSession
 from llava.sight import crops_of, meaning_of, squares_of
 from visionzip_patch import VisionZipConfig

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,14 +13,14 @@ import torch
 from PIL import Image
 
 from llava.cli import QUESTIONS_REFUSED
-from llava.eval.benchmark import asked_budget, set_budget
 from llava.eval.loading import describe_device
 from llava.eval.results import budget_name
 from llava.eval.tasks import playground
-from llava.files import write_json, write_text
+from llava.files import UNSEALED, is_sealed, read_bytes, seal, write_bytes
+from llava.inference.budget import budget_of, carried_budget, require_possible, set_budget
 from llava.mm_utils import fetch_image
 from llava.serve.cost import Cost, TimedAnswer
-from llava.serve.opening import read_options, require_possible
+from llava.serve.opening import read_options
 from llava.serve.photo import upright
 from llava.serve.session import ChatSession
 from visionzip_patch import VisionZipConfig
@@ -28,6 +29,7 @@ EMBEDDED_PICTURE = "data/eval/signs/train_images/sign000000000.png"  # relative 
 
 HELP = """\
 /image PATH    show a picture with the next question: a file or a URL
+/budget        say what a picture costs now, and how to change it
 /budget D C    keep D tokens of each crop of a picture and merge the rest into C, as in /budget 54 10
 /budget N      N tokens for each picture
 /full          all tokens
@@ -37,6 +39,10 @@ HELP = """\
 /save FILE     write the conversation to FILE, .md or .json
 /help, /quit   this list; the end, as Ctrl-D
 Ctrl-C stops an answer."""
+BUDGET_FORMS = (
+    "Write /budget D C to keep D tokens of each crop and merge the rest into C, as in /budget 54 10; /budget N for N "
+    "tokens of each picture; /full for all tokens."
+)
 
 
 class Picture(NamedTuple):
@@ -80,10 +86,19 @@ class Chat:
         name: what to call the model.
         pictures: to be shown with the first question.
         suffix: a line put under every question.
+        knows_one_picture: the model was trained with one picture per conversation.
     """
 
-    def __init__(self, session: ChatSession, name: str, pictures: Sequence[Picture] = (), suffix: str = ""):
-        self.session, self.name, self.suffix = session, name, suffix
+    def __init__(
+        self,
+        session: ChatSession,
+        name: str,
+        pictures: Sequence[Picture] = (),
+        suffix: str = "",
+        *,
+        knows_one_picture: bool = False,
+    ):
+        self.session, self.name, self.suffix, self.knows_one_picture = session, name, suffix, knows_one_picture
         self.turns: list[Turn] = []
         self.waiting = list(pictures)  # for the next question
 
@@ -95,8 +110,11 @@ class Chat:
             case ["/image", _, *_]:
                 self.waiting.append(load_picture(line.split(maxsplit=1)[1].strip("'\"")))
                 print(describe(self.waiting))
-            case ["/budget", *counts] if 1 <= len(counts) <= 2:
-                self.set_budget(budget_of(counts))
+                self.hint()
+            case ["/budget"]:
+                print(f"Now: {self.session.budget or 'all tokens'}. {BUDGET_FORMS}")
+            case ["/budget", *counts]:
+                self.set_budget(self.read_budget(counts))
             case ["/full"]:
                 self.set_budget(None)
             case ["/new"]:
@@ -147,6 +165,23 @@ class Chat:
         if self.session.images:
             print("The pictures so far are encoded anew; what was said stays, /new forgets it.")
 
+    def hint(self) -> None:
+        """Say that a model which has learnt from single pictures is about to see several, if so it is."""
+        if self.knows_one_picture and sum(len(turn.pictures) for turn in self.turns) + len(self.waiting) > 1:
+            print(
+                f"{self.name} was trained with one picture per conversation: of several it tells little. To ask about "
+                f"another one alone: /clear, then /image PATH."
+            )
+
+    def read_budget(self, counts: Sequence[str]) -> VisionZipConfig:
+        """54 10 are dominant and contextual tokens of a crop, 160 alone those of a picture; merged as until now."""
+        if len(counts) > 2 or not all(count.isascii() and count.isdecimal() for count in counts):
+            raise ValueError(f"/budget {' '.join(counts)} is no budget. {BUDGET_FORMS}")
+        numbers = [int(count) for count in counts]
+        names = ("dominant", "contextual") if len(numbers) == 2 else ("tokens_per_image",)
+        merge = self.session.budget.merge if self.session.budget else "sum"
+        return VisionZipConfig(**dict(zip(names, numbers, strict=True)), merge=merge)
+
     def undo(self) -> None:
         if not self.turns:
             raise ValueError("There is no question to take back.")
@@ -161,18 +196,26 @@ class Chat:
         print(f"A new conversation. {describe(pictures)}")
 
     def save(self, path: Path) -> None:
+        """Write the conversation, over nothing but one that was saved so and is as it was then."""
         if not self.turns:
             raise ValueError("Nothing was said yet.")
+        if path.suffix not in (".md", ".json"):
+            raise ValueError(f"{path}: write a conversation to a name that ends in .md or .json.")
         try:
-            if path.suffix == ".json":
-                write_json(path, {**self.setting(), "turns": [turn.row() for turn in self.turns]})
-            elif path.suffix == ".md":
-                write_text(path, self.markdown(path.parent))
-            else:
-                raise ValueError(f"{path}: write a conversation to a name that ends in .md or .json.")
+            if path.exists() and not is_sealed(read_bytes(path)):
+                raise ValueError(
+                    f"{path} is there, and is no conversation saved here, or was changed since: it stays as it is. "
+                    f"Choose another name."
+                )
+            write_bytes(path, seal(self.markdown(path.parent) if path.suffix == ".md" else self.json()))
         except OSError as error:
             raise ValueError(f"{path}: cannot be written ({error.strerror}). Choose another place.") from None
         print(f"Written: {path}")
+
+    def json(self) -> str:
+        """The conversation as JSON."""
+        content = {**self.setting(), "turns": [turn.row() for turn in self.turns], "saved": UNSEALED}
+        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
     def setting(self) -> dict:
         decoding = self.session.decoding
@@ -190,6 +233,7 @@ class Chat:
         for turn in self.turns:
             parts += [f"![picture](<{link(picture.name, folder)}>)" for picture in turn.pictures]
             parts += [f"**You:** {turn.question}", f"**{self.name}:** {turn.answer}", f"*{turn.effort()}*"]
+        parts.append(f"<!-- saved: {UNSEALED} -->")
         return "\n\n".join(parts) + "\n"
 
 
@@ -200,7 +244,7 @@ def talk(args: argparse.Namespace) -> int:
     asked = read_options(args)
     names = args.image_file or [str(playground() / EMBEDDED_PICTURE)] * asked.is_embedded
     pictures = [load_picture(name) for name in names]  # before the model, which may have to be fetched
-    if budget := asked_budget(args):
+    if budget := budget_of(args, carried_budget(asked.tower)):
         require_possible(budget, asked.config, asked.tower)
     tokenizer, model, processor = asked.load(visionzip=budget, fast=args.fast)
     with ChatSession(model, tokenizer, processor, asked.decoding) as session:
@@ -210,7 +254,9 @@ def talk(args: argparse.Namespace) -> int:
         if asked.suffix:
             print(f"Under every question: {asked.suffix!r} (--suffix '' leaves it out).")
         print(describe(pictures))
-        return lead(Chat(session, asked.name, pictures, asked.suffix))
+        chat = Chat(session, asked.name, pictures, asked.suffix, knows_one_picture=asked.is_embedded)
+        chat.hint()
+        return lead(chat)
 
 
 def reconfigure(stream, **settings) -> None:
@@ -261,16 +307,6 @@ def lines(is_person: bool) -> Iterator[str]:
 def load_picture(name: str) -> Picture:
     """A picture of a file or a http(s) URL. Raises ValueError if there is none that can be used."""
     return Picture(name, upright(fetch_image(name)))
-
-
-def budget_of(counts: Sequence[str]) -> VisionZipConfig:
-    """54 10 are dominant and contextual tokens of a crop, 160 alone those of a picture."""
-    if not all(count.isdecimal() for count in counts):
-        raise ValueError(
-            f"/budget {' '.join(counts)}: give two numbers, as in /budget 54 10, or one for a whole picture."
-        )
-    numbers = [int(count) for count in counts]
-    return VisionZipConfig(*numbers) if len(numbers) == 2 else VisionZipConfig(tokens_per_image=numbers[0])
 
 
 def describe(waiting: Sequence[Picture]) -> str:

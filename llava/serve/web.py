@@ -5,10 +5,13 @@ import contextlib
 import html
 import io
 import logging
+import math
 import os
 import socket
+import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,18 +21,18 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
-from llava.eval.benchmark import asked_budget, most_crops
 from llava.eval.loading import describe_device
 from llava.eval.tasks import playground
-from llava.files import read_json
+from llava.files import read_json, shorten
+from llava.inference.budget import choose_budget, most_crops
 from llava.mm_utils import decode_image, find_pictures
 from llava.serve import cards
 from llava.serve.layout import LAYERS, lay_out
 from llava.serve.opening import read_options
 from llava.serve.photo import upright
 from llava.serve.studio import Comparison, Studio
-from llava.sight import usual_budget
 from visionzip_patch import VisionZipConfig
+from visionzip_patch.once import warn_once
 from visionzip_patch.pictures import overlay
 from visionzip_patch.reducer import VisionZip
 
@@ -52,18 +55,58 @@ class Sample(NamedTuple):
 
 
 class KeepAtHome:
-    """Middleware that has browsers ask nobody but this server for anything, whatever gradio's page says."""
+    """Middleware that has browsers ask nobody but this server for anything, whatever gradio's page says.
+
+    A request that fails in gradio, as one that no page sends, is answered with status 500.
+    """
 
     def __init__(self, app):
         self.app = app
 
     async def __call__(self, scope, receive, send):
+        is_answered = False
+
         async def send_with_policy(message):
+            nonlocal is_answered
+            is_answered = True
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], (b"content-security-policy", POLICY.encode())]
             await send(message)
 
-        await self.app(scope, receive, send_with_policy)
+        try:
+            await self.app(scope, receive, send_with_policy)
+        except Exception:
+            note_failure()
+            if scope["type"] == "http" and not is_answered:
+                await send_with_policy({"type": "http.response.start", "status": 500, "headers": []})
+                await send({"type": "http.response.body", "body": b"This request failed."})
+
+
+def note_failure() -> None:
+    """Log the error that is being handled in a line, once for each kind, and with --verbose where it comes from.
+
+    Anybody can send what gradio fails at: whoever serves the page need not read a trace of each.
+    """
+    kind, error, _ = sys.exc_info()
+    what = f"{kind.__name__}, {shorten(str(error))}"
+    warn_once(logger, "A request failed in gradio, which is answered so: %s", what, about=kind)
+    logger.debug("Where it comes from:", exc_info=True)
+
+
+@contextlib.contextmanager
+def without_traces() -> Iterator[None]:
+    """Within the block gradio notes failures as `note_failure` does, in place of printing a trace of each."""
+    from gradio import queueing, route_utils, routes
+
+    quiet = SimpleNamespace(**{**vars(traceback), "print_exc": note_failure})
+    modules = [module for module in (queueing, route_utils, routes) if getattr(module, "traceback", None) is traceback]
+    for module in modules:
+        module.traceback = quiet
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.traceback = traceback
 
 
 def serve(args: argparse.Namespace) -> int:
@@ -75,7 +118,7 @@ def serve(args: argparse.Namespace) -> int:
     Image.MAX_IMAGE_PIXELS = MOST_PIXELS  # Pillow's own, for this process: looked at before a picture is decoded
     with tempfile.TemporaryDirectory() as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
-        with running(build(studio, heading, samples), args.host, args.port) as url:
+        with without_traces(), running(build(studio, heading, samples), args.host, args.port) as url:
             print(f"The demo is at {url} (Ctrl-C ends it).", flush=True)
             with contextlib.suppress(KeyboardInterrupt):
                 threading.Event().wait()
@@ -86,7 +129,7 @@ def serve(args: argparse.Namespace) -> int:
 def open_studio(args: argparse.Namespace) -> tuple[Studio, str]:
     """The model that was asked for, warm; and the head of its page."""
     asked = read_options(args)
-    budget = choose_budget(args, asked.config, asked.tower)
+    budget = per_crop(choose_budget(args, asked.config, asked.tower), asked.config, asked.tower)
     studio = Studio(*asked.load(), asked.decoding, budget=budget, suffix=asked.suffix, visitors=args.visitors)
     warm_up(studio)
     return studio, cards.heading(asked.name, describe_device(asked.device), asked.suffix)
@@ -170,7 +213,7 @@ def handlers(studio: Studio, samples: Sequence[Sample]) -> SimpleNamespace:
             return studio.find(request.session_hash)
 
     def drawn(comparison: Comparison, layer: str) -> tuple:
-        image = overlay(comparison.view, **LAYERS[layer]) if comparison.view else None
+        image = overlay(comparison.view, **LAYERS.get(layer, LAYERS["Tokens"])) if comparison.view else None
         return image, cards.count(comparison), cards.talk(comparison.turns)
 
     def after(change: Callable[[Comparison], None]) -> Callable:
@@ -206,7 +249,7 @@ def handlers(studio: Studio, samples: Sequence[Sample]) -> SimpleNamespace:
         return show(Sample(Path(path), []), layer, request)
 
     def pick(layer, event: gr.SelectData, request: gr.Request):
-        return after(lambda comparison: comparison.pick(*event.index))(layer, request)
+        return after(lambda comparison: comparison.pick(*point_of(event.index)))(layer, request)
 
     def set_budget(dominant, contextual, layer, request: gr.Request):
         comparison, refusals = found(request), []
@@ -221,7 +264,7 @@ def handlers(studio: Studio, samples: Sequence[Sample]) -> SimpleNamespace:
         """Talk, text of the question's box, whether there is something to stop."""
         comparison = found(request)
         with told(warn):
-            for step, _ in enumerate(comparison.ask(question)):
+            for step, _ in enumerate(comparison.ask(question or "")):
                 is_first = step == 0  # after it the box is the visitor's again; before it nothing is taken from there
                 talk, button = cards.talk(comparison.turns), gr.Button(interactive=True)
                 yield (talk, "", button) if is_first else (talk, gr.skip(), gr.skip())
@@ -245,6 +288,17 @@ def handlers(studio: Studio, samples: Sequence[Sample]) -> SimpleNamespace:
         ask=ask,
         stop=stop,
     )
+
+
+def point_of(index) -> tuple[float, float]:
+    """Where a picture was clicked. Raises ValueError for what no page sends."""
+    if not isinstance(index, list | tuple) or len(index) != 2 or not all(map(is_finite, index)):
+        raise ValueError("This is no place in the picture.")
+    return tuple(index)
+
+
+def is_finite(value) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 @contextlib.contextmanager
@@ -287,13 +341,8 @@ def list_samples(folder: str | None) -> list[Sample]:
     return [Sample(path, asked[path.stem][:QUESTIONS]) for path in paths]
 
 
-def choose_budget(args: argparse.Namespace, config, tower) -> VisionZipConfig:
-    """What the options ask for, else what the checkpoint carries, else the usual one; dominant and contextual tokens.
-
-    Raises:
-        ValueError: more than the vision tower gives.
-    """
-    budget = asked_budget(args) or (tower.reducer.config if tower.reducer else usual_budget(tower))
+def per_crop(budget: VisionZipConfig, config, tower) -> VisionZipConfig:
+    """The same budget in dominant and contextual tokens of a crop, which the sliders show."""
     available = VisionZip(budget, tower).available
     dominant, contextual = budget.per_crop(most_crops(config, tower), available)
     return replace(budget, dominant=dominant, contextual=contextual, tokens_per_image=None)

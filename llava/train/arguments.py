@@ -9,6 +9,7 @@ what is typed wins.
 import argparse
 import copy
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from transformers.training_args import ParallelMode
 from llava.cli import add_verbose
 from llava.conversation import conv_templates
 from llava.files import read_bytes, read_json
+from llava.inference.budget import budget_of
 from visionzip_patch import VisionZipConfig
 
 SOURCE_ROOT = Path(__file__).resolve().parents[2]
@@ -45,6 +47,23 @@ DECISIVE_TRAINING = (
     *("freeze_mm_mlp_adapter", "bf16", "fp16", "bits", "quant_type", "double_quant"),
     *("lora_enable", "lora_r", "lora_alpha", "lora_dropout", "lora_bias", "lora_weight_path"),
 )
+
+
+COUNT = (lambda value: value >= 1, "a whole number of at least 1")
+ABOVE_0 = (lambda value: 0 < value < math.inf, "a number above 0")
+FROM_0 = (lambda value: 0 <= value < math.inf, "a number of at least 0")
+BELOW_1 = (lambda value: 0 <= value < 1, "a share from 0 to below 1")
+
+# What numbers of a run can be; not a number passes no comparison. Those that are None are not set.
+RANGES = {
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "model_max_length"), COUNT),
+    **dict.fromkeys(("gradient_accumulation_steps", "save_total_limit", "lora_r", "lora_alpha"), COUNT),
+    **dict.fromkeys(("num_train_epochs", "save_steps", "logging_steps", "eval_steps", "adam_epsilon"), ABOVE_0),
+    **dict.fromkeys(("learning_rate", "mm_projector_lr", "weight_decay", "warmup_steps", "max_grad_norm"), FROM_0),
+    **dict.fromkeys(("neftune_noise_alpha", "seed", "data_seed", "dataloader_num_workers"), FROM_0),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor", "lora_dropout"), BELOW_1),
+    "max_steps": (lambda value: value == -1 or value >= 1, "at least 1, or -1 to go by --num_train_epochs"),
+}
 
 
 def option(default, help: str) -> Any:
@@ -99,21 +118,7 @@ class ModelArguments:
 
     def visionzip(self) -> VisionZipConfig | None:
         """The budget that was asked for; None asks for none. Raises ValueError for half a budget, or two."""
-        merge, counts = self.merge or "sum", (self.dominant, self.contextual)
-        if self.tokens_per_image is not None:
-            if counts != (None, None):
-                raise ValueError("--tokens_per_image replaces --dominant and --contextual: give one or the other.")
-            return VisionZipConfig(tokens_per_image=self.tokens_per_image, merge=merge)
-        if counts == (None, None):
-            if self.merge:
-                raise ValueError("--merge needs a budget: add --dominant and --contextual, or --tokens_per_image.")
-            return None
-        if None in counts:
-            raise ValueError(
-                f"--dominant and --contextual go together; got {self.dominant} and {self.contextual}. "
-                f"54 and 10 are usual for 576 tokens; --contextual 0 only drops."
-            )
-        return VisionZipConfig(*counts, merge=merge)
+        return budget_of(self, spell="--{}".format)
 
 
 @dataclass
@@ -193,6 +198,7 @@ class TrainingArguments(transformers.TrainingArguments):
 
     def __post_init__(self):
         """Checks what can be known before processes are connected, which transformers does here."""
+        require_in_range(self)
         self.deepspeed = None if self.deepspeed in ("", "none") else find_deepspeed(self.deepspeed)
         if isinstance(self.report_to, str):  # from a program; transformers takes both
             self.report_to = [self.report_to]
@@ -450,6 +456,14 @@ def find_deepspeed(name: str | None) -> str | None:
             f"llava.train.train ...; or train without: --deepspeed none."
         )
     return str(path)
+
+
+def require_in_range(arguments: Any) -> None:
+    """Raises ValueError, which names the option, for a number that no run can have."""
+    for name, (is_possible, possible) in RANGES.items():
+        value = getattr(arguments, name)
+        if value is not None and not is_possible(value):
+            raise ValueError(f"--{name} {value}: give {possible}.")
 
 
 def require_reporters(asked: Sequence[str]) -> None:

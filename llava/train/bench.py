@@ -22,10 +22,12 @@ from tqdm import tqdm
 
 from llava import shapes
 from llava.cli import add_verbose, positive, status_of
-from llava.files import make_folder, write_json, write_text
+from llava.files import make_folder, require_own, write_json, write_text
+from llava.inference.budget import USUAL, add_budget_options, counts_per_crop
 
 PREFIX = 35  # tokens before the image, as in LLaVA-1.5's prompt
 FAILED = "out of memory"
+SPEED = "samples/s (slowest – fastest)"
 
 
 class Way(NamedTuple):
@@ -68,6 +70,8 @@ class Measured(NamedTuple):
 
 def compare(args: argparse.Namespace) -> int:
     """Measure every way and print the table; returns the exit status."""
+    if args.out:
+        require_own([make_folder(args.out) / name for name in ("training.json", "training.md")], SPEED)
     results: dict[str, list[Measured]] = {way.name: [] for way in WAYS}
     turns = [way for _ in range(args.rounds) for way in WAYS]
     with tqdm(turns, unit="run", dynamic_ncols=True) as bar:
@@ -78,10 +82,9 @@ def compare(args: argparse.Namespace) -> int:
     table = to_markdown(results, args.batch_size)
     print(f"{describe(args)}\n\n{table}")
     if args.out:
-        out = make_folder(args.out)
         rounds = {name: [one._asdict() for one in each] for name, each in results.items()}
-        write_json(out / "training.json", {"settings": settings(args), "ways": rounds})
-        write_text(out / "training.md", f"{describe(args)}\n\n{table}\n")
+        write_json(args.out / "training.json", {"settings": settings(args), "ways": rounds})
+        write_text(args.out / "training.md", f"{describe(args)}\n\n{table}\n")
     return 0
 
 
@@ -203,7 +206,7 @@ def describe(args: argparse.Namespace) -> str:
 def to_markdown(results: dict[str, list[Measured]], batch_size: int) -> str:
     """A line per way: speed, also as a ratio to the plain zipped run, counted work, memory."""
     lines = [
-        "| way | tokens | samples/s (slowest – fastest) | × zipped, plain | TFLOP a sample | × by count | peak GB |",
+        f"| way | tokens | {SPEED} | × zipped, plain | TFLOP a sample | × by count | peak GB |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     plain = results[PLAIN.name]
@@ -226,14 +229,24 @@ def to_markdown(results: dict[str, list[Measured]], batch_size: int) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    return status_of(run, parse_arguments(argv))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure one way here, or compare them all; returns the exit status."""
+    shape = SHAPES[args.shape]
+    budget = counts_per_crop(args, USUAL, crops=shape.crops, available=shape.tower_length)
+    args.dominant, args.contextual = budget
+    return measure(args) if args.only else compare(args)
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m llava.train.bench",
         description="Speed and memory of one optimizer step of projector tuning, the plain way and ours.",
     )
     add = parser.add_argument
     add("--shape", choices=SHAPES, default="small", help="sizes of the model (default: small)")
-    add("--dominant", type=positive, default=54, metavar="D", help="tokens kept of an image (default: 54)")
-    add("--contextual", type=int, default=10, metavar="C", help="tokens merged from the rest (default: 10)")
     add("--batch-size", type=positive, default=4, metavar="N", help="samples per step (default: 4)")
     add("--text-tokens", type=positive, default=256, metavar="N", help="of a sample (default: 256)")
     add("--labelled", type=positive, default=128, metavar="N", help="of these, learnt (default: 128)")
@@ -242,9 +255,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto, a GPU if there is one")
     add("--out", type=Path, metavar="DIR", help="also write training.json and training.md there")
     add("--only", choices=[way.name for way in WAYS], help="run one way here and print what it took as JSON")
+    add_budget_options(parser, default="54 + 10", merge=False)
     add_verbose(parser)
-    args = parser.parse_args(argv)
-    return status_of(measure if args.only else compare, args)
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -9,17 +9,19 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import fmean, median
+from typing import NamedTuple
 
 import torch
 
 from llava.eval.loading import describe_device
 from llava.eval.results import versions
-from llava.files import write_json
+from llava.files import read_json, write_json
 from llava.shard import current_shard
 
 logger = logging.getLogger(__name__)
 
 OPTIONAL = ("accelerate", "deepspeed", "datasets", "peft", "bitsandbytes")
+SPENT_FILE = "spent.json"  # in a checkpoint
 PANELS = {"loss": "loss", "learning_rate": "learning rate", "samples_per_second": "samples per second"}
 
 
@@ -45,6 +47,28 @@ class Throughput:
         rate = self._samples / (now - self._since)
         self._since, self._samples = now, 0
         return rate
+
+
+class Spent(NamedTuple):
+    """What a run of training has taken over all its starts, but for steps that a stop has lost."""
+
+    seconds: float = 0.0
+    loss: float = 0.0  # sum over steps
+    skipped: int = 0  # samples whose image could not be read
+
+
+def write_spent(folder: Path, spent: Spent) -> None:
+    """Put beside a checkpoint what has led to it."""
+    write_json(folder / SPENT_FILE, spent._asdict())
+
+
+def read_spent(folder: Path) -> Spent:
+    """What has led to a checkpoint; nothing, if it does not say so."""
+    try:
+        return Spent(**read_json(folder / SPENT_FILE))
+    except (TypeError, ValueError) as error:
+        logger.debug("What came before %s is not known: %s", folder, error)
+        return Spent()
 
 
 def gather_facts() -> dict:
@@ -81,7 +105,7 @@ def write_report(folder: Path, *, history: Sequence[dict], facts: dict) -> None:
 
 
 def summarize(history: Sequence[dict]) -> dict:
-    """Steps, speed and losses; `seconds` are those since the run was last started."""
+    """Steps, speed and losses; `seconds` are those of all starts, but for steps that a stop has lost."""
     steps, losses = series(history, "loss")
     _, rates = series(history, "samples_per_second")
     _, seconds = series(history, "train_runtime")

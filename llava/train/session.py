@@ -32,6 +32,10 @@ from visionzip_patch import VisionZipConfig
 logger = logging.getLogger(__name__)
 
 RUN_FILE, RESULT_FILE = "run.json", "training.json"
+RESULTS = (  # what a run leaves, as patterns
+    *("config.json", "mm_projector.bin", "adapter_*", "non_lora_trainables.bin", "*.safetensors", "pytorch_model*.bin"),
+    *("checkpoint-*", "loss.png", RESULT_FILE),
+)
 
 
 class Counts(NamedTuple):
@@ -126,8 +130,9 @@ def is_finished(output: Path, run: Run) -> bool:
     """Whether an earlier run of the same settings has left its result in `output`, on every machine.
 
     Raises:
-        ValueError: `output` belongs to a run of other settings, which are named.
+        ValueError: `output` belongs to a run of other settings, which are named, or to somebody else.
     """
+    require_own_folder(output, run)
     if run.training.overwrite_output_dir:
         return False
     now, known = run.settings(), (output / RUN_FILE).is_file()
@@ -140,6 +145,25 @@ def is_finished(output: Path, run: Run) -> bool:
             f"again there with --overwrite_output_dir."
         )
     return all(gather_object([known and (output / RESULT_FILE).is_file()]))
+
+
+def require_own_folder(output: Path, run: Run) -> None:
+    """Refuse to write over what the run reads, and into a folder with a model that no run has left there.
+
+    Raises:
+        ValueError: it names the files.
+    """
+    model, training = run.model, run.training
+    read = (model.model_name_or_path, model.vision_tower, training.lora_weight_path)
+    if mixed := [name for name in read if name and Path(name).is_dir() and output.is_dir() and output.samefile(name)]:
+        raise ValueError(f"--output_dir {output} is {mixed[0]}, which the run reads. Choose another --output_dir.")
+    if not output.is_dir() or (output / RUN_FILE).is_file():
+        return
+    if there := sorted({path.name for pattern in RESULTS for path in output.glob(pattern)}):
+        raise ValueError(
+            f"{output} has no {RUN_FILE}, but {', '.join(there[:6])}, which the result would replace. "
+            f"Choose another --output_dir."
+        )
 
 
 @contextmanager
@@ -209,14 +233,14 @@ def save_result(trainer: LLaVATrainer, run: Run, counts: Counts) -> None:
     writes = run.training.should_save
     with all_or_nothing(output) if writes else nullcontext() as folder:
         save(trainer.part, model, trainer.processing_class, folder, compute_dtype(run), writes=writes)
-    measured = torch.tensor([trainer.skipped, peak_memory()], dtype=torch.float64, device=run.training.device)
-    skipped, peaks = trainer.accelerator.gather(measured).view(-1, 2).unbind(1)
+    peaks = trainer.accelerator.gather(torch.tensor([peak_memory()], dtype=torch.float64, device=run.training.device))
+    skipped = trainer.spent().skipped
     if writes:
         budget = getattr(model.config, "visionzip", None)
         facts = {
             "budget": str(VisionZipConfig.from_dict(budget)) if budget else "all tokens",
             "template": template_of(run, model),
-            "samples": {**counts._asdict(), "skipped_while_training": int(skipped.sum())},
+            "samples": {**counts._asdict(), "skipped_while_training": skipped},
             **gather_facts(),
             "peak_memory_gib": round(peaks.max().item() / 2**30, 3),
             "settings": run.settings(),

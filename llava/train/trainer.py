@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from transformers import Trainer
 
 from llava.data.sampler import LengthGroupedSampler
-from llava.train.report import Throughput
+from llava.train.report import Spent, Throughput, read_spent, write_spent
 from llava.train.saving import load_trained, save
 from llava.train.sharding import wait_for_all
 
@@ -39,6 +40,7 @@ class LLaVATrainer(Trainer):
         self._staging: Path | None = None
         self._sampler: LengthGroupedSampler | None = None
         self._throughput = Throughput()
+        self._before, self._began, self._losses = Spent(), time.perf_counter(), 0.0
 
     # What is learnt
 
@@ -56,6 +58,11 @@ class LLaVATrainer(Trainer):
                 f"The loss of step {self.state.global_step + 1} is {loss.item()}. {self._last_good()} Lower "
                 f"--learning_rate (now {self.args.learning_rate:g}), or lengthen the warm-up; with --fp16, try --bf16."
             )
+        return loss
+
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self._losses = self._losses + loss.detach()
         return loss
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
@@ -88,7 +95,26 @@ class LLaVATrainer(Trainer):
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if "loss" in logs:
             logs["samples_per_second"] = self._throughput.rate()
+        if "train_runtime" in logs:  # transformers knows this start only
+            spent, steps = self.spent(), self.state.global_step
+            batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            logs |= {
+                "train_runtime": spent.seconds,
+                "train_steps_per_second": steps / spent.seconds,
+                "train_samples_per_second": steps * batch / spent.seconds,
+                "train_loss": spent.loss / max(steps, 1),
+            }
         super().log(logs, *args, **kwargs)
+
+    def spent(self) -> Spent:
+        """What the run has taken so far; every process has to call this."""
+        here = torch.tensor([float(self._losses), self.skipped], dtype=torch.float64, device=self.args.device)
+        losses, skipped = self.accelerator.gather(here).view(-1, 2).unbind(1)
+        return Spent(
+            self._before.seconds + time.perf_counter() - self._began,
+            self._before.loss + losses.mean().item(),
+            self._before.skipped + int(skipped.sum()),
+        )
 
     # What is kept
 
@@ -115,8 +141,10 @@ class LLaVATrainer(Trainer):
             ) from error
         finally:
             self._staging = None
+        spent = self.spent()
         wait_for_all()
         if self.args.should_save:
+            write_spent(staging / name, spent)
             os.replace(staging / name, Path(self.args.output_dir, name))
             staging.rmdir()
         wait_for_all()  # machines with disks of their own: an older one goes when all of them have the new one
@@ -137,7 +165,9 @@ class LLaVATrainer(Trainer):
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        self._began = time.perf_counter()
         if resume_from_checkpoint is not None:
+            self._before = read_spent(Path(resume_from_checkpoint))
             if self.is_deepspeed_enabled:
                 self.model_wrapped.load_checkpoint(resume_from_checkpoint, self._tag(), load_module_strict=False)
             else:

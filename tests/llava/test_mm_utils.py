@@ -132,6 +132,45 @@ def test_16_bit_grey_keeps_its_upper_bits():
     assert np.array(mm_utils.to_rgb(image))[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
+GREYS = {  # values -> what they are in 8 bits
+    "floats up to 1": (np.array([[0, 0.25, 0.5, 1]], dtype=np.float32), [0, 64, 128, 255]),
+    "floats up to 255": (np.array([[0, 1, 200.7, 255]], dtype=np.float32), [0, 1, 200, 255]),
+    "floats up to 65535": (np.array([[0, 256, 32768, 65535]], dtype=np.float32), [0, 1, 128, 255]),
+    "integers up to 65535": (np.array([[0, 256, 32768, 65535]], dtype=np.int32), [0, 1, 128, 255]),
+    "black floats": (np.zeros((1, 4), dtype=np.float32), [0, 0, 0, 0]),
+}
+
+
+@pytest.mark.parametrize("kind", GREYS)
+def test_grey_of_any_range_is_scaled(kind):
+    values, expected = GREYS[kind]
+    assert np.array(mm_utils.to_rgb(Image.fromarray(values)))[0].tolist() == [[value] * 3 for value in expected]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([0, np.nan], "values that are not numbers"),
+        ([0, np.inf], "values that are not numbers, or not finite"),
+        ([-1.0, 1.0], "values from -1 to 1; expected 0 to 255, 0 to 65535, or with floating-point numbers 0 to 1"),
+        ([0.0, 1e6], r"values from 0 to 1e\+06"),
+    ],
+)
+def test_grey_of_no_known_range_is_refused(values, message, tmp_path):
+    image = Image.fromarray(np.array([values], dtype=np.float32))
+    with pytest.raises(ValueError, match=message):
+        mm_utils.to_rgb(image)
+    image.save(tmp_path / "grey.tiff")
+    with pytest.raises(ValueError, match=f"grey.tiff: cannot be decoded .*{message}"):
+        mm_utils.load_image(tmp_path / "grey.tiff")
+
+
+@pytest.mark.parametrize("image", [np.zeros((8, 8, 3)), np.zeros((8, 8, 3), np.uint8), torch.zeros(3, 8, 8), "a.png"])
+def test_what_is_no_image_is_refused_by_its_kind(processor, image):
+    with pytest.raises(ValueError, match=rf"given as {type(image).__name__}; expected one of Pillow"):
+        mm_utils.process_images([image], processor, SimpleNamespace())
+
+
 def test_expand2square_leaves_a_square_alone():
     image = noise(9, 9)
     assert mm_utils.expand2square(image, (0, 0, 0)) is image
@@ -270,6 +309,29 @@ def test_a_long_thin_image_does_not_exhaust_the_memory(processor, aspect_ratio, 
         mm_utils.process_images([Image.new("RGB", size)], processor, config)
     pixels = mm_utils.process_images([Image.new("RGB", (1, 500))], processor, config)
     assert pixels.shape[0] == 1
+
+
+@pytest.mark.parametrize("kind", [CLIPImageProcessorPil, SiglipImageProcessorPil])
+@pytest.mark.parametrize("size", [(300, 1), (1, 300), (299, 40), (41, 300), (150, 149), (128, 128), (2, 129)])
+def test_a_large_square_need_not_be_made_to_have_its_pixels(monkeypatch, kind, size):
+    sides = {"height": 28, "width": 28}
+    processor = kind(size={"shortest_edge": 28}, crop_size=sides) if kind is CLIPImageProcessorPil else kind(size=sides)
+    config, image = SimpleNamespace(image_aspect_ratio="pad"), noise(*size)
+    whole = mm_utils.process_images([image], processor, config)
+    monkeypatch.setattr(mm_utils, "LARGE", 64)
+    assert torch.equal(mm_utils.process_images([image], processor, config), whole)
+
+
+@pytest.mark.parametrize("size", [(6000, 1), (1, 6000), (6000, 20)])
+def test_a_thin_image_costs_little_memory(monkeypatch, processor, size):
+    made, seen = [], []
+    new, prepare = Image.new, processor.preprocess
+    monkeypatch.setattr(Image, "new", lambda mode, size, *color: made.append(size) or new(mode, size, *color))
+    monkeypatch.setattr(processor, "preprocess", lambda images, **how: seen.extend(images) or prepare(images, **how))
+    image = noise(*size)
+    mm_utils.process_images([image], processor, SimpleNamespace(image_aspect_ratio="pad"))
+    assert [image.size for image in seen] == [(28, 28)]
+    assert max(width * height for width, height in made) < 2e6  # pixels; the square has 36e6
 
 
 def test_what_is_no_file_is_not_read(tmp_path):

@@ -1,6 +1,4 @@
-"""Views show what the tower saw, anyres tiles included; the usual budget is a ninth of the patches."""
-
-from types import SimpleNamespace
+"""Views show what the tower saw, anyres tiles included."""
 
 import numpy as np
 import pytest
@@ -8,19 +6,9 @@ import torch
 from PIL import Image
 
 from llava.mm_utils import process_images
-from llava.sight import shown_crops, usual_budget, view_of
-from visionzip_patch import VisionZipConfig, visionzip
+from llava.sight import shown_crops, view_of
+from visionzip_patch import visionzip
 from visionzip_patch.pictures import patch_at
-
-
-@pytest.mark.parametrize(
-    ("patches", "ninths", "expected"),
-    [(576, 1, (54, 10)), (576, 2, (108, 20)), (576, 3, (162, 30)), (64, 1, (6, 1)), (256, 1, (24, 4)), (4, 1, (1, 0))],
-)
-def test_the_usual_budget_is_a_ninth_of_the_patches(patches, ninths, expected):
-    for has_cls in (True, False):
-        tower = SimpleNamespace(num_patches=patches, has_cls=has_cls)
-        assert usual_budget(tower, ninths) == VisionZipConfig(*expected)
 
 
 @pytest.fixture(scope="module")

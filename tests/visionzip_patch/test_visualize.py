@@ -64,6 +64,29 @@ def test_the_average_is_that_of_the_images(tmp_path, tiny_llava):
     assert Image.open(tmp_path / "frames-visionzip-average.png").width > 2 * 480
 
 
+def test_nothing_of_others_is_replaced(tmp_path, capsys):
+    """Not the image itself, by its own name or a folder's, and no other picture of that name; an earlier run's is."""
+    image, other = tmp_path / "a.png", tmp_path / "frames-visionzip.png"
+    for path in (image, other):
+        path.write_bytes(SIGN.read_bytes())
+    assert main([str(image), str(other), "--out", str(tmp_path)]) == 2
+    assert f"{other} would be written over, and {other} is read" in capsys.readouterr().err
+
+    folder = tmp_path / "shots"
+    folder.mkdir()
+    inside = folder / "shots-visionzip.png"
+    inside.write_bytes(SIGN.read_bytes())
+    assert main([str(folder), "--out", str(folder)]) == 2
+    assert f"{inside} would be written over" in capsys.readouterr().err
+
+    assert main([str(image), str(SIGN), "--out", str(tmp_path)]) == 2
+    assert f"{other}: already there, and not what this command has written" in capsys.readouterr().err
+    assert other.read_bytes() == inside.read_bytes() == SIGN.read_bytes()
+
+    for _ in range(2):
+        assert main([str(image), "--out", str(tmp_path), "--size", "64"]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -2,7 +2,7 @@
 
 from visionzip_patch.pictures.draw import overlay
 from visionzip_patch.pictures.figure import average_figure, figure
-from visionzip_patch.pictures.page import page
+from visionzip_patch.pictures.page import GENERATOR, page
 from visionzip_patch.pictures.view import (
     DROPPED,
     KEPT,
@@ -18,6 +18,7 @@ from visionzip_patch.pictures.view import (
 
 __all__ = [
     "DROPPED",
+    "GENERATOR",
     "KEPT",
     "Crop",
     "Patch",

@@ -15,6 +15,7 @@ from visionzip_patch.pictures.draw import heights
 from visionzip_patch.pictures.view import Crop, View
 
 SHADES = 64  # steps of the colour ramp
+GENERATOR = '<meta name="generator" content="visionzip_patch">'  # by which a page is known
 
 
 def page(views: Sequence[View], title: str, subtitle: str) -> str:
@@ -25,6 +26,7 @@ def page(views: Sequence[View], title: str, subtitle: str) -> str:
         "views": [describe_view(view) for view in views],
     }
     parts = {
+        "GENERATOR": GENERATOR,
         "TITLE": html.escape(title),
         "SUBTITLE": html.escape(subtitle),
         "STYLE": STYLE,
@@ -71,6 +73,7 @@ BODY = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+%GENERATOR%
 <meta http-equiv="Content-Security-Policy"
   content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 <title>%TITLE%</title>

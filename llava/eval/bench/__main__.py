@@ -13,11 +13,12 @@ from datetime import date
 from functools import partial
 from pathlib import Path
 
-from llava.cli import add_verbose, positive, status_of, tell
-from llava.files import make_folder, write_json, write_text
+from llava.cli import add_verbose, not_negative, positive, status_of, tell
+from llava.files import make_folder, require_own, write_json, write_text
 from llava.shapes import SHAPES
 
 PARTS = ("stages", "workload", "growth")
+COMMAND = "python -m llava.eval.bench"
 EMBEDDED = "the embedded model"
 GPU_PLAN = {  # what is measured on which model unless models are named
     "llava-next-7b": PARTS,
@@ -55,9 +56,10 @@ def bench(args: argparse.Namespace) -> int:
     is_gpu = device.type == "cuda"
     dtype = getattr(torch, args.dtype or ("bfloat16" if is_gpu else "float32"))
     out = make_folder(args.out)
+    require_own([out / "bench.json", out / "bench.md"], COMMAND)
     ceilings = measure_device(device, dtype)
     about = {
-        "command": "python -m llava.eval.bench " + " ".join(sys.argv[1:]),
+        "command": " ".join([COMMAND, *sys.argv[1:]]),
         "date": date.today().isoformat(),
         "on": device.type,
         "device": ceilings._asdict(),
@@ -193,13 +195,6 @@ def budget(text: str) -> tuple[int, int]:
     return int(dominant), int(contextual)
 
 
-def seconds(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: must be 0 or more")
-    return value
-
-
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m llava.eval.bench",
@@ -234,7 +229,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add(
         "--patience",
-        type=seconds,
+        type=not_negative,
         default=10,
         metavar="S",
         help="seconds for a stage in all ways and batches, if three rounds are done (default: 10)",

@@ -140,5 +140,12 @@ def test_without_matplotlib_nothing_begins(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     args = attention.parse_arguments(["--out", str(tmp_path / "out")])
     with pytest.raises(ImportError, match="pip install matplotlib"):
-        common.begin("attention", args)
+        common.begin("attention", args, {})
     assert not (tmp_path / "out").exists()
+
+
+def test_tables_of_others_are_not_replaced(tmp_path):
+    (tmp_path / "attention-layers.csv").write_text("mine")
+    args = attention.parse_arguments(["--out", str(tmp_path)])
+    with pytest.raises(ValueError, match=r"attention-layers\.csv: already there, and not what"):
+        common.begin("attention", args, {"attention-layers": concentration.Layer})

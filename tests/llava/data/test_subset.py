@@ -139,10 +139,20 @@ def test_a_file_that_is_there_is_replaced_only_on_demand(source_file, tmp_path, 
     assert len(read_records(out)) == 29
 
 
+def test_the_file_that_is_read_is_not_replaced_on_demand_either(source_file, tmp_path, capsys):
+    content = source_file.read_bytes()
+    link = tmp_path / "link.json"
+    link.symlink_to(source_file)
+    for output in (source_file, link):
+        assert subset.main([str(source_file), str(output), "--fraction", "0.1", "--overwrite"]) == 2
+        assert f"{output} would be written over, and {source_file} is read" in capsys.readouterr().err
+    assert source_file.read_bytes() == content
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--fraction", "2"], "above 0 and at most 1"),
+        (["--fraction", "0.001"], "less than one of them"),
         (["--count", "291"], "holds only 290 records"),
     ],
 )

@@ -196,11 +196,27 @@ def test_the_command_points_to_cleaning(command, capsys):
 
 def test_requests_that_make_no_sense(command, tmp_path, capsys):
     assert verify.main([*command, "--clean", command[0]]) == 2
-    assert "is the file to verify" in capsys.readouterr().err
+    assert f"{command[0]} would be written over, and {command[0]} is read" in capsys.readouterr().err
+    assert verify.main([*command, "--report", command[0], "--overwrite"]) == 2
+    assert "would be written over" in capsys.readouterr().err
+    same = str(tmp_path / "same.json")
+    assert verify.main([*command, "--clean", same, "--report", same]) == 2
+    assert f"--clean and --report both name {same}" in capsys.readouterr().err
     assert verify.main([command[0], "--image-folder", "nowhere"]) == 2
     assert "nowhere: no such folder" in capsys.readouterr().err
     assert verify.main([str(tmp_path / "none.json")]) == 2
     assert read_records(command[0]) == ALL
+
+
+@pytest.mark.parametrize("flag", ["--clean", "--report"])
+def test_a_file_that_is_there_is_replaced_only_on_demand(command, tmp_path, capsys, flag):
+    path = tmp_path / "notes.json"
+    path.write_text("mine")
+    assert verify.main([*command, flag, str(path)]) == 2
+    assert "replace it with --overwrite" in capsys.readouterr().err
+    assert path.read_text() == "mine"
+    assert verify.main([*command, flag, str(path), "--overwrite"]) == 1
+    assert path.read_text() != "mine"
 
 
 def test_an_interruption_drops_the_images_that_wait(folder, monkeypatch):

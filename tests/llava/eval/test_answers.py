@@ -7,6 +7,7 @@ import random
 import signal
 import socket
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -69,6 +70,63 @@ def test_finished_file_is_in_the_order_of_the_questions(path):
     assert len(answers.rows) == len(QUESTIONS)
     assert rows_in(path) == list(range(10))
     assert sorted(file.name for file in path.parent.iterdir()) == ["answers.jsonl", "answers.jsonl.meta.json"]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that the clock of answers shows: `clock[0] += 5`."""
+    now = [100.0]
+    monkeypatch.setattr("llava.eval.answers.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    return now
+
+
+def test_seconds_add_up_over_all_starts(path, clock):
+    for rows, seconds in (([0, 1], 5), ([2], 3), (None, 2)):
+        answers = AnswerFile(path, QUESTIONS, SETTINGS)
+        clock[0] += 50  # loading the model takes no time of answers
+        answers.begin()
+        clock[0] += seconds
+        fill(answers, rows)
+        clock[0] += 0 if rows is None else 7  # what is not on disk when the run is killed is lost
+        answers.close()
+    assert answers.spent() == (10, 0)
+    answers.finish()
+    assert not answers.time.exists()
+
+
+def test_seconds_of_a_finished_run_are_in_its_result(path, clock):
+    answers = AnswerFile(path, QUESTIONS, SETTINGS)
+    fill(answers, [0, 1, 2])
+    answers.finish()  # others could not be answered
+    answers.result.write_text(json.dumps({"timing": {"seconds": 4.5, "questions": 10}}))
+    answers = AnswerFile(path, QUESTIONS, SETTINGS)
+    answers.begin()
+    clock[0] += 2
+    assert answers.spent() == (6.5, 0)
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"timing": null}', '{"timing": {"seconds": 1}}'])
+def test_answers_of_unknown_seconds_are_not_counted(path, clock, content):
+    answers = AnswerFile(path, QUESTIONS, SETTINGS)
+    fill(answers, [0, 1, 2])
+    answers.finish()
+    if content:
+        answers.result.write_text(content)
+    answers = AnswerFile(path, QUESTIONS, SETTINGS)
+    answers.begin()
+    clock[0] += 2
+    fill(answers, [3])
+    answers.close()
+    assert AnswerFile(path, QUESTIONS, SETTINGS).spent() == (2, 3)
+
+
+def test_seconds_go_with_the_answers(path, clock):
+    answers = AnswerFile(path, QUESTIONS, SETTINGS)
+    answers.begin()
+    clock[0] += 9
+    fill(answers, [0])
+    answers.close()
+    assert AnswerFile(path, QUESTIONS, SETTINGS, overwrite=True).spent() == (0, 0)
 
 
 def test_resumes_after_a_kill_in_the_middle_of_a_line(path, caplog):

@@ -198,7 +198,8 @@ def test_the_command_prints_a_table(capsys):
     assert float(few["all ÷ zipped"]) == pytest.approx(ratio, rel=0.01)
     assert full["all ÷ zipped"] == ""
 
-    assert cost.main(["--graphs", "--all-tokens", "2144", "--answer", "1", "--contextual", "0"]) == 0
+    options = ["--graphs", "--all-tokens", "2144", "--answer", "1", "--dominant", "27", "--contextual", "0"]
+    assert cost.main(options) == 0
     rows = rows_of(capsys.readouterr().out)
     assert rows["prefill", "all"]["tokens"] == "2,204"
     assert rows["answer", "zipped"]["predicted ms"] == rows["first token", "zipped"]["predicted ms"]
@@ -206,7 +207,8 @@ def test_the_command_prints_a_table(capsys):
 
 def test_the_command_is_light():
     """A calculator that is asked again and again must not wait for torch."""
-    source = "import sys; from llava.eval.cost import main; main([]); print('torch' in sys.modules)"
+    budget = ["--dominant", "27", "--contextual", "5"]
+    source = f"import sys; from llava.eval.cost import main; main({budget}); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
 
@@ -246,7 +248,7 @@ def test_a_checkpoint_is_read(tiny_llava, tmp_path, capsys):
         (["--model", "no/such/folder"], "'no/such/folder': there is no such folder"),
         (["--device", "H900"], "--device 'H900' is unknown; choose one of H100"),
         (["--device", "a100", "--dtype", "float32"], "or --device this to measure"),
-        (["--dominant", "600"], "asks for 605 tokens, but the vision tower gives 577"),
+        (["--dominant", "600", "--contextual", "5"], "asks for 605 tokens, but the vision tower gives 577"),
     ],
 )
 def test_what_cannot_be_calculated_is_told_in_one_line(options, message, capsys):

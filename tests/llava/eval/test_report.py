@@ -41,7 +41,8 @@ def test_ours_and_the_papers(results, capsys):
     text = capsys.readouterr().out
     assert cells(text, "full") == ["full", "576", "80.0", "50.0", "100.0"]
     assert cells(text, "54+10") == ["54+10", "64", "60.0", "25.0*", "62.5"]  # 75 % and 50 %
-    assert cells(text, "9+1") == ["9+1", "10", "40.0", "", "50.0"]
+    assert cells(text, "9+1") == ["9+1", "10", "40.0", "", "50.0 (1 of 2)"]
+    assert "(1 of 2) the average is over 1 of the 2 benchmarks of the row" in text
     papers = [line for line in text.splitlines() if line.startswith("| the paper")]
     assert len(papers) == 3  # one of all tokens; at 64 tokens, as it is and tuned
     assert "77.0 (-17.0)" in papers[1]
@@ -53,6 +54,7 @@ def test_ours_and_the_papers(results, capsys):
     assert (results / "report.md").read_text() == text
     rows = list(csv.DictReader((results / "report.csv").open()))
     assert [row["average"] for row in rows] == ["100.000", "62.500", "50.000"]
+    assert [row["benchmarks"] for row in rows] == ["2", "2", "1"]
     assert (results / "report.png").stat().st_size > 5000
 
 
@@ -82,7 +84,38 @@ def test_runs_on_other_questions_are_marked_and_not_averaged(tmp_path, capsys):
     save(tmp_path, "pope", "6+1", 7, {"F1": 60.0})
     save(tmp_path, "gqa", "6+1", 7, {"accuracy": 50.0}, limit=5, questions="5 of gqa")
     assert report.main([str(tmp_path)]) == 0
-    assert cells(capsys.readouterr().out, "6+1") == ["6+1", "6", "60.0", "50.0*", "75.0"]
+    assert cells(capsys.readouterr().out, "6+1") == ["6+1", "6", "60.0", "50.0*", "75.0 (1 of 2)"]
+
+
+def test_the_papers_averages_are_over_the_benchmarks_of_ours_and_say_where_they_are_over_fewer(tmp_path, capsys):
+    for task in ("pope", "gqa", "vizwiz"):  # the paper has no VizWiz
+        score = {report.TASKS[task].headline: 50.0}
+        save(tmp_path, task, "full", 576, score, model=MODEL)
+        if task != "gqa":
+            save(tmp_path, task, "54+10", 64, score, model=MODEL)
+    assert report.main([str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert cells(text, "54+10")[-1] == "100.0 (2 of 3)"
+    papers = [line.split("|")[-2].strip() for line in text.splitlines() if line.startswith("| the paper")]
+    assert papers == ["100.0 (2 of 3)", f"{100 * 77.0 / 85.9:.1f} (1 of 2)", f"{100 * 80.9 / 85.9:.1f} (1 of 2)"]
+
+
+def test_full_averages_are_not_marked(tmp_path, capsys):
+    for budget in ("full", "6+1"):
+        save(tmp_path, "pope", budget, 64, {"F1": 80.0})
+    assert report.main([str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert cells(text, "6+1")[-1] == "100.0"
+    assert "(1 of 2)" not in text
+
+
+def test_a_report_of_others_is_not_replaced(results, capsys):
+    (results / "report.md").write_text("mine")
+    assert report.main([str(results)]) == 2
+    assert "report.md: already there, and not what this command has written" in capsys.readouterr().err
+    assert (results / "report.md").read_text() == "mine"
+    assert report.main([str(results), "--out", str(results / "new")]) == 0
+    assert report.main([str(results), "--out", str(results / "new")]) == 0
 
 
 def test_a_tuned_checkpoint_relative_to_the_untuned_one(tmp_path, capsys):

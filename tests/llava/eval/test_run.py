@@ -130,7 +130,8 @@ def test_ctrl_c_and_going_on_give_the_same_answers(
     assert [(row["text"], row["metadata"]) for row in first] == [(row["text"], row["metadata"]) for row in second]
     assert sorted([*asked, *(row["prompt"] for row in kept)]) == sorted(row["prompt"] for row in first)  # none twice
     assert {row["answer_id"] for row in kept} <= {row["answer_id"] for row in second}
-    assert result_of(stopped)["timing"]["questions"] == 8
+    assert result_of(stopped)["timing"]["questions"] == 12  # what was answered before took its time, too
+    assert not Path(f"{stopped}.time.json").exists()
 
 
 def test_another_budget_does_not_mix(checkpoint, benchmark, tmp_path, no_model, capsys):

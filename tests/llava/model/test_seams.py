@@ -3,17 +3,11 @@
 import pytest
 import torch
 
-from llava.model import seams
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from visionzip_patch import visionzip
 
 PINPOINTS = {"image_aspect_ratio": "anyres", "image_grid_pinpoints": [[56, 112]], "mm_patch_merge_type": "spatial"}
 IDS = torch.tensor([[1, 40, 50, -200, 60, 70, 80]])
-
-
-@pytest.fixture(autouse=True)
-def nothing_told(monkeypatch):
-    monkeypatch.setattr(seams, "TOLD", set())
 
 
 @pytest.fixture(params=["one tensor", "a list of tiles"])

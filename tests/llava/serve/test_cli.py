@@ -21,6 +21,7 @@ from llava.eval.tasks import EMBEDDED_CHECKPOINT
 from llava.model import engine
 from llava.serve import opening, terminal
 from llava.serve.cli import load_image, main
+from visionzip_patch import VisionZipConfig
 
 ROOT = Path(__file__).parents[3]
 SIGN = ROOT / "playground" / terminal.EMBEDDED_PICTURE
@@ -104,6 +105,19 @@ def test_another_budget_in_the_middle(chat):
     assert anew < second  # and is forgotten
 
 
+def test_budget_alone_says_what_holds_and_how_to_change_it(chat):
+    status, out, err = chat("/budget", "/budget 6 1", "/budget")
+    assert (status, err) == (0, "")
+    first, last = (line for line in out.splitlines() if line.startswith("Now: "))
+    assert first.startswith("Now: all tokens. Write /budget D C to keep D tokens of each crop and merge the rest")
+    assert last.startswith("Now: 6+1 tokens per crop. Write /budget D C")
+
+
+def test_another_budget_merges_as_the_one_before(chat, loaded):
+    chat("/budget 5 2", options=["--dominant", 6, "--contextual", 1, "--merge", "mean"])
+    assert loaded[1].get_vision_tower().reducer.config == VisionZipConfig(5, 2, merge="mean")
+
+
 def test_a_budget_to_begin_with(chat):
     _, out, _ = chat(WORD, options=["--dominant", 6, "--contextual", 1])
     assert [(n, budget) for n, budget, *_ in costs(out)] == [(7, "6+1")]
@@ -118,6 +132,18 @@ def test_pictures_come_with_the_next_question(chat, tmp_path):
     assert [n for n, *_ in costs(out)] == [64, 192, 192, 0]
     _, out, _ = chat(COUNT, options=["--image-file", SIGN, other, "--image-file", other])
     assert [n for n, *_ in costs(out)] == [192]
+
+
+def test_a_second_picture_gives_a_hint_where_the_model_knows_one(chat, monkeypatch):
+    hint = "llava-signs was trained with one picture per conversation"
+    _, out, _ = chat(f"/image {SIGN}", "/clear", f"/image {SIGN}")
+    assert out.count(hint) == 1
+    assert out.index(hint) < out.index("> /clear")
+    assert chat("/help", options=["--image-file", SIGN, SIGN])[1].count(hint) == 1
+    assert hint not in chat("/help", "/budget 6 1", options=["--image-file", SIGN])[1]
+    monkeypatch.setattr(opening, "playground", lambda: Path("elsewhere"))  # the same model as anybody's
+    options = ["--model-path", ROOT / "playground" / EMBEDDED_CHECKPOINT, "--image-file", SIGN, SIGN]
+    assert hint not in chat("/help", options=options)[1]
 
 
 def test_undo_takes_back_a_question_and_its_pictures(chat, tmp_path):
@@ -137,8 +163,9 @@ def test_undo_takes_back_a_question_and_its_pictures(chat, tmp_path):
         ("/image http://127.0.0.1:9/x.png", r"http://127.0.0.1:9/x.png: cannot be fetched \(.*refused"),
         ("/budget 60 10", "asks for 70 tokens, but the vision tower gives 65"),
         ("/budget 0 1", "dominant=0"),
-        ("/budget many few", "give two numbers, as in /budget 54 10"),
-        ("/budget", "'/budget' is no command: /help"),
+        ("/budget many few", "/budget many few is no budget. Write /budget D C to keep D tokens of each crop"),
+        ("/budget 1 2 3", "/budget 1 2 3 is no budget. Write /budget D C"),
+        ("/budget ²", "/budget ² is no budget"),
         ("/save", "'/save' is no command"),
         ("/save talk.txt", "ends in .md or .json"),
         ("/save nowhere/talk.md", "cannot be written"),
@@ -170,8 +197,7 @@ def test_out_of_memory_is_said(chat, monkeypatch):
 @pytest.mark.parametrize("suffix", [".md", ".json"])
 def test_what_is_saved(chat, tmp_path, suffix):
     path = tmp_path / f"talk{suffix}"
-    path.write_text("old")
-    status, *_ = chat(WORD, "/budget 6 1", COUNT, f"/save {path}")
+    status, *_ = chat(WORD, "/budget 6 1", f"/save {path}", COUNT, f"/save {path}")
     assert status == 0
     assert list(tmp_path.iterdir()) == [path]
     if suffix == ".json":
@@ -188,6 +214,37 @@ def test_what_is_saved(chat, tmp_path, suffix):
         assert f"**You:** {WORD}\n\n**llava-signs:** sale\n\n*64 visual tokens (full); " in text
         link = re.search(r"!\[picture\]\(<(.*)>\)", text)[1]
         assert (tmp_path / link).samefile(SIGN)
+
+
+@pytest.mark.parametrize("name", ["README.md", "data.json"])
+@pytest.mark.parametrize("content", [b"", b"mine", b'{"turns": [], "saved": "sha256 %s"}' % (b"0" * 64), b"\xff\x00"])
+def test_saving_replaces_nothing_of_others(chat, tmp_path, name, content):
+    path, link = tmp_path / name, tmp_path / f"link{Path(name).suffix}"
+    path.write_bytes(content)
+    link.symlink_to(path)
+    status, _, err = chat(WORD, f"/save {path}", f"/save {link}")
+    assert status == 1
+    assert err.count("is there, and is no conversation saved here, or was changed since") == 2
+    assert path.read_bytes() == content
+    assert sorted(tmp_path.iterdir()) == sorted([path, link])
+    assert link.is_symlink()
+
+
+@pytest.mark.parametrize("suffix", [".md", ".json"])
+def test_a_saved_conversation_that_was_changed_is_somebodys(chat, tmp_path, suffix):
+    path = tmp_path / f"talk{suffix}"
+    chat(f"what of sha256 {'ab' * 32} and sha256 {'0' * 64}?", f"/save {path}")
+    assert chat(WORD, f"/save {path}")[0] == 0  # by another chat, too
+    path.write_bytes(path.read_bytes() + b"\n")
+    assert "was changed since" in chat(WORD, f"/save {path}")[2]
+
+
+@pytest.mark.parametrize(("make", "kind"), [(Path.mkdir, "a folder"), (os.mkfifo, "a pipe")])
+def test_saving_replaces_files_alone(chat, tmp_path, make, kind):
+    path = tmp_path / "talk.md"
+    make(path)
+    status, _, err = chat(WORD, f"/save {path}")
+    assert (status, err) == (1, f"{path}: no regular file but {kind}. Name a file.\n")
 
 
 def test_ctrl_c_stops_an_answer_but_not_the_chat(chat, stops, tmp_path):
@@ -247,7 +304,6 @@ def test_bytes_that_are_no_text(chat):
         (["--dominant", "80", "--contextual", "1"], "asks for 81 tokens, but the vision tower gives 65"),
         (["--conv-mode", "latin"], "conv_mode='latin' is unknown"),
         (["--model-path", "nowhere/at-all"], "nowhere/at-all"),
-        (["--temperature", "-1"], "temperature=-1.0"),
     ],
 )
 def test_bad_requests(chat, options, said):

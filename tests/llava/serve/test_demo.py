@@ -1,7 +1,10 @@
 """The web demo without a browser: what it draws, what it refuses, and that its page can be built."""
 
+import asyncio
+import logging
 import re
 import socket
+import traceback
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -148,6 +151,59 @@ def test_an_answer_that_fails_half_way_leaves_nothing(visitor, monkeypatch):
     assert len(said) == 1
 
 
+@pytest.mark.parametrize("index", [None, 7, "xy", [1], [1, 2, 3], [None, 2], ["a", "b"], [float("nan"), 1], {"x": 1}])
+def test_places_that_no_page_sends_are_refused_without_a_trace(visitor, index, caplog):
+    comparison, do, request, said = visitor
+    before = comparison.view
+    do.pick("Tokens", SimpleNamespace(index=index), request)
+    assert said == ["This is no place in the picture."]
+    assert comparison.view is before
+    assert not caplog.records
+
+
+def test_other_values_that_no_page_sends_are_taken_for_the_usual(visitor, caplog):
+    _, do, request, said = visitor
+    assert do.redraw(None, request)[0] is not None
+    list(do.ask(None, request))
+    assert said == ["There is no question yet: write one."]
+    assert not caplog.records
+
+
+def test_gradio_prints_no_traces(caplog, capsys):
+    queueing = pytest.importorskip("gradio.queueing", reason="gradio is not installed: the demo extra has it")
+    for _ in range(2):
+        with web.without_traces():
+            try:
+                raise KeyError("hostile")
+            except KeyError:
+                queueing.traceback.print_exc()
+    assert queueing.traceback is traceback
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
+        """A request failed in gradio, which is answered so: KeyError, "'hostile'\""""
+    ]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_a_request_that_fails_is_answered(begins, caplog):
+    """The server would log a trace of what comes through here."""
+
+    async def app(scope, receive, send):
+        if begins:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise KeyError(999)
+
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(web.KeepAtHome(app)({"type": "http"}, None, send))
+    assert sent[0]["status"] == (200 if begins else 500)
+    assert len(sent) == 2 - begins
+    assert caplog.messages == ["A request failed in gradio, which is answered so: KeyError, '999'"]
+
+
 def fail_with(error):
     def fail(*_):
         raise error
@@ -186,12 +242,14 @@ def test_budgets(golden):
     from llava.model.builder import read_config
 
     def budget(name, *flags):
-        chosen = web.choose_budget(demo.parse_arguments([*flags]), *read_config(golden / "models" / name))
+        known = read_config(golden / "models" / name)
+        chosen = web.per_crop(web.choose_budget(demo.parse_arguments([*flags]), *known), *known)
         return chosen.dominant, chosen.contextual
 
     assert budget("llava-v1.5-tiny") == (54, 10)
     assert budget((playground() / EMBEDDED_CHECKPOINT).absolute()) == (6, 1)
     assert budget("llava-v1.6-tiny", "--dominant", "30", "--contextual", "2") == (30, 2)
+    assert budget("llava-v1.5-tiny", "--tokens-per-image", "64") == (54, 10)
     with pytest.raises(ValueError, match="go together"):
         budget("llava-v1.5-tiny", "--dominant", "30")
     with pytest.raises(ValueError, match="asks for 610 tokens"):

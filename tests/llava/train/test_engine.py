@@ -1,6 +1,7 @@
 """Whole runs on the embedded model, in this process: what moves, what is kept, what stops them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,12 @@ SIGNS = Path(__file__).parents[3] / "playground" / "checkpoints" / "llava-signs"
 KEYS = [f"model.mm_projector.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")]
 
 
+def told(folder):
+    return json.loads((folder / "training.json").read_text())
+
+
 def losses(folder):
-    return [line["loss"] for line in json.loads((folder / "training.json").read_text())["history"] if "loss" in line]
+    return [line["loss"] for line in told(folder)["history"] if "loss" in line]
 
 
 def projector(folder):
@@ -100,10 +105,22 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(flags, tmp_path, monkey
     out = tmp_path / "out"
     assert [path.name for path in checkpoints(out)] == ["checkpoint-2"]
     (out / ".saving-4").mkdir()  # what dying while saving leaves
+    spent = out / "checkpoint-2" / "spent.json"
+    before = json.loads(spent.read_text())
+    assert before["seconds"] > 0
+    assert before["loss"] == pytest.approx(sum(losses(tmp_path / "whole")[:2]))
+    spent.write_text(json.dumps({**before, "seconds": 1000.0, "skipped": 3}))
     assert main(flags(**options)) == 0
     assert losses(out) == losses(tmp_path / "whole")
     assert same(projector(out), projector(tmp_path / "whole"))
     assert not (out / ".saving-4").exists()
+    whole, resumed = told(tmp_path / "whole"), told(out)
+    assert 1000 < resumed["seconds"] < 1000 + 600
+    assert resumed["samples"]["skipped_while_training"] == 3
+    *_, last = resumed["history"]
+    assert last["train_loss"] == pytest.approx(whole["history"][-1]["train_loss"])
+    assert last["train_runtime"] == resumed["seconds"]
+    assert last["train_samples_per_second"] == pytest.approx(6 * 8 / resumed["seconds"], rel=0.01)
 
 
 def test_a_finished_run_is_not_repeated_unless_asked(flags, tmp_path, capsys):
@@ -116,6 +133,28 @@ def test_a_finished_run_is_not_repeated_unless_asked(flags, tmp_path, capsys):
     assert "learning_rate 0.001 → 0.002" in capsys.readouterr().err
     assert main(flags(learning_rate=2e-3, overwrite_output_dir=True)) == 0
     assert (tmp_path / "out" / "mm_projector.bin").stat().st_mtime_ns != written
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "model-00001-of-00002.safetensors", "mm_projector.bin", "training.json"]
+)
+@pytest.mark.parametrize("options", [{}, {"overwrite_output_dir": True}])
+def test_a_folder_with_a_model_of_others_is_left_alone(flags, tmp_path, capsys, name, options):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("mine")
+    assert main(flags(**options)) == 2
+    assert f"out has no run.json, but {name}, which the result would replace" in capsys.readouterr().err
+    assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+def test_the_model_that_is_tuned_is_not_written_over(flags, tmp_path, capsys):
+    model = tmp_path / "out"
+    shutil.copytree(SIGNS, model)
+    (model / "run.json").write_text("{}")
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    assert main(flags(model_name_or_path=model, overwrite_output_dir=True)) == 2
+    assert f"--output_dir {model} is {model}, which the run reads" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in model.iterdir()} == before
 
 
 def test_two_runs_do_not_share_a_folder(flags, tmp_path, capsys):

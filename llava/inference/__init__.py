@@ -1,0 +1,1 @@
+"""What every program that asks a model shares: commands of evaluation, chat, analysis and training."""
