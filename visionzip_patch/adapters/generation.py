@@ -1,0 +1,279 @@
+"""`forward` and `generate` of transformers' models, for callers who count by the rows that they gave.
+
+Rows are shortened on the way in. What comes out is at the positions of those given: logits, hidden states, attention,
+sequences; and so are the ids that streamers, stopping criteria and logits processors see. A cache holds the short rows
+and remembers what they stand for, so a dialogue can go on from it. Knows no family of models.
+
+Shapes as in `placeholders`.
+"""
+
+import copy
+from collections.abc import Callable
+from functools import lru_cache
+from inspect import signature
+
+import torch
+from torch import Tensor
+from transformers.generation import BaseStreamer
+
+from visionzip_patch.adapters.placeholders import Layout, Prompt, pick, shorten, tokens_in
+
+CACHES = ("cache", "past_key_values")  # the argument's name from transformers 5.24 on, and before
+MEMORY = "_visionzip_prompt"  # an attribute of a cache, so that a copy of it remembers too
+
+# transformers' own criteria and processors that count from the prompt. `generate` looks at their types, so a copy with
+# another number takes their place; those that callers wrote get the ids as they were given.
+COUNTED_BY = {
+    "MaxLengthCriteria": "max_length",
+    "MinLengthLogitsProcessor": "min_length",
+    "MinNewTokensLengthLogitsProcessor": "prompt_length_to_skip",
+    "ForcedEOSTokenLogitsProcessor": "max_length",
+    "SuppressTokensAtBeginLogitsProcessor": "begin_index",
+    "ExponentialDecayLengthPenalty": "regulation_start",
+    "RepetitionPenaltyLogitsProcessor": "prompt_ignore_length",
+}
+
+
+def run_forward(family, model, original: Callable, given: dict):
+    """`original(**given)` on shortened rows; logits, hidden states and attention at the positions of those given.
+
+    They are 0 at placeholders that are gone, and at padding.
+    """
+    given = with_one_cache(model, given)
+    past = recall(family, given)
+    call = shorten(family, given, past)
+    if call is None:
+        return original(**given)
+    arguments, slot, kept = {**call.arguments, "return_dict": True}, call.new.slot, given.get("logits_to_keep")
+    if isinstance(kept, Tensor) or kept:
+        slot = slot[:, kept if isinstance(kept, Tensor) else slice(-kept, None)]
+        few = slot[slot < call.new.slots].unique()
+        slot = torch.where(slot < call.new.slots, torch.searchsorted(few, slot), len(few))
+        arguments["logits_to_keep"] = few
+    output = original(**arguments)
+    remember(cache_in(output), Prompt(call.whole, None if past else given.get("input_ids")))
+    for name in ("logits", "last_hidden_state"):
+        if output.get(name) is not None:
+            output[name] = pick(output[name], slot)
+    if output.get("hidden_states") is not None:
+        output["hidden_states"] = tuple(call.new.spread(layer) for layer in output["hidden_states"])
+    if output.get("attentions") is not None:
+        output["attentions"] = tuple(spread_attention(layer, call.new, call.whole) for layer in output["attentions"])
+    as_dict = given.get("return_dict")
+    return output if (model.config.return_dict if as_dict is None else as_dict) else output.to_tuple()
+
+
+def run_generate(family, model, original: Callable, given: dict):
+    """`original(**given)` on shortened rows; what comes out, and what is called, counts by those given.
+
+    Raises:
+        ValueError: the ids go on from a cache that does not hold what they begin with, or of which that is unknown.
+    """
+    given = with_one_cache(model, given)
+    if given.get("inputs") is not None:
+        given["input_ids"] = given.pop("inputs")
+    tokens, mask, cache = tokens_in(given), given.get("attention_mask"), cache_in(given)
+    whole = tokens is not None and (mask is None or mask.shape[1] == tokens.shape[1])
+    past = recall(family, given)
+    if whole and cache is not None:
+        check_continuation(family, given, past)
+    call = shorten(family, given, past, whole=whole, side="left")
+    if call is None:
+        return original(**given)
+
+    short, prompt = dict(call.arguments), given.get("input_ids")
+    settings = given.get("generation_config") or model.generation_config
+    setting = {**settings.to_dict(), **given}.get
+    gone = tokens.shape[1] - tokens_in(short).shape[1]  # ids of a row
+    # Limits of the whole length count the prompt, so they move with it; they do not hold beside a limit on new tokens.
+    for limit, instead in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+        if setting(limit) and setting(instead) is None and setting(limit) > tokens.shape[1]:
+            short[limit] = setting(limit) - gone
+    is_beam_search = (setting("num_beams") or 1) > 1
+    if prompt is not None:
+        copies = 1 if is_beam_search else setting("num_return_sequences") or 1
+        short |= callbacks(given, Given(prompt, gone), copies)
+
+    memory = getattr(cache, MEMORY, None)
+    remember(cache, None)  # inside, rows are counted as the cache holds them
+    try:
+        output = original(**short)
+    except BaseException:
+        remember(cache, memory)
+        raise
+    sequences = output if isinstance(output, Tensor) else output.sequences
+    if prompt is not None:
+        sequences = Given(prompt, gone).lengthen(sequences)
+    known = sequences if whole and prompt is not None else None
+    layouts = [layout.repeat(len(sequences)) for layout in (call.new, call.whole)]
+    cache = cache if isinstance(output, Tensor) else cache_in(output)
+    remember(cache, None if is_beam_search else Prompt(layouts[1], known))  # beams are in an order of their own
+    if isinstance(output, Tensor):
+        return sequences
+    output.sequences = sequences
+    return spread_steps(output, *layouts)
+
+
+class Given:
+    """A prompt as it was given, to be put in place of the short one.
+
+    Args:
+        prompt: (B, T) ids.
+        gone: how many of them the short rows lack.
+    """
+
+    def __init__(self, prompt: Tensor, gone: int):
+        self.prompt, self.start = prompt, prompt.shape[1] - gone
+
+    def lengthen(self, ids: Tensor) -> Tensor:
+        """Ids that begin with the short prompt; a prompt may have several rows in succession."""
+        prompt = self.prompt.repeat_interleave(len(ids) // len(self.prompt), dim=0).to(ids.device)
+        return torch.cat([prompt, ids[:, self.start :]], dim=1)
+
+
+class Streamer(BaseStreamer):
+    """Hands on what `generate` puts, but first the prompt as it was given."""
+
+    def __init__(self, streamer, given: Given):
+        self.streamer, self.given = streamer, given
+
+    def put(self, value: Tensor) -> None:
+        given, self.given = self.given, None
+        self.streamer.put(given.lengthen(value) if given else value)
+
+    def end(self) -> None:
+        self.streamer.end()
+
+
+def callbacks(arguments: dict, given: Given, copies: int) -> dict:
+    """Arguments of `generate` that are called with ids, and see the prompt as it was given.
+
+    Args:
+        copies: how many rows in succession answer one prompt, as `prefix_allowed_tokens_fn` counts them.
+    """
+
+    def see(part):
+        name = COUNTED_BY.get(type(part).__name__)
+        if not type(part).__module__.startswith("transformers."):
+            return lambda ids, *rest, **options: part(given.lengthen(ids), *rest, **options)
+        if name is None or getattr(part, name) is None:
+            return part
+        part = copy.copy(part)
+        setattr(part, name, getattr(part, name) - (given.prompt.shape[1] - given.start))
+        return part
+
+    found = {}
+    for name in ("stopping_criteria", "logits_processor"):
+        if arguments.get(name) is not None:
+            found[name] = type(arguments[name])(see(part) for part in arguments[name])
+    if (allowed := arguments.get("prefix_allowed_tokens_fn")) is not None:
+        rows = [Given(row[None], given.prompt.shape[1] - given.start) for row in given.prompt]
+        found["prefix_allowed_tokens_fn"] = lambda i, ids: allowed(i, rows[i // copies].lengthen(ids[None])[0])
+    if arguments.get("streamer") is not None:
+        found["streamer"] = Streamer(arguments["streamer"], given)
+    return found
+
+
+def spread_attention(attention: Tensor, new: Layout, whole: Layout) -> Tensor:
+    """(B, heads, queries, keys) at the positions of the rows as they were given; queries may be the new slots."""
+    keys = attention.shape[-1]
+    whole = whole.then(Layout.same(len(attention), max(0, keys - whole.slots), whole.index.device))
+    seen = Layout(whole.index[:, whole.slots - keys :], whole.length)  # a sliding window sees the last ones
+    attention = seen.spread(attention, -1)
+    return new.spread(attention, -2) if attention.shape[-2] == new.slots else attention
+
+
+def spread_steps(output, new: Layout, whole: Layout):
+    """Hidden states and attention of each step of `generate`, where the first one's queries are the prompt's."""
+    if output.get("hidden_states") is not None:
+        first, *steps = output["hidden_states"]
+        output["hidden_states"] = (tuple(new.spread(layer) for layer in first), *steps)
+    if output.get("attentions") is not None:
+        output["attentions"] = tuple(
+            tuple(spread_attention(layer, new, whole) for layer in step) for step in output["attentions"]
+        )
+    return output
+
+
+# The cache, and what it remembers
+
+
+@lru_cache
+def cache_name(cls: type) -> str:
+    """What `forward` of this class calls its cache."""
+    return next(name for name in CACHES if name in signature(cls.forward).parameters)
+
+
+def with_one_cache(model, given: dict) -> dict:
+    """Arguments with the cache under the name that this version of transformers gives it, whatever the caller's."""
+    name = cache_name(type(model))
+    cache = cache_in(given)
+    rest = {key: value for key, value in given.items() if key not in CACHES}
+    return rest if cache is None else {**rest, name: cache}
+
+
+def cache_in(values: dict):
+    """The cache among arguments or outputs."""
+    return next((values[name] for name in CACHES if values.get(name) is not None), None)
+
+
+def held_by(cache) -> int:
+    """How many tokens a cache holds."""
+    return 0 if cache is None else int(cache.get_seq_length())
+
+
+def remember(cache, prompt: Prompt | None) -> None:
+    """Let a cache, if there is one, remember the rows that have filled it, or nothing."""
+    if prompt is not None and cache is not None:
+        setattr(cache, MEMORY, prompt)
+    elif hasattr(cache, MEMORY):
+        delattr(cache, MEMORY)
+
+
+def recall(family, given: dict) -> Layout | None:
+    """The layout of what the cache of a call holds: what it remembers and tokens behind that.
+
+    None where nothing needs to be known: it is empty, or neither it nor the call is about images.
+    """
+    cache, tokens = cache_in(given), tokens_in(given)
+    memory = getattr(cache, MEMORY, None)
+    if tokens is None or (memory is None and family.tokens(given) is None) or not held_by(cache):
+        return None
+    if memory is None:
+        return Layout.same(len(tokens), held_by(cache), tokens.device)
+    layout = memory.layout.repeat(len(tokens))
+    if held_by(cache) < layout.slots:
+        layout = layout.cut(held_by(cache))
+    return layout.then(Layout.same(len(tokens), held_by(cache) - layout.slots, tokens.device))
+
+
+def check_continuation(family, given: dict, past: Layout | None) -> None:
+    """Refuse ids of `generate` that do not begin with what the cache holds."""
+    tokens, cache = tokens_in(given), cache_in(given)
+    memory, held = getattr(cache, MEMORY, None), held_by(cache)
+    again = "Crop it back to what is still the same, or begin a new one with pixel_values."
+    if held and memory is None and family.is_placeholder(tokens[:, :held]).any():
+        raise ValueError(
+            f"input_ids hold image placeholders in what a cache of {held} tokens is said to hold, but it does not know "
+            f"which of them VisionZip has left out: it was not filled by this zipped model, or by beams. Begin a new "
+            f"one with pixel_values."
+        )
+    if past is None or memory is None:
+        return
+    if tokens.shape[1] <= past.length:
+        raise ValueError(f"The cache holds {past.length} ids of each row, input_ids only {tokens.shape[1]}. {again}")
+    if memory.ids is not None and tokens.ndim == 2:
+        count = min(past.length, memory.ids.shape[1])
+        before = memory.ids[:, :count].repeat_interleave(len(tokens) // len(memory.ids), dim=0).to(tokens.device)
+        differ = (tokens[:, :count] != before).any(0).nonzero()
+        if len(differ):
+            raise ValueError(
+                f"input_ids differ from what the cache holds, {past.length} ids of each row, at position "
+                f"{int(differ[0])} and {len(differ) - 1} more. {again}"
+            )
+    rest = slice(past.length, memory.layout.length)
+    if family.tokens(given) is None and family.is_placeholder(tokens[:, rest]).any():
+        raise ValueError(
+            f"The cache was cut back to {held} tokens, before the end of its images, and pixel_values are missing: "
+            f"pass those of all placeholders behind position {past.length - 1}."
+        )
