@@ -8,17 +8,18 @@ Shapes as in `placeholders`.
 """
 
 import copy
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from inspect import signature
 
 import torch
 from torch import Tensor
-from transformers.generation import BaseStreamer
+from transformers.generation import BaseStreamer, GenerationMixin
 
 from visionzip_patch.adapters.placeholders import Layout, Prompt, pick, shorten, tokens_in
 
 CACHES = ("cache", "past_key_values")  # the argument's name from transformers 5.24 on, and before
+CACHE = next(name for name in CACHES if name in signature(GenerationMixin.prepare_inputs_for_generation).parameters)
 MEMORY = "_visionzip_prompt"  # an attribute of a cache, so that a copy of it remembers too
 
 # transformers' own criteria and processors that count from the prompt. `generate` looks at their types, so a copy with
@@ -39,7 +40,7 @@ def run_forward(family, model, original: Callable, given: dict):
 
     They are 0 at placeholders that are gone, and at padding.
     """
-    given = with_one_cache(model, given)
+    given = with_one_cache(given)
     past = recall(family, given)
     call = shorten(family, given, past)
     if call is None:
@@ -48,9 +49,10 @@ def run_forward(family, model, original: Callable, given: dict):
     if isinstance(kept, Tensor) or kept:
         slot = slot[:, kept if isinstance(kept, Tensor) else slice(-kept, None)]
         few = slot[slot < call.new.slots].unique()
-        slot = torch.where(slot < call.new.slots, torch.searchsorted(few, slot), len(few))
+        slot = torch.where(slot < call.new.slots, torch.searchsorted(few, slot.contiguous()), len(few))
         arguments["logits_to_keep"] = few
-    output = original(**arguments)
+    with forgotten(cache_in(given)):
+        output = original(**arguments)
     remember(cache_in(output), Prompt(call.whole, None if past else given.get("input_ids")))
     for name in ("logits", "last_hidden_state"):
         if output.get(name) is not None:
@@ -69,7 +71,7 @@ def run_generate(family, model, original: Callable, given: dict):
     Raises:
         ValueError: the ids go on from a cache that does not hold what they begin with, or of which that is unknown.
     """
-    given = with_one_cache(model, given)
+    given = with_one_cache(given)
     if given.get("inputs") is not None:
         given["input_ids"] = given.pop("inputs")
     tokens, mask, cache = tokens_in(given), given.get("attention_mask"), cache_in(given)
@@ -94,13 +96,8 @@ def run_generate(family, model, original: Callable, given: dict):
         copies = 1 if is_beam_search else setting("num_return_sequences") or 1
         short |= callbacks(given, Given(prompt, gone), copies)
 
-    memory = getattr(cache, MEMORY, None)
-    remember(cache, None)  # inside, rows are counted as the cache holds them
-    try:
+    with forgotten(cache):
         output = original(**short)
-    except BaseException:
-        remember(cache, memory)
-        raise
     sequences = output if isinstance(output, Tensor) else output.sequences
     if prompt is not None:
         sequences = Given(prompt, gone).lengthen(sequences)
@@ -178,7 +175,7 @@ def spread_attention(attention: Tensor, new: Layout, whole: Layout) -> Tensor:
     """(B, heads, queries, keys) at the positions of the rows as they were given; queries may be the new slots."""
     keys = attention.shape[-1]
     whole = whole.then(Layout.same(len(attention), max(0, keys - whole.slots), whole.index.device))
-    seen = Layout(whole.index[:, whole.slots - keys :], whole.length)  # a sliding window sees the last ones
+    seen = Layout(whole.index[:, whole.slots - keys :], whole.lost)  # a sliding window sees the last ones
     attention = seen.spread(attention, -1)
     return new.spread(attention, -2) if attention.shape[-2] == new.slots else attention
 
@@ -198,18 +195,11 @@ def spread_steps(output, new: Layout, whole: Layout):
 # The cache, and what it remembers
 
 
-@lru_cache
-def cache_name(cls: type) -> str:
-    """What `forward` of this class calls its cache."""
-    return next(name for name in CACHES if name in signature(cls.forward).parameters)
-
-
-def with_one_cache(model, given: dict) -> dict:
+def with_one_cache(given: dict) -> dict:
     """Arguments with the cache under the name that this version of transformers gives it, whatever the caller's."""
-    name = cache_name(type(model))
     cache = cache_in(given)
-    rest = {key: value for key, value in given.items() if key not in CACHES}
-    return rest if cache is None else {**rest, name: cache}
+    rest = {name: value for name, value in given.items() if name not in CACHES}
+    return rest if cache is None else {**rest, CACHE: cache}
 
 
 def cache_in(values: dict):
@@ -228,6 +218,17 @@ def remember(cache, prompt: Prompt | None) -> None:
         setattr(cache, MEMORY, prompt)
     elif hasattr(cache, MEMORY):
         delattr(cache, MEMORY)
+
+
+@contextmanager
+def forgotten(cache) -> Iterator[None]:
+    """Let a cache remember nothing for the length of a block, in which rows are counted as it holds them."""
+    memory = getattr(cache, MEMORY, None)
+    remember(cache, None)
+    try:
+        yield
+    finally:
+        remember(cache, memory)
 
 
 def recall(family, given: dict) -> Layout | None:

@@ -26,15 +26,22 @@ class Layout(NamedTuple):
     """Where the slots of shortened rows stood in the rows as they were given."""
 
     index: Tensor  # (B, S), ascending; -1 where a slot is padding
-    length: int  # T
+    lost: Tensor  # (B, T + 1): how many placeholders are gone before a position
 
     @classmethod
     def same(cls, rows: int, length: int, device) -> "Layout":
         """The layout of rows of which nothing was taken away."""
-        return cls(torch.arange(length, device=device).expand(rows, -1), length)
+        steps = torch.arange(length + 1, device=device).expand(rows, -1)
+        return cls(steps[:, :-1], torch.zeros_like(steps))
+
+    @property
+    def length(self) -> int:
+        """T"""
+        return self.lost.shape[1] - 1
 
     @property
     def slots(self) -> int:
+        """S"""
         return self.index.shape[1]
 
     @property
@@ -42,16 +49,11 @@ class Layout(NamedTuple):
         """(B, S): whether a slot is more than padding."""
         return self.index >= 0
 
-    @property
-    def removed(self) -> Tensor:
-        """How many placeholders each row has lost, (B,)."""
-        first = torch.where(self.held, self.index, self.length).amin(1)
-        return self.index.amax(1) - first + 1 - self.held.sum(1)
-
     def then(self, other: "Layout") -> "Layout":
         """The layout of these rows with those of `other` behind them."""
         behind = torch.where(other.held, other.index + self.length, -1)
-        return Layout(torch.cat([self.index, behind], dim=1), self.length + other.length)
+        lost = torch.cat([self.lost[:, :-1], self.lost[:, -1:] + other.lost], dim=1)
+        return Layout(torch.cat([self.index, behind], dim=1), lost)
 
     def cut(self, slots: int) -> "Layout":
         """The layout of the first `slots` slots."""
@@ -61,13 +63,13 @@ class Layout(NamedTuple):
                 f"The cache was cut back to {slots} of {self.slots} tokens; there its rows are {lengths.tolist()} ids "
                 f"long, because VisionZip made their images shorter. Cut it back behind all images, or begin a new one."
             )
-        return Layout(self.index[:, :slots], int(lengths[0]))
+        return Layout(self.index[:, :slots], self.lost[:, : lengths[0] + 1])
 
     def repeat(self, rows: int) -> "Layout":
         """The layout of a batch in which each row comes several times in succession, `rows` in all."""
         if rows % len(self.index):
             raise ValueError(f"The cache was filled by {len(self.index)} prompts, but {rows} go on from it.")
-        return Layout(self.index.repeat_interleave(rows // len(self.index), dim=0), self.length)
+        return Layout(*(part.repeat_interleave(rows // len(self.index), dim=0) for part in self))
 
     def gather(self, values: Tensor, fill) -> Tensor:
         """What the slots hold: (B, T, ...) -> (B, S, ...), `fill` in padding."""
@@ -93,16 +95,13 @@ class Layout(NamedTuple):
         A row may hold several prompts, each counted from its own start.
         """
         given = given.expand(len(self.index), -1)
-        taken = torch.zeros_like(given[:, :1]).expand(-1, self.length + 1).contiguous()
-        taken = taken.scatter_add(1, torch.where(self.held, self.index, self.length), torch.ones_like(self.index))
-        rank = taken.cumsum(1) - taken  # (B, T + 1): the slot of a position, where padding takes none
-        place = torch.arange(self.length, device=given.device).expand_as(given)
         begins = F.pad(given[:, 1:] <= given[:, :-1], (1, 0), value=True)
-        start = torch.where(begins, place, 0).cummax(1).values
-        shift = (place - rank[:, :-1]) - (start - rank.gather(1, start))
-        index = self.index.clamp(min=0)
-        own = self.held.cumsum(1) - 1 - rank.gather(1, index)  # 0, but where several slots share a position
-        return ((given - shift).gather(1, index) + own).masked_fill(~self.held, 0)
+        start = torch.where(begins, torch.arange(self.length, device=given.device), 0).cummax(1).values
+        moved = given - (self.lost[:, :-1] - self.lost.gather(1, start))
+        steps = torch.arange(self.slots, device=given.device)
+        is_next = F.pad(self.index[:, 1:] != self.index[:, :-1], (1, 0), value=True)
+        own = steps - torch.where(is_next, steps, 0).cummax(1).values  # 0, but where several slots share a position
+        return self.gather(moved, 0) + own.masked_fill(~self.held, 0)
 
 
 def pick(values: Tensor, entries: Tensor, dim: int = 1) -> Tensor:
@@ -153,8 +152,8 @@ def shorten(family, given: dict, past: Layout | None = None, *, whole: bool = Fa
     if fits and past is None:
         return None
     mask = given.get("attention_mask")
-    lengths = {count, (past.length if past else 0) + count, past.slots + count if past and fits else count}
-    if mask is not None and (mask.ndim != 2 or mask.shape[1] not in lengths):
+    known = {count, (past.length if past else 0) + count, past.slots + count if past and fits else count}
+    if mask is not None and (mask.ndim != 2 or mask.shape[1] not in known):
         raise ValueError(
             f"attention_mask {tuple(mask.shape)} and input_ids {tuple(tokens.shape[:2])}: shapes must be the same."
         )
@@ -162,20 +161,21 @@ def shorten(family, given: dict, past: Layout | None = None, *, whole: bool = Fa
         new = Layout.same(rows, count, tokens.device)
     else:
         require_rows(given)
-        if past and not is_image.any():
+        lengths = family.placeholders(given)
+        if past and int(is_image.sum()) < sum(lengths):
             raise ValueError(
-                f"The cache holds the images already, and the new ids hold no placeholder, but {len(fewer)} images are "
-                f"given: leave them out, and pass those of new placeholders only."
+                f"The cache holds earlier images, and the new ids {int(is_image.sum())} placeholders, but "
+                f"{len(lengths)} images are given, which take {lengths}: pass those of new placeholders only."
             )
         own = None if mask is None else mask[:, mask.shape[1] - count :]
-        new = layout_of(is_image, own, family.placeholders(given), fewer, side)
+        new = layout_of(is_image, own, lengths, fewer, side)
     layout = past.then(new) if past else new
     short = {}
     for name, value in given.items():
         if name in BY_IMAGE or not isinstance(value, Tensor) or value.ndim < 2:
             continue
         fill = {"labels": IGNORED, "input_ids": family.pad_token_id}.get(name, 0)
-        for part, before in ((layout, 0), (new, past.removed[:, None] if past else 0)):
+        for part, before in ((layout, 0), (new, past.lost[:, -1:] if past else 0)):
             if name == "position_ids" and value.shape[1] == part.length:
                 short[name] = part.positions(value) - before
             elif value.shape[:2] == (rows, part.length):
@@ -220,10 +220,12 @@ def layout_of(is_image: Tensor, mask: Tensor | None, lengths: list[int], fewer: 
         slots[run] = 0
         slots[run[-count:]] = 1
         slots[run[0]] += max(0, count - len(run))
+    lost = torch.zeros(is_image.shape[0], is_image.shape[1] + 1, dtype=torch.long)
+    lost[:, 1:] = (is_image.cpu().flatten() * (1 - slots)).view_as(is_image).cumsum(1)
     side = side or ("right" if mask is None or mask[:, 0].all() else "left")
     rows = [torch.arange(len(row)).repeat_interleave(row) for row in slots.view_as(is_image)]
     index = pad_sequence(rows, batch_first=True, padding_value=-1, padding_side=side)
-    return Layout(index.to(is_image.device), is_image.shape[1])
+    return Layout(index.to(is_image.device), lost.to(is_image.device))
 
 
 def placeholder_runs(place: Tensor, lengths: list[int]) -> list[Tensor]:
