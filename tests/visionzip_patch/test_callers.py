@@ -18,7 +18,6 @@ from transformers import (
     StoppingCriteriaList,
 )
 from transformers.generation import MinLengthLogitsProcessor
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tests.visionzip_patch.test_adapters import ONE, OTHER, SQUARE, WIDE, inputs_for, make_model, pixels
 from visionzip_patch import visionzip
@@ -35,9 +34,7 @@ def pair(kind="llava", side="left", batch=2, **options):
     model, plain = visionzip(make_model(kind, **options), 5, 2), make_model(kind, **options)
     with torch.no_grad():
         features = model.get_image_features(**pixels(given)).pooler_output
-    plain.model.get_image_features = functools.wraps(plain.model.get_image_features)(
-        lambda *_, **__: BaseModelOutputWithPooling(pooler_output=features)
-    )
+    plain.model.get_image_features = functools.wraps(plain.model.get_image_features)(model.model.get_image_features)
     return (model, given), (plain, shorten(plain, given, features, side))
 
 
