@@ -11,13 +11,15 @@ import torch
 from torch import nn
 from transformers import (
     DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
     LogitsProcessor,
     LogitsProcessorList,
     MaxLengthCriteria,
     StoppingCriteria,
     StoppingCriteriaList,
 )
-from transformers.generation import MinLengthLogitsProcessor
+from transformers.generation import BaseStreamer, MinLengthLogitsProcessor
 
 from tests.visionzip_patch.test_adapters import ONE, OTHER, SQUARE, WIDE, inputs_for, make_model, pixels
 from visionzip_patch import visionzip
@@ -34,8 +36,14 @@ def pair(kind="llava", side="left", batch=2, **options):
     model, plain = visionzip(make_model(kind, **options), 5, 2), make_model(kind, **options)
     with torch.no_grad():
         features = model.get_image_features(**pixels(given)).pooler_output
-    plain.model.get_image_features = functools.wraps(plain.model.get_image_features)(model.model.get_image_features)
+    plain.model.get_image_features = features_of(model, plain)
     return (model, given), (plain, shorten(plain, given, features, side))
+
+
+def features_of(model, plain):
+    """`get_image_features` of `model`, under the signature of that of `plain`: transformers looks."""
+    original, features = plain.model.get_image_features, model.model.get_image_features
+    return functools.wraps(original)(lambda *args, **kwargs: features(*args, **kwargs))
 
 
 def shorten(model, given, features, side):
@@ -236,3 +244,54 @@ FORWARD = {
 def test_a_way_to_call(way, kind, side):
     found, expected = (FORWARD[way](*caller) for caller in pair(kind, side))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+class Keep(BaseStreamer):
+    def __init__(self):
+        self.got = []
+
+    def put(self, value):
+        self.got.append(value.tolist())
+
+    def end(self):
+        self.got.append("end")
+
+
+def test_a_streamer_gets_the_prompt_as_it_was_given():
+    for model, given in pair(batch=1):
+        streamer = Keep()
+        found = answer(model, given, streamer=streamer)
+        assert streamer.got == [given["input_ids"].tolist(), *found.T.tolist(), "end"]
+
+
+@pytest.mark.parametrize(
+    "options", [{"prompt_lookup_num_tokens": 2}, {"guidance_scale": 1.5}, {"assistant_model": "a text model"}], ids=str
+)
+def test_a_way_to_generate_for_one_prompt(options):
+    if "assistant_model" in options:
+        torch.manual_seed(1)
+        text = make_model().config.text_config.to_dict()
+        options = {"assistant_model": LlamaForCausalLM(LlamaConfig(**text)).eval()}
+    found, expected = (answer(model, given, **options) for model, given in pair(batch=1))
+    assert found.tolist() == expected.tolist()
+
+
+@torch.no_grad()
+def test_hidden_states_and_attention_are_at_the_positions_given():
+    model, given = visionzip(make_model(), 5, 2), dict(inputs_for("llava", (WIDE, SQUARE), (ONE, OTHER)))
+    model.set_attn_implementation("eager")
+    wanted = {"output_attentions": True, "output_hidden_states": True}
+    positions = (given["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    seen = model(**given, **wanted, position_ids=positions)
+    length = given["input_ids"].shape[1]
+    stays = seen.hidden_states[0].any(-1)
+    assert stays.sum(1).tolist() == [length - 9, length - 10]  # a row is padded by one
+    for attention, hidden in zip(seen.attentions, seen.hidden_states[1:], strict=True):
+        assert torch.equal(hidden.any(-1), stays)
+        torch.testing.assert_close(attention.sum(-1), stays[:, None].float().expand(-1, 4, -1))
+        assert not attention.transpose(1, 3)[~stays].any()
+
+    steps = model.generate(**given, **wanted, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
+    assert [layers[0].shape[-1] for layers in steps.attentions] == [length, length + 1, length + 2]
+    for first, whole in ((steps.attentions[0], seen.attentions), (steps.hidden_states[0], seen.hidden_states)):
+        torch.testing.assert_close(first, whole)

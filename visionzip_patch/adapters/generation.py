@@ -78,13 +78,17 @@ def run_generate(family, model, original: Callable, given: dict):
         return original(**given)
 
     short, prompt = dict(call.arguments), given.get("input_ids")
-    settings = given.get("generation_config") or model.generation_config
-    setting = {**settings.to_dict(), **given}.get
     gone = tokens.shape[1] - tokens_in(short).shape[1]  # ids of a row
+    settings = copy.copy(given.get("generation_config") or model.generation_config)
+    setting = {**settings.to_dict(), **given}.get
     # Limits of the whole length count the prompt, so they move with it; they do not hold beside a limit on new tokens.
     for limit, instead in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
         if setting(limit) and setting(instead) is None and setting(limit) > tokens.shape[1]:
-            short[limit] = setting(limit) - gone
+            if given.get(limit) is None and given.get("generation_config") is not None:
+                setattr(settings, limit, setting(limit) - gone)
+                short["generation_config"] = settings
+            else:
+                short[limit] = setting(limit) - gone
     is_beam_search = (setting("num_beams") or 1) > 1
     if prompt is not None:
         copies = 1 if is_beam_search else setting("num_return_sequences") or 1

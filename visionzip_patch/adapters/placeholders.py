@@ -174,7 +174,7 @@ def shorten(family, given: dict, past: Layout | None = None, *, whole: bool = Fa
     for name, value in given.items():
         if name in BY_IMAGE or not isinstance(value, Tensor) or value.ndim < 2:
             continue
-        fill = {"labels": IGNORED, "input_ids": family.pad_token_id}.get(name, 0)
+        fill = IGNORED if name.endswith("labels") else family.pad_token_id if name == "input_ids" else 0
         for part, before in ((layout, 0), (new, past.lost[:, -1:] if past else 0)):
             if name == "position_ids" and value.shape[1] == part.length:
                 short[name] = part.positions(value) - before
