@@ -272,8 +272,12 @@ def test_a_way_to_generate_for_one_prompt(options):
         torch.manual_seed(1)
         text = make_model().config.text_config.to_dict()
         options = {"assistant_model": LlamaForCausalLM(LlamaConfig(**text)).eval()}
-    found, expected = (answer(model, given, **options) for model, given in pair(batch=1))
-    assert found.tolist() == expected.tolist()
+    (model, given), (plain, short) = pair(batch=1)
+    try:
+        expected = answer(plain, short, **options)
+    except ValueError as error:
+        pytest.skip(f"this version of transformers cannot: {error}")
+    assert answer(model, given, **options).tolist() == expected.tolist()
 
 
 @torch.no_grad()
@@ -295,3 +299,27 @@ def test_hidden_states_and_attention_are_at_the_positions_given():
     assert [layers[0].shape[-1] for layers in steps.attentions] == [length, length + 1, length + 2]
     for first, whole in ((steps.attentions[0], seen.attentions), (steps.hidden_states[0], seen.hidden_states)):
         torch.testing.assert_close(first, whole)
+
+
+def test_what_counts_the_tokens_of_packs_is_refused():
+    (model, given), _ = pair()
+    ends = torch.tensor([0, given["input_ids"].numel()])
+    with pytest.raises(ValueError, match="cu_seq_lens_q, cu_seq_lens_k count the tokens of whole images"):
+        model(**given, cu_seq_lens_q=ends, cu_seq_lens_k=ends)
+
+    (model, given), _ = pair("llava_next")
+    few, many = (row[mask.bool()] for row, mask in zip(given["input_ids"], given["attention_mask"], strict=True))
+    few = torch.cat([few, few.new_full((len(many) - len(few),), 5)])  # as long as the other, till images are shortened
+    positions = torch.arange(len(many)) % (len(many) - 2)
+    with pytest.raises(ValueError, match="position_ids begin anew inside of rows"):
+        model(input_ids=torch.stack([few, many]), position_ids=positions.expand(2, -1), **pixels(given))
+
+
+@torch.no_grad()
+def test_labels_given_by_another_name_are_shortened_too():
+    """`shift_labels`, which sequence parallelism passes: each position has the label of the next."""
+    (model, given), _ = pair(side="right")
+    labels = words(given, model)
+    shifted = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+    loss = model(**given, labels=labels, shift_labels=shifted).loss
+    torch.testing.assert_close(loss, model(**given, labels=labels).loss)

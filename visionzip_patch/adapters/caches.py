@@ -63,7 +63,7 @@ def recall(family, given: dict) -> Layout | None:
         return None
     if memory is None:
         return Layout.same(len(tokens), held_by(cache), tokens.device)
-    layout = memory.layout.repeat(len(tokens))
+    layout = memory.layout.to(tokens.device).repeat(len(tokens))
     if held_by(cache) < layout.slots:
         layout = layout.cut(held_by(cache))
     return layout.then(Layout.same(len(tokens), held_by(cache) - layout.slots, tokens.device))

@@ -65,6 +65,9 @@ class Layout(NamedTuple):
             )
         return Layout(self.index[:, :slots], self.lost[:, : lengths[0] + 1])
 
+    def to(self, device) -> "Layout":
+        return Layout(self.index.to(device), self.lost.to(device))
+
     def repeat(self, rows: int) -> "Layout":
         """The layout of a batch in which each row comes several times in succession, `rows` in all."""
         if rows % len(self.index):
@@ -146,8 +149,11 @@ def shorten(family, given: dict, past: Layout | None = None, *, whole: bool = Fa
     tokens = tokens_in(given)
     if tokens is None:
         return None
+    fewer = family.tokens(given)
+    if fewer is None and past is None:
+        return None
     rows, count = len(tokens), tokens.shape[1] - (past.length if past and whole else 0)
-    is_image, fewer = family.is_placeholder(tokens[:, tokens.shape[1] - count :]), family.tokens(given)
+    is_image = family.is_placeholder(tokens[:, tokens.shape[1] - count :])
     fits = fewer is None or int(is_image.sum()) == sum(fewer)
     if fits and past is None:
         return None
@@ -177,9 +183,9 @@ def shorten(family, given: dict, past: Layout | None = None, *, whole: bool = Fa
         fill = IGNORED if name.endswith("labels") else family.pad_token_id if name == "input_ids" else 0
         for part, before in ((layout, 0), (new, past.lost[:, -1:] if past else 0)):
             if name == "position_ids" and value.shape[1] == part.length:
-                short[name] = part.positions(value) - before
+                short[name] = part.to(value.device).positions(value) - before
             elif value.shape[:2] == (rows, part.length):
-                short[name] = part.gather(value, fill)
+                short[name] = part.to(value.device).gather(value, fill)
             else:
                 continue
             break
