@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import (
     DynamicCache,
+    GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     LogitsProcessor,
@@ -121,6 +122,10 @@ GENERATE = {
     "a static cache": lambda given: {"cache_implementation": "static"},
     "a cache of one's own": lambda given: {CACHE: DynamicCache()},
     "the whole length": lambda given: {"max_new_tokens": None, "max_length": given["input_ids"].shape[1] + 4},
+    "a configuration": lambda given: {
+        "max_new_tokens": None,
+        "generation_config": GenerationConfig(max_length=given["input_ids"].shape[1] + 4, pad_token_id=0),
+    },
     "the least length": lambda given: {"min_length": given["input_ids"].shape[1] + 3, "eos_token_id": list(range(64))},
     "a penalty": lambda given: {"repetition_penalty": 1.7},
     "no repetition": lambda given: {"no_repeat_ngram_size": 2},
@@ -299,6 +304,9 @@ def test_hidden_states_and_attention_are_at_the_positions_given():
     assert [layers[0].shape[-1] for layers in steps.attentions] == [length, length + 1, length + 2]
     for first, whole in ((steps.attentions[0], seen.attentions), (steps.hidden_states[0], seen.hidden_states)):
         torch.testing.assert_close(first, whole)
+    beams = model.generate(**given, **wanted, max_new_tokens=2, num_beams=3, return_dict_in_generate=True)
+    assert [layers[0].shape[-1] for layers in beams.attentions] == [length, length + 1]
+    assert beams.hidden_states[0][0].shape[1] == length
 
 
 def test_what_counts_the_tokens_of_packs_is_refused():

@@ -79,16 +79,17 @@ def run_generate(family, model, original: Callable, given: dict):
 
     short, prompt = dict(call.arguments), given.get("input_ids")
     gone = tokens.shape[1] - tokens_in(short).shape[1]  # ids of a row
-    settings = copy.copy(given.get("generation_config") or model.generation_config)
-    setting = {**settings.to_dict(), **given}.get
+    own = copy.copy(given.get("generation_config"))
+    configs = [config.to_dict() for config in (model.generation_config, own) if config is not None]
+    setting = ({name: value for config in configs for name, value in config.items() if value is not None} | given).get
     # Limits of the whole length count the prompt, so they move with it; they do not hold beside a limit on new tokens.
     for limit, instead in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
         if setting(limit) and setting(instead) is None and setting(limit) > tokens.shape[1]:
-            if given.get(limit) is None and given.get("generation_config") is not None:
-                setattr(settings, limit, setting(limit) - gone)
-                short["generation_config"] = settings
-            else:
+            if own is None or given.get(limit) is not None:
                 short[limit] = setting(limit) - gone
+            else:
+                short["generation_config"] = own
+                setattr(own, limit, setting(limit) - gone)
     is_beam_search = (setting("num_beams") or 1) > 1
     if prompt is not None:
         copies = 1 if is_beam_search else setting("num_return_sequences") or 1
@@ -100,13 +101,12 @@ def run_generate(family, model, original: Callable, given: dict):
     if prompt is not None:
         sequences = Given(prompt, gone).lengthen(sequences)
     known = sequences if whole and prompt is not None else None
-    layouts = [layout.repeat(len(sequences)) for layout in (call.new, call.whole)]
-    cache = cache if isinstance(output, Tensor) else cache_in(output)
-    remember(cache, None if is_beam_search else Prompt(layouts[1], known))  # beams are in an order of their own
+    memory = None if is_beam_search else Prompt(call.whole.repeat(len(sequences)), known)  # beams change places
+    remember(cache if isinstance(output, Tensor) else cache_in(output), memory)
     if isinstance(output, Tensor):
         return sequences
     output.sequences = sequences
-    return spread_steps(output, *layouts)
+    return spread_steps(output, call.new, call.whole)
 
 
 class Given:
@@ -171,8 +171,9 @@ def callbacks(arguments: dict, given: Given, copies: int) -> dict:
 
 def spread_attention(attention: Tensor, new: Layout, whole: Layout) -> Tensor:
     """(B, heads, queries, keys) at the positions of the rows as they were given; queries may be the new slots."""
-    keys = attention.shape[-1]
-    whole = whole.then(Layout.same(len(attention), max(0, keys - whole.slots), whole.index.device))
+    rows, _, _, keys = attention.shape
+    new, whole = new.repeat(rows), whole.repeat(rows)
+    whole = whole.then(Layout.same(rows, max(0, keys - whole.slots), whole.index.device))
     seen = Layout(whole.index[:, whole.slots - keys :], whole.lost)  # a sliding window sees the last ones
     attention = seen.spread(attention, -1)
     return new.spread(attention, -2) if attention.shape[-2] == new.slots else attention
@@ -182,7 +183,7 @@ def spread_steps(output, new: Layout, whole: Layout):
     """Hidden states and attention of each step of `generate`, where the first one's queries are the prompt's."""
     if output.get("hidden_states") is not None:
         first, *steps = output["hidden_states"]
-        output["hidden_states"] = (tuple(new.spread(layer) for layer in first), *steps)
+        output["hidden_states"] = (tuple(new.repeat(len(layer)).spread(layer) for layer in first), *steps)
     if output.get("attentions") is not None:
         output["attentions"] = tuple(
             tuple(spread_attention(layer, new, whole) for layer in step) for step in output["attentions"]
