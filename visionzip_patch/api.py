@@ -30,9 +30,10 @@ def visionzip(
     Only this model changes: other models in the process stay as they are. A second call replaces the first. The setting
     is written to `model.config.visionzip`, so it is saved with a checkpoint and comes back on load.
 
-    `model` is one of `llava`'s, or transformers' own `LlavaForConditionalGeneration` or
-    `LlavaNextForConditionalGeneration`. These two take what their processor returns, as before. On load they keep a
-    saved setting but do not apply it: call `visionzip(model, **model.config.visionzip)`.
+    `model` is one of `llava`'s, or transformers' own `LlavaForConditionalGeneration`,
+    `LlavaNextForConditionalGeneration` or what is inside of these. They take what their processor returns, as before,
+    and count everything they return by it. On load they keep a saved setting but do not apply it: call
+    `visionzip(model, **model.config.visionzip)`.
 
     Args: see `VisionZipConfig`. Without numbers the budget is that of the published code, 191 + 30 of CLIP-L's 577
         tokens; other towers, and commands, want their own.

@@ -21,6 +21,7 @@ from transformers import GenerationConfig, TemperatureLogitsWarper, TopKLogitsWa
 from llava.model.anyres import VisionFeatures
 from llava.model.graphs import Graphs
 from llava.model.kv_cache import Extension, KVCache, cache_bytes, execution_device
+from visionzip_patch.adapters.caches import CACHE
 from visionzip_patch.once import warn_once
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,18 @@ SUPPORTED = {  # fields of a GenerationConfig that `answer` obeys; the others mu
     *("max_new_tokens", "max_length", "do_sample", "temperature", "top_k", "top_p", "eos_token_id", "pad_token_id"),
     *("use_cache", "bos_token_id", "transformers_version", "_from_model_config"),
 }
+
+NEUTRAL = {  # values of other fields that change no answer; so do None, False and what is empty
+    **dict.fromkeys(("num_beams", "num_return_sequences", "num_beam_groups"), 1),
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "length_penalty"), 1.0),
+    **dict.fromkeys(("guidance_scale", "typical_p"), 1.0),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"), 0),
+    **dict.fromkeys(("min_p", "epsilon_cutoff", "eta_cutoff", "diversity_penalty", "penalty_alpha"), 0.0),
+    **{"num_assistant_tokens": 20, "num_assistant_tokens_schedule": "constant", "assistant_confidence_threshold": 0.4},
+    **{"assistant_lookbehind": 10, "target_lookbehind": 10},
+}
+OF_BEAMS = {"early_stopping", "length_penalty", "low_memory"}  # nobody reads these where there is one beam
+OF_SAMPLES = {"typical_p", "min_p", "top_h", "epsilon_cutoff", "eta_cutoff"}  # nor these without do_sample
 
 
 class Engine:
@@ -177,9 +190,9 @@ class Engine:
                 hidden,
                 attention_mask=masks.get(sliding),
                 position_ids=positions,
-                past_key_values=extension,
                 use_cache=True,
                 position_embeddings=rotary,
+                **{CACHE: extension},
             )
         rows = torch.arange(len(last), device=hidden.device)
         hidden = self.decoder.norm(hidden[rows, last.to(hidden.device)])  # (B, C)
@@ -347,11 +360,16 @@ def configure(model: nn.Module, kwargs: dict) -> tuple[GenerationConfig, set[str
     for name, default in (("temperature", 1.0), ("top_k", 50), ("top_p", 1.0)):
         if name not in kwargs and getattr(config, name) is None:
             setattr(config, name, default)
-    asked = {name for name, value in config.to_diff_dict().items() if value not in (None, False)} - SUPPORTED
-    plain = {"num_beams": 1, "num_return_sequences": 1}
-    asked -= {name for name, value in plain.items() if getattr(config, name) == value}
-    asked |= {name for name, value in unknown.items() if value not in (None, [], False)}
+    asked = {name for name, value in config.to_diff_dict().items() if not is_neutral(name, value)} - SUPPORTED
+    asked -= OF_BEAMS if config.num_beams in (None, 1) else set()
+    asked -= OF_SAMPLES if not config.do_sample else set()
+    asked |= {name for name, value in unknown.items() if not is_neutral(name, value)}
     return config, asked
+
+
+def is_neutral(name: str, value) -> bool:
+    """Whether a setting of generation changes nothing."""
+    return value is None or value is False or value in ([], {}, ()) or (name in NEUTRAL and value == NEUTRAL[name])
 
 
 def new_tokens(config: GenerationConfig, prompt: int) -> int:

@@ -33,6 +33,7 @@ from llava.model.save import all_or_nothing, upstream_keys, without_idle_samplin
 from llava.model.seams import is_hooked, is_replaced, warn_of_hidden_encoder
 from llava.model.splice import Spliced, splice
 from llava.model.weights import load_projector
+from visionzip_patch.adapters.caches import CACHE, with_one_cache
 from visionzip_patch.once import warn_once
 
 logger = logging.getLogger(__name__)
@@ -120,6 +121,7 @@ class LlavaMetaForCausalLM:
         loss_only: bool = False,
         logits_to_keep: int | Tensor = 0,
         modalities: Sequence[str] | None = None,
+        cache=None,
         **kwargs,
     ):
         """As the language model's, with `images` as in `prepare_inputs_labels_for_multimodal`.
@@ -130,10 +132,12 @@ class LlavaMetaForCausalLM:
             loss_only: return the loss alone, and compute logits for nothing but labelled tokens.
             logits_to_keep: compute those of so many last tokens, 0 for all. `generate` of transformers passes 1 to whom
                 it finds this argument.
+            cache: `past_key_values`, by its name from transformers 5.24 on.
             num_items_in_batch: divides the summed loss, where the batch is one of several.
             modalities: as in `generate`.
         """
         require_images_only(modalities)
+        past_key_values = cache if past_key_values is None else past_key_values
         if vision_tokens is not None:
             positions = vision_positions or [None] * len(vision_tokens)
             side = self.get_vision_tower().num_patches_per_side
@@ -158,11 +162,11 @@ class LlavaMetaForCausalLM:
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             labels=labels,
             use_cache=use_cache,
             logits_to_keep=logits_to_keep,
+            **{CACHE: past_key_values},
             **kwargs,
         )
 
@@ -202,6 +206,7 @@ class LlavaMetaForCausalLM:
             ValueError: the numbers of images and of <image> tokens differ, or another modality.
         """
         require_images_only(modalities)
+        kwargs = with_one_cache(kwargs)
         input_ids = kwargs.pop("input_ids", inputs)
         attention_mask = kwargs.pop("attention_mask", None)
         kwargs.pop("position_ids", None)  # follow from the mask

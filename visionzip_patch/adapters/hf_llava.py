@@ -1,34 +1,34 @@
 """transformers' own LLaVA: `LlavaForConditionalGeneration` (1.5) and `LlavaNextForConditionalGeneration` (1.6).
 
-Three methods of one instance are wrapped. Image features come out fewer; `forward` and `generate` remove the surplus
-placeholders, so the processor's output can be passed unchanged. Classes stay untouched. `generate` calls `forward`,
-where the placeholders already fit and nothing is removed a second time.
+Methods of one instance are wrapped. Image features come out fewer; `forward`, also that of the inner model, and
+`generate` remove the surplus placeholders, so the processor's output can be passed unchanged. Classes stay untouched.
+`generate` calls `forward`, and that the inner one, where the placeholders already fit and nothing is removed again.
 
-Shapes: B rows, T ids in a row, S ids in the longest row of those left, N tokens left of a crop, C channels of the LLM,
-(rows, cols) of tiles in an image's grid.
+Shapes: N tokens left of a crop, C channels of the LLM, (rows, cols) of tiles in an image's grid; others as in
+`placeholders`.
 """
 
 from collections.abc import Callable
-from functools import partial
-from inspect import signature
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalGeneration
+from transformers import LlavaForConditionalGeneration, LlavaModel, LlavaNextForConditionalGeneration, LlavaNextModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
+from visionzip_patch.adapters.generation import run_forward, run_generate
+from visionzip_patch.adapters.wrapping import named, unwrap, wrap
 from visionzip_patch.encoder import layers_to_run, run_layers
 from visionzip_patch.tiles import order_by_position
 
-MODELS = (LlavaForConditionalGeneration, LlavaNextForConditionalGeneration)
+MODELS = (LlavaForConditionalGeneration, LlavaNextForConditionalGeneration, LlavaModel, LlavaNextModel)
 HAS_CLS = {"clip_vision_model": True, "siglip_vision_model": False}  # the vision towers that are known
-IGNORED = -100  # the label that a loss of transformers skips
 
 
 class HFLlavaTower:
-    """What `visionzip` asks of a vision tower: `reducer`, `num_patches`, `has_cls`. Holds no state of its own.
+    """What `visionzip` asks of a vision tower, `reducer`, `num_patches`, `has_cls`, and of a family (`placeholders`).
+
+    Holds no state of its own.
 
     Raises:
         TypeError: the model, or its tower, is none of those that are known.
@@ -39,54 +39,76 @@ class HFLlavaTower:
         if not isinstance(model, MODELS) or kind not in HAS_CLS:
             raise TypeError(
                 f"{type(model).__name__} with a {kind} cannot be zipped; what can are "
-                f"{' and '.join(cls.__name__ for cls in MODELS)} with a {' or a '.join(HAS_CLS)}."
+                f"{', '.join(cls.__name__ for cls in MODELS)} with a {' or a '.join(HAS_CLS)}."
             )
         self.model, self.config = model, model.config
+        self.inner = model if isinstance(model, LlavaModel | LlavaNextModel) else model.model
         self.has_cls = HAS_CLS[kind]
-        self.is_anyres = isinstance(model, LlavaNextForConditionalGeneration)
+        self.is_anyres = isinstance(self.inner, LlavaNextModel)
         self.side = self.config.vision_config.image_size // self.config.vision_config.patch_size
         self.num_patches = self.side**2
+        self.pad_token_id = getattr(self.config.get_text_config(), "pad_token_id", None) or 0
 
     @property
     def reducer(self):
-        """None, or what chooses tokens: an attribute of `model.model`. To set it is to wrap or unwrap the methods."""
-        return getattr(self.model.model, "reducer", None)
+        """None, or what chooses tokens: an attribute of the inner model. To set it is to wrap or unwrap the methods."""
+        return getattr(self.inner, "reducer", None)
 
     @reducer.setter
     def reducer(self, reducer) -> None:
-        inner, was_zipped = self.model.model, self.reducer is not None
-        methods = ((self.model, forward), (self.model, generate), (inner, get_image_features))
+        was_zipped = self.reducer is not None
+        methods = {self.inner: (get_image_features, forward)}
+        if self.model is not self.inner:
+            methods[self.model] = (generate, forward)
         if reducer is not None:
             self.depth()  # refuses before anything is changed
             if not was_zipped:
-                for owner, method in methods:
-                    wrap(owner, method, self.model)
-            inner.reducer = reducer
+                for owner, wrapped in methods.items():
+                    wrap(owner, *wrapped)
+            self.inner.reducer = reducer
         elif was_zipped:
-            for owner, method in methods:
-                unwrap(owner, method)
-            del inner.reducer
+            for owner, wrapped in methods.items():
+                unwrap(owner, *wrapped)
+            del self.inner.reducer
+
+    def is_placeholder(self, tokens: Tensor) -> Tensor:
+        """Which of ids (B, T), or of embeddings (B, T, C), stand for an image: (B, T)."""
+        token = self.config.image_token_id
+        if tokens.ndim == 2:
+            return tokens == token
+        return (tokens == self.inner.get_input_embeddings()(torch.tensor(token, device=tokens.device))).all(-1)
+
+    def tokens(self, given: dict) -> list[int] | None:
+        """How many tokens each image of a call has, whose pixels or features are given; None if there are neither."""
+        if (features := encoded(given)) is not None:
+            return [len(image) for image in features]
+        if given.get("pixel_values") is None:
+            return None
+        return [self.reducer.tokens(1 + rows * cols) for rows, cols in self.grids(given)]
 
     def depth(self, layer: int | None = None) -> int:
         """How many layers lead to `hidden_states[layer]`, by default the config's."""
         layer = self.config.vision_feature_layer if layer is None else layer
         return layers_to_run(layer, self.config.vision_config.num_hidden_layers, "vision_feature_layer")
 
-    def grids(self, pixel_values: Tensor, image_sizes=None) -> list[tuple[int, int]]:
-        """(rows, cols) of the tiles of each image; (0, 0) where the base crop is all."""
+    def grids(self, given: dict) -> list[tuple[int, int]]:
+        """(rows, cols) of the tiles of each image of a call; (0, 0) where the base crop is all."""
         if not self.is_anyres:
-            return [(0, 0)] * len(pixel_values)
-        if image_sizes is None:
+            return [(0, 0)] * len(given["pixel_values"] if encoded(given) is None else encoded(given))
+        if given.get("image_sizes") is None:
             raise ValueError("LLaVA-NeXT needs image_sizes beside pixel_values: pass all that its processor returns.")
         pinpoints, crop = self.config.image_grid_pinpoints, self.config.vision_config.image_size
-        return [get_anyres_image_grid_shape(s, pinpoints, crop) for s in torch.as_tensor(image_sizes).tolist()]
+        sizes = torch.as_tensor(given["image_sizes"]).tolist()
+        return [get_anyres_image_grid_shape(size, pinpoints, crop) for size in sizes]
 
-    def placeholders(self, grids: list[tuple[int, int]], image_sizes=None, strategy: str | None = None) -> list[int]:
-        """How many placeholders the processor writes for each image."""
-        strategy = strategy or self.config.vision_feature_select_strategy
+    def placeholders(self, given: dict) -> list[int]:
+        """How many placeholders the processor writes for each image of a call."""
+        strategy = given.get("vision_feature_select_strategy") or self.config.vision_feature_select_strategy
+        grids = self.grids(given)
         counts = [self.num_patches + self.has_cls - (strategy == "default")] * len(grids)
         if self.is_anyres:
-            for i, ((rows, cols), size) in enumerate(zip(grids, torch.as_tensor(image_sizes).tolist(), strict=True)):
+            sizes = torch.as_tensor(given["image_sizes"]).tolist()
+            for i, ((rows, cols), size) in enumerate(zip(grids, sizes, strict=True)):
                 whole = torch.empty(1, rows * self.side, cols * self.side, device="meta")
                 _, height, width = unpad_image(whole, size).shape
                 counts[i] += height * (width + 1)  # + 1: each row ends with a newline
@@ -100,7 +122,7 @@ class HFLlavaTower:
             crops: how many of them each image has.
             layer: as `vision_feature_layer`. The layers after it are not run.
         """
-        vision, project = self.model.model.vision_tower, self.model.model.multi_modal_projector
+        vision, project = self.inner.vision_tower, self.inner.multi_modal_projector
         hidden = vision.embeddings(pixels)
         if self.has_cls:
             hidden = vision.pre_layrnorm(hidden)
@@ -115,13 +137,19 @@ class HFLlavaTower:
         ]
 
 
+def encoded(given: dict) -> list[Tensor] | None:
+    """Features of the images that a call brings in place of pixels, (n_i, C) each."""
+    output = (given.get("mm_encoder_outputs") or {}).get("image")
+    return None if output is None else output.pooler_output
+
+
 def get_image_features(model, original: Callable, *args, **kwargs) -> BaseModelOutputWithPooling:
     """As the method it replaces; `pooler_output` is a list of (n_i, C), one per image."""
     given = named(original, args, kwargs)
     tower, pixels = HFLlavaTower(model), given["pixel_values"]
     if tower.reducer is None:
         return original(**given)
-    grids = tower.grids(pixels, given.get("image_sizes"))
+    grids = tower.grids(given)
     crops = [1 + rows * cols for rows, cols in grids]
     if pixels.ndim == 5:  # (images, most crops, 3, size, size), filled up with empty crops
         pixels = torch.cat([image[:count] for image, count in zip(pixels, crops, strict=True)])
@@ -134,115 +162,20 @@ def get_image_features(model, original: Callable, *args, **kwargs) -> BaseModelO
 
 
 def forward(model, original: Callable, *args, **kwargs):
-    """As the method it replaces, on rows with fewer placeholders: logits are (B, S, vocabulary)."""
-    return original(**shorten(model, named(original, args, kwargs)))
+    """As the method it replaces; the language model runs on fewer tokens, the outputs are those of all placeholders.
+
+    Logits (B, T, vocabulary), hidden states and attention are at the positions of the ids as they were given, so
+    labels, masks and metrics of these fit. They are 0 at placeholders that are gone; the last ones of an image stay,
+    so what predicts the word behind it is there. The cache holds fewer tokens.
+    """
+    given, tower = named(original, args, kwargs), HFLlavaTower(model)
+    return original(**given) if tower.reducer is None else run_forward(tower, model, original, given)
 
 
 def generate(model, original: Callable, *args, **kwargs):
-    """As the method it replaces. Prompts come back as they were given, so new tokens begin where a caller looks."""
-    given = named(original, args, kwargs)
-    if given.get("inputs") is not None:
-        given["input_ids"] = given.pop("inputs")
-    short = shorten(model, given, side="left")
-    if short is given:
-        return original(**given)
-    prompt, length = given["input_ids"], short["input_ids"].shape[1]
-    settings = given.get("generation_config") or model.generation_config
-    # Limits of the whole length count the prompt, so they move with it; they do not hold beside a limit on new tokens.
-    for limit, instead in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
-        value = given.get(limit, getattr(settings, limit, None))
-        if value and given.get(instead, getattr(settings, instead, None)) is None and value > prompt.shape[1]:
-            short[limit] = value - prompt.shape[1] + length
-    output = original(**short)
-    sequences = output if isinstance(output, Tensor) else output.sequences
-    prompt = prompt.repeat_interleave(len(sequences) // len(prompt), dim=0)
-    sequences = torch.cat([prompt, sequences[:, length:]], dim=1)
-    if isinstance(output, Tensor):
-        return sequences
-    output.sequences = sequences
-    return output
+    """As the method it replaces. Prompts come back as they were given, so new tokens begin where a caller looks.
 
-
-def shorten(model, given: dict, side: str | None = None) -> dict:
-    """Arguments with one placeholder for each token that is left, padded on `side`, or where they were padded before.
-
-    Returned as they are: calls without ids or pixels (text, decoding, embeddings), and ids that already fit.
-
-    Raises:
-        ValueError: the placeholders are not those that the processor writes for these images.
+    A cache that is passed, or returned, remembers its prompts, so that a dialogue can go on from it without pixels.
     """
-    ids, pixels, image_sizes = (given.get(name) for name in ("input_ids", "pixel_values", "image_sizes"))
-    tower = HFLlavaTower(model)
-    if ids is None or pixels is None or tower.reducer is None:
-        return given
-    grids = tower.grids(pixels, image_sizes)
-    fewer = [tower.reducer.tokens(1 + rows * cols) for rows, cols in grids]
-    place = (ids == model.config.image_token_id).cpu().flatten().nonzero().squeeze(1)  # rows one after the other
-    if len(place) == sum(fewer):
-        return given
-    runs = placeholder_runs(place, tower.placeholders(grids, image_sizes, given.get("vision_feature_select_strategy")))
-    mask = given.get("attention_mask")
-    if mask is not None and mask.shape != ids.shape:
-        raise ValueError(
-            f"attention_mask {tuple(mask.shape)} and input_ids {tuple(ids.shape)}: shapes must be the same."
-        )
-    slots = torch.ones(ids.numel(), dtype=torch.long) if mask is None else mask.cpu().long().flatten().clone()
-    for run, count in zip(runs, fewer, strict=True):  # how many places each id will take: text 1, padding 0
-        slots[run] = 0
-        slots[run[0]] = count
-    side = side or ("right" if mask is None or mask[:, 0].all() else "left")
-    rows = [torch.arange(ids.shape[1]).repeat_interleave(row) for row in slots.view_as(ids)]
-    index = pad_sequence(rows, batch_first=True, padding_value=-1, padding_side=side)  # (B, S), -1 where padded
-    pad = getattr(model.config.get_text_config(), "pad_token_id", None) or 0
-    return {**given, **gather_arguments(given, index.to(ids.device), pad)}
-
-
-def placeholder_runs(place: Tensor, lengths: list[int]) -> list[Tensor]:
-    """Split the positions of all placeholders into the runs of the images, of `lengths` each."""
-    runs = place.split(lengths) if len(place) == sum(lengths) else []
-    if not runs or any(run[-1] - run[0] >= len(run) for run in runs):
-        raise ValueError(
-            f"The prompts hold {len(place)} image placeholders, but {len(lengths)} images take {lengths}, each in one "
-            f"run. Pass what the model's processor returns; VisionZip makes them fewer by itself."
-        )
-    return list(runs)
-
-
-def gather_arguments(given: dict, index: Tensor, pad: int) -> dict:
-    """ids, mask, labels and positions at `index`, (B, S), -1 where padded."""
-    ids, mask = given["input_ids"], given.get("attention_mask")
-    held, index = index >= 0, index.clamp(min=0)
-    short = {"input_ids": ids.gather(1, index).where(held, pad)}
-    if mask is not None or not held.all():
-        short["attention_mask"] = held.to(ids.dtype if mask is None else mask.dtype)
-    if given.get("labels") is not None:
-        short["labels"] = given["labels"].gather(1, index).where(held, IGNORED)
-    if given.get("position_ids") is not None:
-        short["position_ids"] = (held.cumsum(1) - 1).clamp(min=0)
-    return short
-
-
-def named(original: Callable, args: tuple, kwargs: dict) -> dict:
-    """All arguments by name."""
-    return {**dict(zip(signature(original).parameters, args, strict=False)), **kwargs} if args else kwargs
-
-
-def wrap(owner, method: Callable, model) -> None:
-    """Put `method` on this instance under its own name, with the signature of what it wraps: transformers looks."""
-    original = getattr(owner, method.__name__)
-    wrapped = partial(method, model, original)
-    wrapped.__wrapped__ = original
-    setattr(owner, method.__name__, wrapped)
-
-
-def unwrap(owner, method: Callable) -> None:
-    """Undo `wrap`, back to the class's method or to one that was on the instance before.
-
-    Where something else has wrapped it in turn, it stays inside, and without a reducer it changes nothing.
-    """
-    wrapped = vars(owner)[method.__name__]
-    if getattr(wrapped, "func", None) is not method:
-        return
-    delattr(owner, method.__name__)
-    if getattr(owner, method.__name__) != wrapped.__wrapped__:
-        setattr(owner, method.__name__, wrapped.__wrapped__)
+    given, tower = named(original, args, kwargs), HFLlavaTower(model)
+    return original(**given) if tower.reducer is None else run_generate(tower, model, original, given)

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import GenerationConfig, GenerationMixin, StoppingCriteria, TextStreamer
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.model.engine import SPARE, Engine, bucket, configure
+from llava.model.engine import NEUTRAL, SPARE, Engine, bucket, configure
 from llava.model.graphs import MODES, Graphs
 from llava.model.kv_cache import KVCache
 from visionzip_patch import visionzip, zipped
@@ -316,7 +316,11 @@ class Collect(TextStreamer):
 
 def test_a_streamer_is_used_as_transformers_does(tiny_llava):
     model, call = tiny_llava(), {"inputs": prompt(9, 1, 2)[None], "images": pixels(1)}
-    tokenizer = SimpleNamespace(decode=lambda ids, **options: " ".join(map(str, ids)) + "\n")
+
+    def decode(ids, **options):  # a list, and from transformers 5.24 on one id too
+        return " ".join(map(str, torch.tensor(ids).flatten().tolist())) + "\n"
+
+    tokenizer = SimpleNamespace(decode=decode)
     texts = []
     for fast in ("off", *EAGER):
         streamer = Collect(tokenizer)
@@ -502,6 +506,30 @@ def test_settings_are_read_without_changing_them(tiny_llava):
     config, beyond = configure(model, kwargs)
     assert (config.max_new_tokens, config.do_sample, config.top_k, beyond) == (5, True, 50, set())
     assert model.generation_config.to_dict() == before
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_values_that_change_nothing_keep_the_fast_path(tiny_llava, do_sample):
+    """Of each field of a GenerationConfig that has such a value."""
+    model, plain = tiny_llava(), GenerationConfig()
+    defaults = {name: value for name, value in plain._get_default_generation_params().items() if value is not None}
+    neutral = {**NEUTRAL, **defaults, "suppress_tokens": [], "renormalize_logits": False, "max_time": None}
+    for name, value in neutral.items():
+        for options in ({name: value}, {"generation_config": GenerationConfig(**{name: value})}):
+            assert configure(model, {"do_sample": do_sample, **options} if name != "do_sample" else options)[1] == set()
+        setattr(model.generation_config, name, value)  # the model's own
+    assert configure(model, {"max_new_tokens": 5})[1] == set()
+
+
+def test_values_that_change_an_answer_leave_the_fast_path(tiny_llava):
+    beams = {"num_beams": 2, "length_penalty": 0.5, "early_stopping": True}
+    assert configure(tiny_llava(), beams)[1] == set(beams)
+    samples = {"do_sample": True, "min_p": 0.1, "typical_p": 0.5}
+    assert configure(tiny_llava(), samples)[1] == {"min_p", "typical_p"}
+    others = {"repetition_penalty": 1.01, "no_repeat_ngram_size": 1, "max_time": 0.0, "forced_eos_token_id": 0}
+    assert configure(tiny_llava(), others)[1] == set(others)
+    idle = {"length_penalty": 0.5, "early_stopping": True, "min_p": 0.1}  # one beam, no samples
+    assert configure(tiny_llava(), idle)[1] == set()
 
 
 def test_few_lengths_serve_all():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model.llava_arch import infer_mask
@@ -195,3 +196,18 @@ def test_generate_computes_no_logits_of_the_prompt(tiny_llava):
     ids = torch.tensor([[1, 5, IMAGE_TOKEN_INDEX, 6, 7]])
     model.generate(ids, images=torch.zeros(1, 3, 56, 56), max_new_tokens=3, min_new_tokens=3, do_sample=False)
     assert lengths == [1, 1, 1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_a_cache_has_the_name_of_any_version_of_transformers(tiny_llava, name):
+    model, ids, kept = tiny_llava(), prompt(9, 1, 2)[None], DynamicCache()
+    whole = torch.cat([ids, torch.tensor([[7, 8]])], dim=1)
+    expected = model(whole, images=pixels(1)).logits[:, -1]
+    model(ids, images=pixels(1), use_cache=True, **{name: kept})
+    length = kept.get_seq_length()
+    assert length == ids.shape[1] + 15
+    torch.testing.assert_close(model(whole[:, -2:], **{name: kept}).logits[:, -1], expected, atol=1e-4, rtol=1e-4)
+    assert kept.get_seq_length() == length + 2
+    model.generate(ids, images=pixels(1), max_new_tokens=2, do_sample=False, **{name: (fresh := DynamicCache())})
+    assert fresh.get_seq_length() == length + 1

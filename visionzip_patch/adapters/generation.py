@@ -1,0 +1,191 @@
+"""`forward` and `generate` of transformers' models, for callers who count by the rows that they gave.
+
+Rows are shortened on the way in. What comes out is at the positions of those given: logits, hidden states, attention,
+sequences; and so are the ids that streamers, stopping criteria and logits processors see. Knows no family of models.
+
+Shapes as in `placeholders`.
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers.generation import BaseStreamer
+
+from visionzip_patch.adapters.caches import cache_in, check_continuation, forgotten, recall, remember, with_one_cache
+from visionzip_patch.adapters.placeholders import Layout, Prompt, pick, shorten, tokens_in
+
+# transformers' own criteria and processors that count from the prompt. `generate` looks at their types, so a copy with
+# another number takes their place; those that callers wrote get the ids as they were given.
+COUNTED_BY = {
+    "MaxLengthCriteria": "max_length",
+    "MinLengthLogitsProcessor": "min_length",
+    "MinNewTokensLengthLogitsProcessor": "prompt_length_to_skip",
+    "ForcedEOSTokenLogitsProcessor": "max_length",
+    "SuppressTokensAtBeginLogitsProcessor": "begin_index",
+    "ExponentialDecayLengthPenalty": "regulation_start",
+    "RepetitionPenaltyLogitsProcessor": "prompt_ignore_length",
+}
+
+
+def run_forward(family, model, original: Callable, given: dict):
+    """`original(**given)` on shortened rows; logits, hidden states and attention at the positions of those given.
+
+    They are 0 at placeholders that are gone, and at padding.
+    """
+    given = with_one_cache(given)
+    past = recall(family, given)
+    call = shorten(family, given, past)
+    if call is None:
+        return original(**given)
+    arguments, slot, kept = {**call.arguments, "return_dict": True}, call.new.slot, given.get("logits_to_keep")
+    if isinstance(kept, Tensor) or kept:
+        slot = slot[:, kept if isinstance(kept, Tensor) else slice(-kept, None)]
+        few = slot[slot < call.new.slots].unique()
+        slot = torch.where(slot < call.new.slots, torch.searchsorted(few, slot.contiguous()), len(few))
+        arguments["logits_to_keep"] = few
+    with forgotten(cache_in(given)):
+        output = original(**arguments)
+    remember(cache_in(output), Prompt(call.whole, None if past else given.get("input_ids")))
+    for name in ("logits", "last_hidden_state"):
+        if output.get(name) is not None:
+            output[name] = pick(output[name], slot)
+    if output.get("hidden_states") is not None:
+        output["hidden_states"] = tuple(call.new.spread(layer) for layer in output["hidden_states"])
+    if output.get("attentions") is not None:
+        output["attentions"] = tuple(spread_attention(layer, call.new, call.whole) for layer in output["attentions"])
+    as_dict = given.get("return_dict")
+    return output if (model.config.return_dict if as_dict is None else as_dict) else output.to_tuple()
+
+
+def run_generate(family, model, original: Callable, given: dict):
+    """`original(**given)` on shortened rows; what comes out, and what is called, counts by those given.
+
+    Raises:
+        ValueError: the ids go on from a cache that does not hold what they begin with, or of which that is unknown.
+    """
+    given = with_one_cache(given)
+    if given.get("inputs") is not None:
+        given["input_ids"] = given.pop("inputs")
+    tokens, mask, cache = tokens_in(given), given.get("attention_mask"), cache_in(given)
+    whole = tokens is not None and (mask is None or mask.shape[1] == tokens.shape[1])
+    past = recall(family, given)
+    if whole and cache is not None:
+        check_continuation(family, given, past)
+    call = shorten(family, given, past, whole=whole, side="left")
+    if call is None:
+        return original(**given)
+
+    short, prompt = dict(call.arguments), given.get("input_ids")
+    gone = tokens.shape[1] - tokens_in(short).shape[1]  # ids of a row
+    own = copy.copy(given.get("generation_config"))
+    configs = [config.to_dict() for config in (model.generation_config, own) if config is not None]
+    setting = ({name: value for config in configs for name, value in config.items() if value is not None} | given).get
+    # Limits of the whole length count the prompt, so they move with it; they do not hold beside a limit on new tokens.
+    for limit, instead in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+        if setting(limit) and setting(instead) is None and setting(limit) > tokens.shape[1]:
+            if own is None or given.get(limit) is not None:
+                short[limit] = setting(limit) - gone
+            else:
+                short["generation_config"] = own
+                setattr(own, limit, setting(limit) - gone)
+    is_beam_search = (setting("num_beams") or 1) > 1
+    if prompt is not None:
+        copies = 1 if is_beam_search else setting("num_return_sequences") or 1
+        short |= callbacks(given, Given(prompt, gone), copies)
+
+    with forgotten(cache):
+        output = original(**short)
+    sequences = output if isinstance(output, Tensor) else output.sequences
+    if prompt is not None:
+        sequences = Given(prompt, gone).lengthen(sequences)
+    known = sequences if whole and prompt is not None else None
+    memory = None if is_beam_search else Prompt(call.whole.repeat(len(sequences)), known)  # beams change places
+    remember(cache if isinstance(output, Tensor) else cache_in(output), memory)
+    if isinstance(output, Tensor):
+        return sequences
+    output.sequences = sequences
+    return spread_steps(output, call.new, call.whole)
+
+
+class Given:
+    """A prompt as it was given, to be put in place of the short one.
+
+    Args:
+        prompt: (B, T) ids.
+        gone: how many of them the short rows lack.
+    """
+
+    def __init__(self, prompt: Tensor, gone: int):
+        self.prompt, self.start = prompt, prompt.shape[1] - gone
+
+    def lengthen(self, ids: Tensor) -> Tensor:
+        """Ids that begin with the short prompt; a prompt may have several rows in succession."""
+        prompt = self.prompt.repeat_interleave(len(ids) // len(self.prompt), dim=0).to(ids.device)
+        return torch.cat([prompt, ids[:, self.start :]], dim=1)
+
+
+class Streamer(BaseStreamer):
+    """Hands on what `generate` puts, but first the prompt as it was given."""
+
+    def __init__(self, streamer, given: Given):
+        self.streamer, self.given = streamer, given
+
+    def put(self, value: Tensor) -> None:
+        given, self.given = self.given, None
+        self.streamer.put(given.lengthen(value) if given else value)
+
+    def end(self) -> None:
+        self.streamer.end()
+
+
+def callbacks(arguments: dict, given: Given, copies: int) -> dict:
+    """Arguments of `generate` that are called with ids, and see the prompt as it was given.
+
+    Args:
+        copies: how many rows in succession answer one prompt, as `prefix_allowed_tokens_fn` counts them.
+    """
+
+    def see(part):
+        name = COUNTED_BY.get(type(part).__name__)
+        if not type(part).__module__.startswith("transformers."):
+            return lambda ids, *rest, **options: part(given.lengthen(ids), *rest, **options)
+        if name is None or getattr(part, name) is None:
+            return part
+        part = copy.copy(part)
+        setattr(part, name, getattr(part, name) - (given.prompt.shape[1] - given.start))
+        return part
+
+    found = {}
+    for name in ("stopping_criteria", "logits_processor"):
+        if arguments.get(name) is not None:
+            found[name] = type(arguments[name])(see(part) for part in arguments[name])
+    if (allowed := arguments.get("prefix_allowed_tokens_fn")) is not None:
+        rows = [Given(row[None], given.prompt.shape[1] - given.start) for row in given.prompt]
+        found["prefix_allowed_tokens_fn"] = lambda i, ids: allowed(i, rows[i // copies].lengthen(ids[None])[0])
+    if arguments.get("streamer") is not None:
+        found["streamer"] = Streamer(arguments["streamer"], given)
+    return found
+
+
+def spread_attention(attention: Tensor, new: Layout, whole: Layout) -> Tensor:
+    """(B, heads, queries, keys) at the positions of the rows as they were given; queries may be the new slots."""
+    rows, _, _, keys = attention.shape
+    new, whole = new.repeat(rows), whole.repeat(rows)
+    whole = whole.then(Layout.same(rows, max(0, keys - whole.slots), whole.index.device))
+    seen = Layout(whole.index[:, whole.slots - keys :], whole.lost)  # a sliding window sees the last ones
+    attention = seen.spread(attention, -1)
+    return new.spread(attention, -2) if attention.shape[-2] == new.slots else attention
+
+
+def spread_steps(output, new: Layout, whole: Layout):
+    """Hidden states and attention of each step of `generate`, where the first one's queries are the prompt's."""
+    if output.get("hidden_states") is not None:
+        first, *steps = output["hidden_states"]
+        output["hidden_states"] = (tuple(new.repeat(len(layer)).spread(layer) for layer in first), *steps)
+    if output.get("attentions") is not None:
+        output["attentions"] = tuple(
+            tuple(spread_attention(layer, new, whole) for layer in step) for step in output["attentions"]
+        )
+    return output
