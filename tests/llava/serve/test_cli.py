@@ -320,6 +320,7 @@ def test_pictures_from_the_web(chat, url, monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("interruptible")
 def test_in_a_terminal(golden):
     here, there = pty.openpty()
     command = [sys.executable, "-m", "llava.serve.cli", "--model-path", str(golden / "models/llava-v1.5-tiny")]
@@ -335,7 +336,7 @@ def test_in_a_terminal(golden):
         os.write(here, b"/full\n")
         assert b"From now on: all tokens" in read_until(here, b"> ")
         os.write(here, b"\x04")
-        assert process.wait(timeout=20) == 0
+        assert process.wait() == 0
     os.close(here)
 
 
