@@ -21,6 +21,7 @@ from transformers import GenerationConfig, TemperatureLogitsWarper, TopKLogitsWa
 from llava.model.anyres import VisionFeatures
 from llava.model.graphs import Graphs
 from llava.model.kv_cache import Extension, KVCache, cache_bytes, execution_device
+from visionzip_patch.compat import CACHE
 
 logger = logging.getLogger(__name__)
 
@@ -176,9 +177,9 @@ class Engine:
                 hidden,
                 attention_mask=masks.get(sliding),
                 position_ids=positions,
-                past_key_values=extension,
                 use_cache=True,
                 position_embeddings=rotary,
+                **{CACHE: extension},
             )
         rows = torch.arange(len(last), device=hidden.device)
         hidden = self.decoder.norm(hidden[rows, last.to(hidden.device)])  # (B, C)

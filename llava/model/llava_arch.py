@@ -23,6 +23,7 @@ from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.save import all_or_nothing, upstream_keys, without_idle_sampling
 from llava.model.seams import is_hooked, is_replaced, warn_of_hidden_encoder, warn_once
 from llava.model.splice import Spliced, splice
+from visionzip_patch.compat import CACHE
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +91,7 @@ class LlavaMetaForCausalLM:
                 it finds this argument.
             num_items_in_batch: divides the summed loss, where the batch is one of several.
         """
+        past_key_values = kwargs.pop(CACHE, past_key_values)  # by either name
         if vision_tokens is not None:
             positions = vision_positions or [None] * len(vision_tokens)
             side = self.get_vision_tower().num_patches_per_side
@@ -114,11 +116,11 @@ class LlavaMetaForCausalLM:
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             labels=labels,
             use_cache=use_cache,
             logits_to_keep=logits_to_keep,
+            **{CACHE: past_key_values},
             **kwargs,
         )
 
