@@ -1,5 +1,6 @@
 """The shell entries: help, errors, and how they come to a Python. A stand-in plays Python, so nothing is installed."""
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -277,6 +278,15 @@ def test_a_wrong_number_of_processes_is_an_error(sandbox):
     done = sandbox.run("eval/textvqa.sh", CHECK_STATUS="0", NPROC="two")
     assert done.returncode != 0
     assert "NPROC=two" in done.stderr
+
+
+def test_check_env_reads_what_toml_says(monkeypatch):
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 and later have it")
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    check_env = importlib.import_module("check_env")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert check_env.read_lists("project")["dependencies"] == project["dependencies"]
+    assert check_env.read_lists("project.optional-dependencies") == project["optional-dependencies"]
 
 
 def test_check_env_names_what_is_missing():

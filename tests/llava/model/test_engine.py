@@ -316,7 +316,9 @@ class Collect(TextStreamer):
 
 def test_a_streamer_is_used_as_transformers_does(tiny_llava):
     model, call = tiny_llava(), {"inputs": prompt(9, 1, 2)[None], "images": pixels(1)}
-    tokenizer = SimpleNamespace(decode=lambda ids, **options: " ".join(map(str, ids)) + "\n")
+    tokenizer = SimpleNamespace(
+        decode=lambda ids, **options: "".join(f"{i}\n" for i in torch.tensor(ids).view(-1).tolist())
+    )
     texts = []
     for fast in ("off", *EAGER):
         streamer = Collect(tokenizer)
