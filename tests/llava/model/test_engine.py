@@ -316,9 +316,11 @@ class Collect(TextStreamer):
 
 def test_a_streamer_is_used_as_transformers_does(tiny_llava):
     model, call = tiny_llava(), {"inputs": prompt(9, 1, 2)[None], "images": pixels(1)}
-    tokenizer = SimpleNamespace(
-        decode=lambda ids, **options: "".join(f"{i}\n" for i in torch.tensor(ids).view(-1).tolist())
-    )
+
+    def decode(ids: list[int] | int, **options) -> str:
+        return "".join(f"{token}\n" for token in torch.tensor(ids).view(-1).tolist())
+
+    tokenizer = SimpleNamespace(decode=decode)
     texts = []
     for fast in ("off", *EAGER):
         streamer = Collect(tokenizer)
