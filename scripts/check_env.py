@@ -5,14 +5,11 @@ tenth of a second. Prints what is wrong on one line. Exit status: 0 usable, 3 so
 outside the tested ranges.
 """
 
+import ast
+import re
 import sys
 from importlib import metadata
 from pathlib import Path
-
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    from pip._vendor import tomli as tomllib
 
 PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 MISSING, OUTSIDE = 3, 4
@@ -21,11 +18,18 @@ LAZY = {"peft"}  # imported only to load or train LoRA adapters, and that code s
 
 def required(extras: list[str]) -> list[str]:
     """The requirement lines of the project and of these extras."""
-    project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
-    optional = project["optional-dependencies"]
+    optional = read_lists("project.optional-dependencies")
     if unknown := sorted(set(extras) - set(optional)):
         raise ValueError(f"No extra is named {', '.join(unknown)}; pyproject.toml has {', '.join(sorted(optional))}.")
-    return project["dependencies"] + [line for extra in extras for line in optional[extra]]
+    return read_lists("project")["dependencies"] + [line for extra in extras for line in optional[extra]]
+
+
+def read_lists(table: str) -> dict[str, list[str]]:
+    """The lists of strings in a table of pyproject.toml. Python reads them as TOML does; Python 3.10 has no tomllib."""
+    text = PYPROJECT.read_text(encoding="utf-8")
+    body = re.search(rf"^\[{re.escape(table)}\]$(.*?)(?=^\[|\Z)", text, re.MULTILINE | re.DOTALL)[1]
+    lists = re.findall(r'^([\w-]+) = (\[(?:[^]"#]|"[^"]*"|#.*)*\])', body, re.MULTILINE)
+    return {name: ast.literal_eval(value) for name, value in lists}
 
 
 def compare(lines: list[str]) -> tuple[list[str], list[str]]:

@@ -1,6 +1,7 @@
 """What all tests share: one thread each, no hub, and the golden data beside this file."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,40 @@ def pytest_runtest_setup(item):
 def every_warning_anew():
     """What one test has made the library say once, it says to the next one, too."""
     once.forget()
+
+
+class Clock:
+    """Stands in for the module `time`: moves by `sleep`, which returns at once, and by `tick` at each reading."""
+
+    def __init__(self, tick: float):
+        self.now, self.tick = 0.0, tick
+
+    def perf_counter(self) -> float:
+        self.now += self.tick
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Gives a module a clock of its own, so that no test measures this machine: `clock("llava.serve.cost")`."""
+
+    def give(module: str, tick: float = 0.0) -> Clock:
+        given = Clock(tick)
+        monkeypatch.setattr(f"{module}.time", given)
+        return given
+
+    return give
+
+
+@pytest.fixture
+def interruptible():
+    """Lets the programs that a test starts hear Ctrl-C, even where tests run deaf to it: after nohup, in background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """The shell entries: help, errors, and how they come to a Python. A stand-in plays Python, so nothing is installed."""
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -26,7 +27,7 @@ case "$*" in
     cp "$0" "$3/bin/python" ;;
   *"-m pip "*)
     echo "pip ${*#*-m pip }" >>"$LOG"
-    sleep "${PIP_SECONDS:-0}"
+    while [[ -e ${HOLD:-} ]]; do sleep 0.02; done
     exit "${PIP_STATUS:-0}" ;;
   "-m "*) echo "run $*" >>"$LOG" ;;
   *) exec "$REAL_PYTHON" "$@" ;;
@@ -40,7 +41,7 @@ class Sandbox:
 
     def __init__(self, folder: Path):
         self.root, self.bin, self.log = folder / "my project", folder / "bin", folder / "log"
-        self.venv, self.python = self.root / ".venv", self.bin / "python3"
+        self.venv, self.python, self.hold = self.root / ".venv", self.bin / "python3", folder / "hold"
         shutil.copytree(ROOT / "scripts", self.root / "scripts")
         for name in ("pyproject.toml", "constraints.txt"):
             shutil.copy(ROOT / name, self.root)
@@ -66,8 +67,10 @@ class Sandbox:
             text=True,
         )
 
-    def start_and_wait_for_pip(self, script: str, **variables: str) -> subprocess.Popen:
-        process = self.start(script, **variables)
+    def start_and_hold_pip(self, script: str) -> subprocess.Popen:
+        """Until `self.hold` is removed."""
+        self.hold.touch()
+        process = self.start(script, HOLD=str(self.hold))
         while not self.log.exists():
             assert process.poll() is None, process.communicate()
             time.sleep(0.01)
@@ -75,7 +78,15 @@ class Sandbox:
 
     def run(self, script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
         process = self.start(script, *arguments, **variables)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate()
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def run_until_it_waits(self, script: str) -> subprocess.CompletedProcess:
+        """Release pip as soon as the script says that it waits for another."""
+        process = self.start(script)
+        assert "waiting for another script" in process.stderr.readline()
+        self.hold.unlink()
+        out, err = process.communicate()
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def logged(self) -> list[str]:
@@ -177,23 +188,23 @@ def test_makes_a_half_made_venv_again(sandbox):
 
 
 def test_makes_a_killed_venv_again(sandbox):
-    process = sandbox.start_and_wait_for_pip("show.sh", PIP_SECONDS="0.5")
+    process = sandbox.start_and_hold_pip("show.sh")
     process.kill()
-    process.communicate()
+    process.wait()
     sandbox.logged()
 
-    done = sandbox.run("show.sh")  # waits for the orphaned pip, which still holds the lock
+    done = sandbox.run_until_it_waits("show.sh")  # for the orphaned pip, which still holds the lock
+    process.communicate()
     assert done.returncode == 0
     assert "cut off" in done.stderr
     assert len(sandbox.logged()) == 2
 
 
 def test_two_at_once_set_up_one_venv(sandbox):
-    first = sandbox.start_and_wait_for_pip("show.sh", PIP_SECONDS="0.5")
-    second = sandbox.run("show.sh")
-    first.communicate(timeout=60)
+    first = sandbox.start_and_hold_pip("show.sh")
+    second = sandbox.run_until_it_waits("show.sh")
+    first.communicate()
     assert (first.returncode, second.returncode) == (0, 0)
-    assert "waiting for another script" in second.stderr
     assert len(sandbox.logged()) == 2  # torch and the project, once
 
 
@@ -267,6 +278,15 @@ def test_a_wrong_number_of_processes_is_an_error(sandbox):
     done = sandbox.run("eval/textvqa.sh", CHECK_STATUS="0", NPROC="two")
     assert done.returncode != 0
     assert "NPROC=two" in done.stderr
+
+
+def test_check_env_reads_what_toml_says(monkeypatch):
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 and later have it")
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    check_env = importlib.import_module("check_env")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert check_env.read_lists("project")["dependencies"] == project["dependencies"]
+    assert check_env.read_lists("project.optional-dependencies") == project["optional-dependencies"]
 
 
 def test_check_env_names_what_is_missing():

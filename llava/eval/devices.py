@@ -119,12 +119,13 @@ def measure_launch(speeds: Device, device: "torch.device", dtype: "torch.dtype")
 
     from llava.eval.cost import decode_ops, predicted
     from llava.shapes import Shape, build_model
+    from visionzip_patch.compat import CACHE
 
     tower = {"tower_hidden": 8, "tower_intermediate": 8, "tower_layers": 1, "tower_heads": 1, "select_layer": -1}
     shape = Shape(hidden=256, intermediate=512, layers=24, heads=4, kv_heads=4, vocab=16, **tower)
     model, ids = build_model(shape, device, dtype), torch.zeros(1, 1, dtype=torch.long, device=device)
-    past = model(input_ids=ids, use_cache=True).past_key_values
-    seconds = seconds_of(lambda: model(input_ids=ids, past_key_values=past, use_cache=True), device, rounds=30)
+    past = {CACHE: model(input_ids=ids, use_cache=True)[CACHE]}
+    seconds = seconds_of(lambda: model(input_ids=ids, use_cache=True, **past), device, rounds=30)
     ops = decode_ops(shape, 16, 1, dtype.itemsize)  # the middle of these rounds
     busy = 0.0 if speeds.is_async else predicted(ops, speeds)
     return max(0.0, seconds - busy) / sum(op.count for op in ops)

@@ -21,7 +21,7 @@ from transformers import GenerationConfig, TemperatureLogitsWarper, TopKLogitsWa
 from llava.model.anyres import VisionFeatures
 from llava.model.graphs import Graphs
 from llava.model.kv_cache import Extension, KVCache, cache_bytes, execution_device
-from visionzip_patch.adapters.caches import CACHE
+from visionzip_patch.compat import CACHE
 from visionzip_patch.once import warn_once
 
 logger = logging.getLogger(__name__)

@@ -93,7 +93,7 @@ class KVCache:
 
 
 class Extension(NamedTuple):
-    """`past_key_values` of one call: puts T new tokens of each row where they belong, and shows the first W slots."""
+    """What decoder layers see in one call: puts T new tokens of each row in place, and shows the first W slots."""
 
     cache: KVCache
     positions: Tensor  # (B, T): slots of the new tokens

@@ -33,7 +33,8 @@ from llava.model.save import all_or_nothing, upstream_keys, without_idle_samplin
 from llava.model.seams import is_hooked, is_replaced, warn_of_hidden_encoder
 from llava.model.splice import Spliced, splice
 from llava.model.weights import load_projector
-from visionzip_patch.adapters.caches import CACHE, with_one_cache
+from visionzip_patch.adapters.caches import with_one_cache
+from visionzip_patch.compat import CACHE
 from visionzip_patch.once import warn_once
 
 logger = logging.getLogger(__name__)

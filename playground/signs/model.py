@@ -13,6 +13,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, DynamicCache, LlamaC
 from playground.signs.lessons import CAPTION_LABELS, CHARACTERS, IGNORE, PATCH_CLASSES, Batch
 from playground.signs.scenes import GRID, PATCH, SIZE
 from playground.signs.tokenizer import MAX_LENGTH, PIECES
+from visionzip_patch.compat import CACHE
 
 WIDTH = 128
 SELECT_LAYER = -2  # the hidden state LLaVA reads
@@ -96,9 +97,9 @@ class SignReader(nn.Module):
         text = llama.embed_tokens(prefix).expand(len(features), -1, -1)
         shared = torch.cat([text, self.projector(features).to(text.dtype)], dim=1)
         cache = DynamicCache(config=llama.config)
-        llama(inputs_embeds=shared, past_key_values=cache, use_cache=True)
+        llama(inputs_embeds=shared, use_cache=True, **{CACHE: cache})
         cache.batch_repeat_interleave(blocks)
-        hidden = llama(input_ids=ids.flatten(0, 1), past_key_values=cache, use_cache=True).last_hidden_state
+        hidden = llama(input_ids=ids.flatten(0, 1), use_cache=True, **{CACHE: cache}).last_hidden_state
         return hidden.view(*ids.shape, -1)
 
     def answer_loss(self, features: Tensor, prefix: Tensor, batch: Batch) -> Tensor:

@@ -24,7 +24,7 @@ from transformers.generation import BaseStreamer, MinLengthLogitsProcessor
 
 from tests.visionzip_patch.test_adapters import ONE, OTHER, SQUARE, WIDE, inputs_for, make_model, pixels
 from visionzip_patch import visionzip
-from visionzip_patch.adapters.caches import CACHE
+from visionzip_patch.compat import CACHE
 
 MODELS = ["llava", "llava_next"]
 

@@ -8,7 +8,7 @@ from transformers import DynamicCache, StaticCache
 
 from tests.visionzip_patch.test_adapters import ONE, OTHER, SQUARE, WIDE, inputs_for, make_model, pixels
 from visionzip_patch import visionzip, zipped
-from visionzip_patch.adapters.caches import CACHE
+from visionzip_patch.compat import CACHE
 
 KINDS = ["llava", "llava_next"]
 MORE = torch.tensor([[5, 6, 7]])

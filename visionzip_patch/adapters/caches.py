@@ -5,14 +5,11 @@ It holds shortened rows, and remembers what they stand for, so a dialogue can go
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from inspect import signature
-
-from transformers import GenerationMixin
 
 from visionzip_patch.adapters.placeholders import Layout, Prompt, tokens_in
+from visionzip_patch.compat import CACHE
 
-CACHES = ("cache", "past_key_values")  # the argument's name from transformers 5.24 on, and before
-CACHE = next(name for name in CACHES if name in signature(GenerationMixin.prepare_inputs_for_generation).parameters)
+CACHES = ("cache", "past_key_values")  # the argument's names
 MEMORY = "_visionzip_prompt"  # an attribute of a cache, so that a copy of it remembers too
 
 

@@ -1,6 +1,6 @@
 import json
 import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from PIL import Image
@@ -220,16 +220,29 @@ def test_a_file_that_is_there_is_replaced_only_on_demand(command, tmp_path, caps
 
 
 def test_an_interruption_drops_the_images_that_wait(folder, monkeypatch):
-    read = []
-    monkeypatch.setattr(verify, "look_at", lambda folder, name, decode: read.append(name) or time.sleep(1e-4))
+    """One batch is read, the next has begun: it is finished, and no other begins."""
+    read, is_dropped = [], threading.Event()
+
+    def look_at(folder, name, decode):
+        read.append(name)
+        if len(read) > verify.AT_ONCE:
+            is_dropped.wait()
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, **options):
+            super().shutdown(wait=False, **options)
+            is_dropped.set()
+            super().shutdown()
 
     def progress(seen, total):
         next(iter(seen))
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(verify, "look_at", look_at)
+    monkeypatch.setattr(verify, "ThreadPoolExecutor", Pool)
     with pytest.raises(KeyboardInterrupt):
         check([record(i, f"{i}.jpg") for i in range(5000)], folder, num_workers=1, progress=progress)
-    assert 0 < len(read) < 1000
+    assert len(read) in (verify.AT_ONCE, 2 * verify.AT_ONCE)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("verify")]
 
 

@@ -4,7 +4,6 @@ import http.server
 import json
 import sys
 import threading
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -79,7 +78,7 @@ class Endpoint:
     """Answers each post with what `reply` makes of its prompt: a text, a status and a body, or None: silence."""
 
     def __init__(self, reply):
-        self.reply, self.requests = reply, []
+        self.reply, self.requests, self.is_over = reply, [], threading.Event()
         endpoint = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -88,7 +87,7 @@ class Endpoint:
                 endpoint.requests.append((self.path, self.headers.get("Authorization"), content))
                 reply = endpoint.reply(content["messages"][-1]["content"])
                 if reply is None:
-                    time.sleep(0.3)
+                    endpoint.is_over.wait()
                     return
                 if isinstance(reply, str):
                     message = {"role": "assistant", "content": reply}
@@ -118,6 +117,7 @@ class Endpoint:
         return self
 
     def __exit__(self, *_):
+        self.is_over.set()
         self.server.shutdown()
         self.thread.join()
         self.server.server_close()

@@ -43,8 +43,10 @@ def test_a_wrong_flag_is_said_once(tmp_path):
 
 @pytest.mark.parametrize("count", ["0", "00", "-1", "two"])
 def test_a_number_of_processes_that_is_none(count):
-    script = f"source {ROOT}/scripts/env.sh; PY=echo; launch llava.eval.run"
+    script = "source scripts/env.sh; PY=echo; launch llava.eval.run"
     environment = {**os.environ, "NPROC": count}
-    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout) == (1, "")
     assert f"NPROC={count} is no number of processes. Give 1 or more" in done.stderr

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import time
 
 import pytest
 import torch
@@ -75,21 +74,20 @@ class Holder:
         return self.tower
 
 
-def test_compare_takes_turns_and_gives_the_median():
-    calls = []
+def test_compare_takes_turns_and_gives_the_median(clock):
+    watch, calls = clock("llava.eval.bench.timing"), []
 
     def way(name, seconds):
         def call():
             calls.append(name)
-            time.sleep(seconds)
+            watch.sleep(seconds * len(calls))
 
         return lambda: call
 
-    found = compare({"a": way("a", 0.002), "b": way("b", 0.006)}, CPU, patience=0.0)
+    found = compare({"a": way("a", 0.5), "b": way("b", 2.0)}, CPU, patience=0.0)
     assert calls[4:] == ["a", "b"] * 3
-    assert 0.002 <= found["a"].fastest <= found["a"].seconds <= found["a"].slowest
-    assert found["b"].seconds > found["a"].seconds
-    assert found["a"].calls == 3
+    assert found["a"][:4] == (3.5, 2.5, 4.5, 3)  # calls 5, 7 and 9
+    assert found["b"][:4] == (16.0, 12.0, 20.0, 3)
 
 
 def test_what_runs_out_of_memory_is_left_out():

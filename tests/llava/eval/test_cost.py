@@ -26,6 +26,7 @@ from llava.eval.cost import (
 from llava.eval.devices import DEVICES, Device, attainable
 from llava.shapes import SHAPES, Shape, build_model
 from visionzip_patch import zipped
+from visionzip_patch.compat import CACHE
 
 NEXT, H100 = SHAPES["llava-next-7b"], DEVICES["H100"]
 SMALL = Shape(
@@ -80,14 +81,14 @@ def test_the_language_model_costs_what_torch_counts(small):
     # Some releases of transformers make the angles of positions by a matrix product, which is left out.
     assert counted(small, **prompt) == pytest.approx(expected, rel=1e-4)
     with torch.no_grad():
-        past = small(**prompt).past_key_values
-    step = {"inputs_embeds": torch.randn(2, 1, 64), "use_cache": True, "past_key_values": past}
+        past = small(**prompt)[CACHE]
+    step = {"inputs_embeds": torch.randn(2, 1, 64), "use_cache": True, CACHE: past}
     assert counted(small, **step) == pytest.approx(total(decode_ops(SMALL, 100, 2, 4)), rel=1e-4)
 
 
 def test_the_cache_holds_what_is_calculated(small):
     with torch.no_grad():
-        cache = small(inputs_embeds=torch.randn(3, 20, 64), use_cache=True).past_key_values
+        cache = small(inputs_embeds=torch.randn(3, 20, 64), use_cache=True)[CACHE]
     held = sum(tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values))
     assert kv_bytes(SMALL, 20, 3, 4) == held
     assert 2 * held == kv_bytes(SMALL._replace(kv_heads=4), 20, 3, 4)

@@ -317,8 +317,8 @@ class Collect(TextStreamer):
 def test_a_streamer_is_used_as_transformers_does(tiny_llava):
     model, call = tiny_llava(), {"inputs": prompt(9, 1, 2)[None], "images": pixels(1)}
 
-    def decode(ids, **options):  # a list, and from transformers 5.24 on one id too
-        return " ".join(map(str, torch.tensor(ids).flatten().tolist())) + "\n"
+    def decode(ids: list[int] | int, **options) -> str:
+        return "".join(f"{token}\n" for token in torch.tensor(ids).view(-1).tolist())
 
     tokenizer = SimpleNamespace(decode=decode)
     texts = []

@@ -118,16 +118,52 @@ def test_a_budget_per_image_is_split_over_its_crops(tiny_tower):
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("budget", [(54, 10), (108, 20), (191, 30)])
-def test_half_precision_keeps_the_same_tokens(golden, dtype, budget):
-    """At least 98 % of the tokens that fp32 keeps, on the golden tower and picture: 24 layers, 577 tokens."""
+def test_half_precision_selects_without_rounding(golden, dtype, budget, record_property):
+    """Projections are rounded as each CPU does it, and so are mean keys; by those, the choice is as if made in fp64.
+
+    On the golden tower and picture: 24 layers, 577 tokens.
+    """
     images = (load_file(golden / "tensors/tower_input.safetensors")["pixel_u8"].float() - 128) / 64
     config = SimpleNamespace(mm_vision_tower=str(golden / "models/clip-tiny-336"))
     tower = zip_tower(build_vision_tower(config), *budget)
-    exact = tower.select(images).kept
+    exact = set(tower.select(images).kept[0].tolist())
     tower.to(dtype)
-    half = tower.select(images).kept
-    assert len(set(exact[0].tolist()) & set(half[0].tolist())) / budget[0] >= 0.98
-    assert tower(images).dtype == dtype
+    before, after = tower.hidden_states(images)
+    chosen, query, keys = selection_with_projections(tower, before)
+    kept, targets, others = (positions[0].tolist() for positions in chosen[:3])
+    assert sorted(kept + targets + others) == list(range(577))
+
+    scores = sum(((keys[:, h] @ query[h]) / query.shape[1] ** 0.5).softmax(0) for h in range(len(query)))
+    assert kept[0] == 0
+    assert scores[kept[1:]].min() > scores[targets + others].max() - 1e-5
+
+    directions = keys.mean(1)
+    directions /= directions.norm(dim=1, keepdim=True)
+    similarity = directions[others] @ directions[targets].T
+    nearest = similarity.gather(1, chosen.nearest[0, :, None])[:, 0]
+    assert (nearest >= similarity.amax(1) - torch.finfo(dtype).eps).all()
+
+    tokens = tower(images)
+    assert tokens.dtype == dtype
+    assert torch.equal(tokens, chosen.apply(after))
+    same = len(exact & set(kept)) / budget[0]
+    record_property("kept as in fp32", same)
+    assert same > 0.8  # more on every CPU seen; how many depends on its kernels
+
+
+def selection_with_projections(tower, before):
+    """The selection, and what it was made of, fp64: CLS's query (H, K) and all keys (L, H, K) of the first crop."""
+    attention, heads, seen = tower.selected_layer.self_attn, tower.config.num_attention_heads, []
+
+    def keep(module, args, out):
+        seen.append(out[0].double().unflatten(-1, (heads, -1)))  # (L, H, K)
+
+    handles = [projection.register_forward_hook(keep) for projection in (attention.k_proj, attention.q_proj)]
+    selection = tower.reducer.select(tower.selected_layer, before)
+    for handle in handles:
+        handle.remove()
+    keys, query = seen
+    return selection, query[0], keys
 
 
 @torch.no_grad()

@@ -392,6 +392,7 @@ def test_an_image_as_upstreams_programs_open_it(url, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("interruptible")
 def test_in_a_terminal(golden):
     here, there = pty.openpty()
     command = [sys.executable, "-m", "llava.serve.cli", "--model-path", str(golden / "models/llava-v1.5-tiny")]
@@ -407,7 +408,7 @@ def test_in_a_terminal(golden):
         os.write(here, b"/full\n")
         assert b"From now on: all tokens" in read_until(here, b"> ")
         os.write(here, b"\x04")
-        assert process.wait(timeout=20) == 0
+        assert process.wait() == 0
     os.close(here)
 
 

@@ -17,6 +17,7 @@ from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.shapes import Shape
 from llava.train import memory
 from llava.train.memory import GIB, SHAPES, activation_bytes, logit_bytes, parameters, peak
+from visionzip_patch.compat import CACHE
 
 SMALL = Shape(hidden=128, intermediate=352, layers=2, heads=4, kv_heads=2, vocab=500, tower_hidden=64)
 
@@ -116,8 +117,8 @@ def saved_bytes(layer, config, tokens, masked=True):
         config=config,
         inputs_embeds=inputs,
         attention_mask=attention_mask,
-        past_key_values=None,
         position_ids=positions,
+        **{CACHE: None},
     )
     assert (mask is not None) == masked
     weights = {weight.untyped_storage().data_ptr() for weight in layer.parameters()}
