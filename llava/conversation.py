@@ -10,7 +10,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from functools import cache
 from typing import NamedTuple
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
@@ -389,11 +388,13 @@ def choose_template(asked: str | None, config, tokenizer, flag: str = "--conv-mo
         own = recorded_template(config) or marked_template(config, tokenizer)
         styles = [conv_templates[name].sep_style for name in (asked, own.name if own else asked)]
         if SeparatorStyle.PLAIN not in styles and styles[0] is not styles[1]:
-            warn_once(f"The prompt template is {asked}, as asked. The checkpoint's own seems {own.name}: {own.reason}.")
+            warn_in_one_process(
+                f"The prompt template is {asked}, as asked. The checkpoint's own seems {own.name}: {own.reason}."
+            )
         return asked
     found = template_for(config, tokenizer)
     if found.is_assumed:
-        warn_once(
+        warn_in_one_process(
             f"The checkpoint does not say its prompt template: {found.name} is assumed ({found.reason}). If it was "
             f"trained with another, choose that with {flag}: {', '.join(conv_templates)}."
         )
@@ -439,7 +440,9 @@ def token_id(tokenizer, text: str) -> int | None:
     return found if found is not None and tokenizer.convert_ids_to_tokens(found) == text else None
 
 
-@cache
-def warn_once(message: str) -> None:
-    """Warn, the first time in a process, and in one process of several."""
-    logger.log(logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.DEBUG, message)
+def warn_in_one_process(message: str) -> None:
+    """Warn once, and only in the first of several processes."""
+    from visionzip_patch.once import warn_once  # its package imports torch, and templates alone need none
+
+    if os.environ.get("RANK", "0") == "0":
+        warn_once(logger, message)

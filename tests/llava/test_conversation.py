@@ -15,7 +15,6 @@ from llava.conversation import (
     conv_templates,
     default_conversation,
     template_for,
-    warn_once,
 )
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/json/conversations.json").read_text())
@@ -160,7 +159,6 @@ def test_what_a_config_says_comes_first(ascii_tokenizer, field):
     ],
 )
 def test_an_assumed_template_is_told_once(ascii_tokenizer, caplog, kind, fields, name, reason):
-    warn_once.cache_clear()
     config = SimpleNamespace(model_type=f"llava_{kind}", **fields)
     tokenizer = ascii_tokenizer(bos="<bos>", chat_template="{{ '<start_of_turn>' }}")
     for _ in range(2):
@@ -172,7 +170,6 @@ def test_an_assumed_template_is_told_once(ascii_tokenizer, caplog, kind, fields,
 
 
 def test_what_is_asked_for_wins_and_a_misfit_is_told(ascii_tokenizer, caplog):
-    warn_once.cache_clear()
     config = SimpleNamespace(model_type="llava_llama")
     yi = ascii_tokenizer("<|im_start|>", "<|im_end|>")
     for asked in ("mpt", "chatml_direct", "plain"):  # written alike, or captions
