@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import stat
@@ -20,6 +21,7 @@ KINDS = {
     "a socket": stat.S_ISSOCK,
 }
 
+LARGEST_OBJECT = 64 * 2**20  # bytes
 UNSEALED = f"sha256 {'0' * 64}"  # where `seal` puts its digest
 
 logger = logging.getLogger(__name__)
@@ -42,7 +44,7 @@ def read_jsonl(path: str | Path, *, growing: bool = False) -> list[tuple[int, di
             continue
         try:
             row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-        except ValueError as error:  # bad JSON and bad UTF-8 alike
+        except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, brackets in brackets without end
             raise ValueError(f"{path}, line {number}: not JSON ({error}). It reads {shorten(line)}.") from None
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number}: expected a JSON object {{...}}, found {shorten(line)}.")
@@ -50,13 +52,51 @@ def read_jsonl(path: str | Path, *, growing: bool = False) -> list[tuple[int, di
     return rows
 
 
-def read_json(path: str | Path):
-    """The content of a JSON file. Raises ValueError with file and place."""
+def read_json(path: str | Path, **hooks):
+    """The content of a JSON file. Raises ValueError with file and place.
+
+    Args:
+        hooks: of `json.loads`; what they refuse with a ValueError is refused.
+    """
     content = read_bytes(path)
     try:
-        return json.loads(content.decode("utf-8-sig"))
-    except ValueError as error:
+        return json.loads(content.decode("utf-8-sig"), **hooks)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error}). Fetch or write it again.") from None
+
+
+def read_object(path: str | Path) -> dict:
+    """The object in a small JSON file that a program acts on, such as a config.json.
+
+    Raises:
+        ValueError: as `read_json`; or the file is too large to be one, holds something else, a number that is not
+            finite, a key twice with different values, or half of a surrogate pair.
+    """
+    if is_file(path) and (size := Path(path).stat().st_size) > LARGEST_OBJECT:
+        raise ValueError(f"{path}: {size:,} bytes; expected a small JSON file, of {LARGEST_OBJECT:,} bytes at most.")
+    content = read_json(path, object_pairs_hook=without_contradiction, parse_float=finite, parse_constant=finite)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: found a JSON {type(content).__name__}; expected an object, {{...}}.")
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{path}: a text holds half of a surrogate pair, which is no character.") from None
+    return content
+
+
+def without_contradiction(pairs: list[tuple]) -> dict:
+    values = {}
+    for name, value in pairs:
+        if values.setdefault(name, value) != value:
+            raise ValueError(f"{name!r} is there twice, as {values[name]!r} and as {value!r}")
+    return values
+
+
+def finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no finite number")
+    return value
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -75,7 +115,10 @@ def require_regular(path: str | Path) -> None:
         OSError: nothing is there, or nobody may look.
         ValueError: it is a folder, a pipe, a device or a socket.
     """
-    mode = os.stat(path).st_mode
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError as error:  # no file system takes such a name
+        raise ValueError(f"{str(path)!r}: cannot be read ({error}).") from None
     if not stat.S_ISREG(mode):
         kind = next((name for name, is_kind in KINDS.items() if is_kind(mode)), "something else")
         raise ValueError(f"{path}: no regular file but {kind}. Name a file.")
@@ -83,7 +126,17 @@ def require_regular(path: str | Path) -> None:
 
 def to_line(row: dict) -> str:
     """One line of JSONL, line break included."""
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    return dump_json(row) + "\n"
+
+
+def dump_json(content, **layout) -> str:
+    """`content` as JSON that UTF-8 can hold. `layout` is of `json.dumps`."""
+    text = json.dumps(content, ensure_ascii=False, **layout)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, as in an emoji cut in two or a file name of other bytes
+        return json.dumps(content, **layout)  # as an escape
+    return text
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
@@ -91,7 +144,7 @@ def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
 
 
 def write_json(path: str | Path, content) -> None:
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, dump_json(content, indent=2) + "\n")
 
 
 def write_text(path: str | Path, text: str) -> None:

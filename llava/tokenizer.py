@@ -18,7 +18,9 @@ from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from llava.model.checkpoint import HUB_ARGUMENTS, find
+from llava.model.values import check_small_file, reason
 
+TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 LLAMA_CLASSES = (None, "LlamaTokenizer", "LlamaTokenizerFast")  # None: the config of some old folders names no class
 
 
@@ -35,6 +37,9 @@ def load_tokenizer(path: str | Path, **kwargs):
         ValueError: there is no tokenizer at `path`, or it cannot be read.
     """
     hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+    path = str(path)
+    for name in TOKENIZER_FILES:
+        check_small_file(find(path, name, hub))
     try:
         config = get_tokenizer_config(path, **hub)
         if config.get("tokenizer_class") not in LLAMA_CLASSES:
@@ -46,10 +51,12 @@ def load_tokenizer(path: str | Path, **kwargs):
                 raise ValueError("it has neither tokenizer.model nor tokenizer.json")
             return PreTrainedTokenizerFast.from_pretrained(path, **kwargs)
         return AutoTokenizer.from_pretrained(path, **kwargs)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).split("\n")[0].strip(".: ")
+    except ImportError:
+        raise
+    except Exception as error:  # the tokenizers library raises just that
+        why = reason(error).split("\n")[0].strip(".: ")
         raise ValueError(
-            f"No tokenizer could be loaded from {str(path)!r} ({reason}). A folder needs tokenizer.model or "
+            f"No tokenizer could be loaded from {path!r} ({why}). A folder needs tokenizer.model or "
             f"tokenizer.json beside tokenizer_config.json. One that holds a projector or LoRA alone has neither: load "
             f"its base model's."
         ) from error

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.files import is_file, read_json, read_jsonl, shorten, whole_file
+from llava.files import dump_json, is_file, read_json, read_jsonl, shorten, whole_file
 
 LFS_POINTER = b"version https://git-lfs"
 ROLES = ("human", "gpt")
@@ -136,10 +136,7 @@ def encoded(records: Iterable[dict], as_lines: bool) -> Iterator[bytes]:
 
 
 def encode(record: dict) -> bytes:
-    try:
-        return json.dumps(record, ensure_ascii=False).encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, as in an emoji cut in two, exists only as an escape
-        return json.dumps(record).encode()
+    return dump_json(record).encode()
 
 
 def image_names(record: dict) -> list:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from llava.data.records import other_media
 from llava.eval.metrics.mmmu import read_list
-from llava.files import is_file, read_json, read_jsonl
+from llava.files import is_file, read_json, read_jsonl, shorten
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
@@ -57,7 +57,9 @@ def read_questions(path: str | Path, limit: int | None = None) -> list[Question]
                 raise ValueError(f"{where}: {name} is {fields[name]!r}; expected {expected}.")
         if "<image>" in fields["text"]:
             raise ValueError(f"{where}: the text holds '<image>', which is added by itself. Take it out.")
-        questions.append(Question(row, fields["question_id"], tuple(as_list(fields["image"])), fields["text"], line))
+        question = Question(row, fields["question_id"], tuple(as_list(fields["image"])), fields["text"], line)
+        require_characters(question, where)
+        questions.append(question)
     if not questions:
         raise ValueError(f"{path}: no questions in it.")
     return questions
@@ -129,16 +131,29 @@ def read_entries(
         raise ValueError(f"{path} is not the benchmark's own file: a {type(entries).__name__}, no list of questions.")
     questions = []
     for row, entry in enumerate(entries[:limit]):
+        where = f"{path}, entry {row + 1}"
         try:
             question = Question(row, *fields(entry), row + 1)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}, entry {row + 1} is not as in the benchmark's own file: {error!r}.") from None
+            raise ValueError(f"{where} is not as in the benchmark's own file: {error!r}.") from None
         if media := other_media(entry, [question.text], named_only=True):
-            raise ValueError(f"{path}, entry {row + 1} brings {media[0].kind}: {media[0].detail}.")
+            raise ValueError(f"{where} brings {media[0].kind}: {media[0].detail}.")
+        require_characters(question, where)
         questions.append(question)
     if not questions:
         raise ValueError(f"{path}: no questions in it.")
     return questions
+
+
+def require_characters(question: Question, where: str) -> None:
+    """ValueError if there is something in a question that no file and no tokenizer takes."""
+    for text in (str(question.question_id), *question.images, question.text):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"{where}: {shorten(text)} holds half of a surrogate pair, which is no character."
+            ) from None
 
 
 def by_image(questions: Iterable[Question]) -> list[list[Question]]:

@@ -13,7 +13,8 @@ from dataclasses import fields
 
 from torch import Tensor, nn
 
-from llava.model.checkpoint import ADAPTER, HF_KEYS, TOWER_KEYS, Checkpoint, read_json
+from llava.files import read_object
+from llava.model.checkpoint import ADAPTER, HF_KEYS, TOWER_KEYS, Checkpoint
 from llava.model.weights import copy_weights, fit_vocabulary, refuse, untie, without_peft_prefix
 
 # adapter_config.json: fields that are heeded, here or by peft, and those that only record how training went.
@@ -86,7 +87,7 @@ def read_adapter_config(checkpoint: Checkpoint):
     from peft import LoraConfig
 
     file = checkpoint.find("adapter_config.json")
-    values = read_json(file)
+    values = read_object(file)
     if values.get("peft_type") != "LORA":
         raise ValueError(f"{file} has peft_type={values.get('peft_type')!r}; LORA can be loaded.")
     neutral = LoraConfig().to_dict()

@@ -5,7 +5,6 @@ Kinds: "full" (LLaVA's own format), "hf" (Hugging Face's LLaVA and LLaVA-NeXT fo
 needs a base language model), "lora" (adapter files, needs a base language model), "text" (no vision at all).
 """
 
-import json
 import logging
 import os
 import pickle
@@ -21,6 +20,10 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING
 from transformers.utils import cached_file
 
+from llava.files import read_object
+from llava.model.values import ADAPTER as ADAPTER_CONFIG
+from llava.model.values import blaming, check_config, check_values, reason
+
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 PROJECTOR = ("mm_projector.safetensors", "mm_projector.bin")
 ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
@@ -28,6 +31,8 @@ NON_LORA = ("non_lora_trainables.safetensors", "non_lora_trainables.bin")
 TOKENIZER = ("tokenizer.model", "tokenizer.json", "vocab.json")
 PROCESSOR = ("preprocessor_config.json", "processor_config.json")
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+LONGEST_HUB_ID = 96
+READ_ERRORS = (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError)
 TOWER_KEYS = "model.vision_tower.vision_tower."
 LANGUAGE_MODELS = {"llama": "llava_llama", "mistral": "llava_mistral", "qwen2": "llava_qwen"}
 CONTENTS = {
@@ -64,14 +69,20 @@ class Checkpoint:
     def inspect(cls, path: str | os.PathLike, **hub) -> "Checkpoint":
         """Look at the files; ValueError with what was found if they make no checkpoint."""
         path = str(path)
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"No checkpoint at {path!r}: safetensors opens files with names in UTF-8 only.") from None
         require_reachable(path, hub)
         config_file, has_adapter = find(path, "config.json", hub), find(path, "adapter_config.json", hub)
         if not config_file and not has_adapter:
             raise ValueError(
                 f"No checkpoint at {path!r}: {what_is_there(path)} Expected a folder or hub id with config.json."
             )
-        config = read_json(config_file) if config_file else {}
+        config = read_object(config_file) if config_file else {}
+        check_config(config, config_file)
         if has_adapter:
+            check_values(read_object(has_adapter), ADAPTER_CONFIG, has_adapter)
             return cls(path, "lora", config, hub)
         if any(find(path, name, hub) for name in WEIGHTS):
             if "text_config" in config:
@@ -107,7 +118,7 @@ class Checkpoint:
         if file is None:
             return set()
         if file.endswith(".json"):
-            return set(read_json(file).get("weight_map", {}))
+            return set(weight_map(file))
         return set(load_tensors(file, device="meta"))
 
     def tensors_of_model(self, names: Collection[str]) -> dict[str, Tensor]:
@@ -120,8 +131,8 @@ class Checkpoint:
             return {}
         files = dict.fromkeys(names, self.find(*WEIGHTS))
         if (index := files[min(names)]).endswith(".json"):
-            places = read_json(index).get("weight_map", {})
-            files = {name: self.find(places[name]) for name in names if name in places}
+            places = weight_map(index)
+            files = {name: self.find(places[name]) or missing(index, places[name]) for name in names if name in places}
         found = {}
         for file in sorted(set(files.values())):
             found |= {name: value for name, value in load_tensors(file).items() if name in names}
@@ -154,8 +165,9 @@ def from_hf_config(checkpoint: Checkpoint) -> dict:
     kind = checkpoint.config.get("model_type")
     if kind not in ("llava", "llava_next"):
         raise ValueError(f"{checkpoint.path!r} is a Hugging Face {kind!r} model; llava and llava_next can be loaded.")
-    config = CONFIG_MAPPING[kind].from_dict(checkpoint.config)  # fills in what published configs leave out
-    text, vision = config.text_config.to_dict(), config.vision_config
+    with blaming(f"config.json of {checkpoint.path!r} makes no model"):
+        config = CONFIG_MAPPING[kind].from_dict(checkpoint.config)  # fills in what published configs leave out
+        text, vision = config.text_config.to_dict(), config.vision_config
     for name, is_known, possible in (
         ("projector_hidden_act", config.projector_hidden_act == "gelu", "'gelu'"),
         ("multimodal_projector_bias", config.multimodal_projector_bias is True, "true"),
@@ -217,8 +229,8 @@ def processor_folder(checkpoint: Checkpoint) -> str:
 
 def resolve_beside(path: str, name: str) -> str:
     """A folder that a checkpoint names: relative to that checkpoint if it is there, else as it stands."""
-    folder = Path(path) / name
-    return str(folder.resolve()) if folder.is_dir() else name
+    folder = os.path.join(path, name)
+    return str(Path(folder).resolve()) if os.path.isdir(folder) else name
 
 
 def read_model(model_class: type, path: str, **kwargs) -> tuple[torch.nn.Module, set[str], set[str]]:
@@ -228,16 +240,22 @@ def read_model(model_class: type, path: str, **kwargs) -> tuple[torch.nn.Module,
         The model, the names of its weights that the files lack, and of weights in the files that it lacks.
 
     Raises:
-        ValueError: a weight file is absent or cannot be read; a weight has another shape than the config says.
+        ValueError: a weight file is absent or cannot be read; a weight has another shape than the config says; or
+            transformers can make no model of the files.
     """
     log = logging.getLogger("transformers.modeling_utils")
+    hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+    if (file := next((file for name in WEIGHTS if (file := find(path, name, hub))), "")).endswith(".json"):
+        weight_map(file)  # which transformers would follow anywhere
     log.addFilter(is_no_report)
     try:
-        model, info = model_class.from_pretrained(
-            path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-        )
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError):
-        check_files(path, {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs})
+        with blaming(f"The files of {path!r} make no model"):
+            model, info = model_class.from_pretrained(
+                path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
+    except ValueError as error:
+        if isinstance(error.__cause__, READ_ERRORS):
+            check_files(path, hub)
         raise
     finally:
         log.removeFilter(is_no_report)
@@ -254,16 +272,36 @@ def is_no_report(record: logging.LogRecord) -> bool:
     return "LOAD REPORT" not in record.getMessage()
 
 
+def weight_map(index: str) -> dict[str, str]:
+    """The names of weights, and of the files beside an index that hold them.
+
+    Raises:
+        ValueError: the index is no table of weights and files beside it.
+    """
+    content = read_object(index)
+    table = content.get("weight_map")
+    if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
+        raise ValueError(f"{index} has no weight_map, a table of weights and the files they are in: fetch it again.")
+    if not isinstance(content.get("metadata"), dict):
+        raise ValueError(f"{index} has no metadata, an object, which transformers reads: fetch it again.")
+    for name in table.values():
+        if "\0" in name or name in ("", "..") or Path(name).name != name:
+            raise ValueError(f"{index} says that weights are in {name!r}; expected the name of a file beside it.")
+    return table
+
+
 def check_files(path: str, hub: dict) -> None:
     """ValueError if a model's weight files are incomplete or one of them cannot be read, with its name."""
     index = file = next((file for name in WEIGHTS if (file := find(path, name, hub))), None)
     if file is None:
         raise ValueError(f"{path!r} has none of {', '.join(WEIGHTS)}: {what_is_there(path)}")
-    names = set(read_json(index).get("weight_map", {}).values()) if file.endswith(".json") else {Path(file).name}
+    names = set(weight_map(index).values()) if file.endswith(".json") else {Path(file).name}
     for name in sorted(names):
-        if not (file := find(path, name, hub)):
-            raise ValueError(f"{index} names {name}, but it is not there: the download is incomplete.")
-        load_tensors(file, device="meta")
+        load_tensors(find(path, name, hub) or missing(index, name), device="meta")
+
+
+def missing(index: str, name: str):
+    raise ValueError(f"{index} names {name}, but it is not there: the download is incomplete.")
 
 
 def load_tensors(file: str, device: str = "cpu") -> dict[str, Tensor]:
@@ -280,11 +318,12 @@ def load_tensors(file: str, device: str = "cpu") -> dict[str, Tensor]:
                 return {name: torch.empty(shape, device=device) for name, shape in shapes.items()}
             return load_file(file, device=device)
         tensors = torch.load(file, map_location=device, weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
+    except (ValueError, KeyError, *READ_ERRORS) as error:
+        why = reason(error).partition("\n")[0].rstrip(".")
         raise ValueError(
-            f"{file} ({Path(file).stat().st_size} bytes) cannot be read as tensors. Either it is damaged or a Git LFS "
-            f"pointer: fetch it again. Or it is a pickle that holds other things too, which are never run: where you "
-            f"trust it, convert it to safetensors."
+            f"{file} ({Path(file).stat().st_size} bytes) cannot be read as tensors ({why}). Either it is damaged or a "
+            f"Git LFS pointer: fetch it again. Or it is a pickle that holds other things too, which are never run: "
+            f"where you trust it, convert it to safetensors."
         ) from error
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise ValueError(f"{file} holds no table of tensors by name; a training state may lie there in their place.")
@@ -293,7 +332,7 @@ def load_tensors(file: str, device: str = "cpu") -> dict[str, Tensor]:
 
 def require_reachable(path: str, hub: dict) -> None:
     """ValueError if `path` is a hub id and neither the hub nor the cache has it: asked once, not once per file."""
-    if Path(path).exists() or not is_hub_id(path):
+    if os.path.exists(path) or not is_hub_id(path):
         return
     try:
         cached_file(path, "config.json", **hub)
@@ -306,10 +345,10 @@ def require_reachable(path: str, hub: dict) -> None:
 
 def find(path: str, name: str, hub: dict) -> str | None:
     """Where a checkpoint's file is on this disk, downloaded if `path` is a hub id; None if there is none."""
-    if Path(path).is_dir():
-        file = Path(path) / name
-        return str(file) if file.is_file() else None
-    if Path(path).exists() or not is_hub_id(path):
+    if os.path.isdir(path):
+        file = os.path.join(path, name)
+        return file if os.path.isfile(file) else None
+    if os.path.exists(path) or not is_hub_id(path):
         return None
     return cached_file(
         path,
@@ -322,26 +361,20 @@ def find(path: str, name: str, hub: dict) -> str | None:
 
 
 def is_hub_id(path: str) -> bool:
-    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path) is not None
-
-
-def read_json(file: str) -> dict:
-    try:
-        content = json.loads(Path(file).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a JSON {type(content).__name__}; expected an object, {{...}}.")
-    return content
+    return len(path) <= LONGEST_HUB_ID and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path) is not None
 
 
 def what_is_there(path: str) -> str:
-    folder = Path(path)
-    if folder.is_dir():
-        names = sorted(entry.name for entry in folder.iterdir())
+    if os.path.isdir(path):
+        names = sorted(entry.name + ending(entry) for entry in Path(path).iterdir())
         return f"the folder holds {', '.join(names[:12]) or 'nothing'}{' …' if len(names) > 12 else ''}."
-    if folder.exists():
+    if os.path.exists(path):
         return "it is a file."
     if not is_hub_id(path):
         return "there is no such folder."
     return "there is no such folder, but a hub id of that name."
+
+
+def ending(entry: Path) -> str:
+    """What tells a folder or a device from a file in a list of names."""
+    return "" if entry.is_file() else "/" if entry.is_dir() else " (no file)"

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from llava.model.checkpoint import ADAPTER, NON_LORA, PROJECTOR, WEIGHTS, find, load_tensors, read_json
+from llava.model.checkpoint import ADAPTER, NON_LORA, PROJECTOR, WEIGHTS, find, load_tensors, weight_map
 from llava.model.weights import copy_weights, refuse
 from llava.tokenizer import save_tokenizer
 from llava.train.sharding import collect, gathered
@@ -101,6 +101,6 @@ def read_weights(folder: str | Path, names: tuple[str, ...]) -> dict[str, Tensor
     if not file.endswith(".index.json"):
         return load_tensors(file)
     tensors = {}
-    for shard in sorted(set(read_json(file)["weight_map"].values())):
+    for shard in sorted(set(weight_map(file).values())):
         tensors |= load_tensors(str(Path(folder, shard)))
     return tensors

@@ -1,10 +1,11 @@
 """Which vision tower a LLaVA config asks for: decided by the tower's own config.json, not by its name."""
 
-from transformers import PretrainedConfig
-
+from llava.files import read_object
+from llava.model.checkpoint import find
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_encoder.siglip_encoder import SiglipVisionTower
 from llava.model.multimodal_encoder.tower import VisionTower
+from llava.model.values import check_tower_config
 from visionzip_patch.config import VisionZipConfig
 from visionzip_patch.reducer import VisionZip
 
@@ -26,17 +27,23 @@ def build_vision_tower(config, delay_load: bool = False, **kwargs) -> VisionTowe
         ValueError: no such tower, or one of a kind that is not known, with the kinds that are.
     """
     name = getattr(config, "mm_vision_tower", getattr(config, "vision_tower", None))
-    try:
-        inline = getattr(config, "mm_vision_tower_config", None)
-        kind = (inline or PretrainedConfig.get_config_dict(name)[0]).get("model_type")
-    except OSError as error:
-        raise ValueError(
-            f"mm_vision_tower={name!r} is neither a folder with a config.json nor a model id that can be reached. "
-            f"Give its folder as an absolute path or relative to the checkpoint."
-        ) from error
+    inline = getattr(config, "mm_vision_tower_config", None)
+    kind = (inline or read_tower_config(name)).get("model_type")
     if kind not in TOWERS:
         raise ValueError(f"mm_vision_tower={name!r} is a {kind!r} model; known kinds are {', '.join(TOWERS)}.")
     tower = TOWERS[kind](name, config, delay_load=delay_load, **kwargs)
     if setting := getattr(config, "visionzip", None):
         tower.reducer = VisionZip(VisionZipConfig.from_dict(setting), tower)
     return tower
+
+
+def read_tower_config(name: str) -> dict:
+    """A tower's config.json. Raises ValueError: there is none, or no tower can be built as it says."""
+    if not isinstance(name, str) or not (file := find(name, "config.json", {})):
+        raise ValueError(
+            f"mm_vision_tower={name!r} is neither a folder with a config.json nor a model id that can be reached. "
+            f"Give its folder as an absolute path or relative to the checkpoint."
+        )
+    values = read_object(file)
+    check_tower_config(values, file)
+    return values

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from llava.model.anyres import VisionFeatures
 from llava.model.checkpoint import read_model
+from llava.model.multimodal_encoder.processor import read_processor
+from llava.model.values import blaming
 from visionzip_patch.encoder import layers_to_run, run_layers
 
 
@@ -45,7 +47,8 @@ class VisionTower(nn.Module):
         self.is_loaded = False
         self.image_processor = None
         inline = getattr(args, "mm_vision_tower_config", None)  # of a checkpoint that carries its own tower
-        self.cfg_only = self.config_class(**inline) if inline else self.config_class.from_pretrained(vision_tower)
+        with blaming(f"The config.json of mm_vision_tower={vision_tower!r} makes no vision tower"):
+            self.cfg_only = self.config_class(**inline) if inline else self.config_class.from_pretrained(vision_tower)
         self.depth = layers_to_run(self.select_layer, self.cfg_only.num_hidden_layers)
         if not delay_load:
             self.load_model()
@@ -67,18 +70,14 @@ class VisionTower(nn.Module):
 
     def read_processor(self):
         source = self.cfg_only.name_or_path or self.vision_tower_name  # a checkpoint with its own tower may have it
-        try:
-            return self.processor_class.from_pretrained(source)
-        except OSError as error:
-            raise ValueError(
-                f"mm_vision_tower={source!r} has no preprocessor_config.json: how images become pixels is not known. "
-                f"Fetch that file too."
-            ) from error
+        return read_processor(self.processor_class, source, self.cfg_only.image_size)
 
     def build(self) -> None:
         """Make the encoder without weights: they are in the LLaVA checkpoint that is being loaded."""
         self.image_processor = self.read_processor()
-        self.adopt(self.model_class(self.cfg_only))
+        with blaming(f"The config of mm_vision_tower={self.vision_tower_name!r} makes no vision tower"):
+            encoder = self.model_class(self.cfg_only)
+        self.adopt(encoder)
 
     def adopt(self, encoder: nn.Module) -> None:
         """Take an encoder as this tower's, frozen."""

@@ -897,7 +897,7 @@ def test_weights_that_do_not_fit_are_named(checkpoint, change, message):
 def test_a_config_that_makes_no_model(checkpoint):
     folder, _ = checkpoint()
     change_config(folder, num_hidden_layers="many")
-    with pytest.raises(ValueError, match=r"config.json of .* makes no model: .*num_hidden_layers"):
+    with pytest.raises(ValueError, match=r"config.json: num_hidden_layers is 'many'; expected a whole number"):
         load(folder)
 
 
@@ -923,7 +923,7 @@ def test_folders_that_are_no_checkpoint(checkpoint, tmp_path):
     (folder / WEIGHTS).unlink()
     with pytest.raises(ValueError, match=r"config.json but no weights.*the folder holds.*mm_projector.bin.*adapter_"):
         load(folder)
-    for content, message in {"{": "not valid JSON", "[]": "a JSON list; expected an object"}.items():
+    for content, message in {"{": "not JSON", "[]": "a JSON list; expected an object"}.items():
         (folder / "config.json").write_text(content)
         with pytest.raises(ValueError, match=rf"config.json.*{message}"):
             load(folder)
