@@ -30,6 +30,7 @@ from llava.eval.pictures import Picture, free_workers, lost_workers, read_pictur
 from llava.eval.questions import Question, by_image
 from llava.mm_utils import tokenizer_image_token
 from llava.model.engine import Engine, configure, end_tokens
+from llava.model.finite import NotFinite, explain
 from llava.model.graphs import OFF
 from llava.model.kv_cache import cache_bytes
 
@@ -183,6 +184,9 @@ def generate_batches(
 
     Yields:
         Which of the questions a batch held, and the answers to them.
+
+    Raises:
+        NotFinite: the model's numbers are NaN or infinite.
     """
     decoding = decoding.settled(model.config, tokenizer)
     prompts = [
@@ -202,6 +206,9 @@ def generate_batches(
         texts = [decoding.cut(text) for text in tokenizer.batch_decode(output, skip_special_tokens=True)]
         return batch, Answers(texts, [sum(len(features[image]) for image in images_of[i]) for i in batch])
 
+    def pixels(batch: list[int]) -> list[Tensor]:
+        return list({id(picture): picture.pixels for i in batch for picture in pictures[i]}.values())
+
     batches = even_batches(sorted(range(len(prompts)), key=lambda i: len(prompts[i])), batch_size)
     if engine and len(distinct) < len(prompts) and can_share(engine, prompts, features):
         split = prompts[0].index(IMAGE_TOKEN_INDEX)
@@ -211,18 +218,26 @@ def generate_batches(
             images.extend(*pad_right(heads))
             for batch in batches:
                 tails = [engine.embed(prompts[i][split + 1 :]) for i in batch]
-                begin = (images, [images_of[i][0] for i in batch])
-                yield answers(batch, engine.generate(*pad_right(tails), config, begin_with=begin))
+                begins = [images_of[i][0] for i in batch]
+                try:
+                    output = engine.generate(*pad_right(tails), config, begin_with=(images, begins))
+                except NotFinite:
+                    rows = (torch.cat([heads[image], tail]) for image, tail in zip(begins, tails, strict=True))
+                    raise explain(model, rows, pixels(batch)) from None
+                yield answers(batch, output)
         return
     for batch in batches:
         input_ids, mask = pad_left([prompts[i] for i in batch], options["pad_token_id"])
-        output = model.generate(
-            input_ids.to(model.device),
-            image_features=[features[image] for i in batch for image in images_of[i]],
-            attention_mask=mask.to(model.device),
-            fast=engine.mode if engine else OFF,
-            **options,
-        )
+        try:
+            output = model.generate(
+                input_ids.to(model.device),
+                image_features=[features[image] for i in batch for image in images_of[i]],
+                attention_mask=mask.to(model.device),
+                fast=engine.mode if engine else OFF,
+                **options,
+            )
+        except NotFinite as error:  # of a prompt; its pixels tell more
+            raise explain(model, [], pixels(batch), known=error) from None
         yield answers(batch, output)
 
 

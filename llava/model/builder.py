@@ -8,11 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PretrainedConfig
 
 from llava.conversation import RECORDED
+from llava.files import read_object
 from llava.model.adapter import merge_adapter
 from llava.model.checkpoint import (
     CONTENTS,
@@ -21,16 +21,18 @@ from llava.model.checkpoint import (
     NON_LORA,
     PROJECTOR,
     TOWER_KEYS,
+    WEIGHTS,
     Checkpoint,
     from_hf_config,
     language_model,
-    read_json,
     read_model,
     resolve_beside,
     resolve_tower,
+    weight_map,
 )
 from llava.model.engine import require_sdpa
 from llava.model.fields import check_fields, check_tower
+from llava.model.finite import require_finite_weights
 from llava.model.graphs import MODES, OFF
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
@@ -38,6 +40,7 @@ from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
 from llava.model.llava_arch import add_image_tokens, owns_tower
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.tower import VisionTower
+from llava.model.values import blaming, check_small_file
 from llava.model.weights import copy_weights, fit_vocabulary, refuse, untie, without_peft_prefix
 from llava.tokenizer import load_tokenizer
 from visionzip_patch.config import VisionZipConfig
@@ -92,8 +95,8 @@ def load_pretrained_model(
         tokenizer, model (in eval mode), image processor (None for a model without vision), context length in tokens.
 
     Raises:
-        ValueError: no checkpoint there, a base missing, a damaged file, weights missing, unexpected or of a wrong shape
-            (named), a field of config.json whose value is not known, a bad budget.
+        ValueError: no checkpoint there, a base missing, a damaged file, a field of a config file that is not known or
+            out of range, weights missing, unexpected, of a wrong shape or not finite (named), a bad budget.
         ImportError: bitsandbytes or flash-attn is asked for but not installed.
     """
     kwargs.pop("multimodal", None)
@@ -126,10 +129,13 @@ def load_pretrained_model(
         absent -= filled
     places = checkpoint.path if base is checkpoint else f"{checkpoint.path} and {base.path}"
     refuse(absent - trained.keys(), "missing from", places)
-    if (tower := model.get_vision_tower()) is None:
-        return tokenizer, model.eval(), None, context_length(model.config)
-    add_image_tokens(model, tokenizer)
-    return tokenizer, model.eval(), tower.image_processor, context_length(model.config)
+    image_processor = None
+    if (tower := model.get_vision_tower()) is not None:
+        require_rows(model, tokenizer)
+        add_image_tokens(model, tokenizer)
+        image_processor = tower.image_processor
+    require_finite_weights(model, lambda name: source_of(name, model, checkpoint if name in trained else base))
+    return tokenizer, model.eval(), image_processor, context_length(model.config)
 
 
 def read_config(model_path: str, model_base: str | None = None) -> tuple[PretrainedConfig, VisionTower]:
@@ -155,7 +161,7 @@ def find_base(checkpoint: Checkpoint, model_base: str | None) -> Checkpoint:
             warn_once(logger, "%s holds %s; model_base=%s is not used.", path, content, model_base)
         return checkpoint
     if model_base is None and checkpoint.kind == "lora":
-        model_base = read_json(checkpoint.find("adapter_config.json")).get("base_model_name_or_path")
+        model_base = read_object(checkpoint.find("adapter_config.json")).get("base_model_name_or_path")
         model_base = resolve_beside(path, model_base) if model_base else None
     advice = "pass model_base (--model-base), the folder or hub id of the language model it was trained on."
     if not model_base:
@@ -206,10 +212,8 @@ def make_config(
         if not values.get("mm_vision_tower"):
             raise ValueError(f"{checkpoint.path!r} holds {CONTENTS[checkpoint.kind]}: there is nothing to zip.")
         values["visionzip"] = visionzip.to_dict()
-    try:
+    with blaming(f"config.json of {checkpoint.path!r} makes no model"):
         config = CLASSES[kind].config_class.from_dict({**values, "model_type": kind})
-    except StrictDataclassError as error:
-        raise ValueError(f"config.json of {checkpoint.path!r} makes no model: {error.__cause__ or error}") from error
     check_fields(config)
     if getattr(config, "mm_vision_tower", None):
         tower = build_vision_tower(config, delay_load=True)
@@ -229,7 +233,7 @@ def told_template(checkpoint: Checkpoint) -> dict:
     if told or not report.is_file():
         return told
     with suppress(ValueError):  # a file of that name may be anybody's
-        settings = read_json(str(report)).get("settings")
+        settings = read_object(report).get("settings")
         return {"conv_mode": settings.get("version")} if isinstance(settings, dict) else {}
     return {}
 
@@ -309,6 +313,7 @@ def load_weights(base: Checkpoint, config, placement: dict) -> tuple[nn.Module, 
     Raises:
         ValueError: weights that the class has no place for, by name.
     """
+    check_small_file(base.find("generation_config.json"))
     mapping = HF_KEYS if base.kind == "hf" else None
     model, absent, unexpected = read_model(
         CLASSES[config.model_type], base.path, config=config, key_mapping=mapping, **placement, **base.hub
@@ -379,6 +384,33 @@ def own_weights(model: nn.Module, checkpoint: Checkpoint, trained: dict[str, Ten
     if is_whole or any(name.startswith(PROJECTOR_KEYS) for name in trained):
         return {name for name, _ in model.named_parameters() if name.startswith(PROJECTOR_KEYS)}
     return set()
+
+
+def require_rows(model: nn.Module, tokenizer) -> None:
+    """Refuse a tokenizer that gives ids beyond the model's embeddings, but for tokens that were added to it.
+
+    Raises:
+        ValueError: its own vocabulary is larger, or a token that every prompt may hold is.
+    """
+    rows = model.get_input_embeddings().num_embeddings
+    ids = {name: getattr(tokenizer, f"{name}_id") for name in ("bos_token", "eos_token", "unk_token")}
+    beyond = [f"{name} {getattr(tokenizer, name)!r} = {i}" for name, i in ids.items() if i is not None and i >= rows]
+    if tokenizer.vocab_size > rows:
+        beyond.insert(0, f"a vocabulary of {tokenizer.vocab_size} tokens")
+    if beyond:
+        raise ValueError(
+            f"The tokenizer of {tokenizer.name_or_path!r} has {', '.join(beyond)}, but the model's embeddings have "
+            f"{rows} rows: the tokenizer files of another model may have been used."
+        )
+
+
+def source_of(name: str, model: nn.Module, checkpoint: Checkpoint) -> str:
+    """The file that a weight of `checkpoint`, or of its tower's folder, is in; its folder where that is not known."""
+    if name.startswith(TOWER_KEYS) and not owns_tower(model.config):
+        return model.config.mm_vision_tower
+    if checkpoint.kind in ("projector", "lora") or (file := checkpoint.find(*WEIGHTS)) is None:
+        return checkpoint.path
+    return str(Path(file).parent / weight_map(file).get(name, "")) if file.endswith(".json") else file
 
 
 def context_length(config) -> int:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from llava.model.anyres import VisionFeatures
+from llava.model.finite import NotFinite, are_finite
 from llava.model.graphs import Graphs
 from llava.model.kv_cache import Extension, KVCache, cache_bytes, execution_device
 from visionzip_patch.compat import CACHE
@@ -302,16 +303,23 @@ class Sequences:
         """Up to `limit` new tokens of the first `rows` rows, (rows,) each, until all have ended.
 
         The last token that is handed out is not in the cache.
+
+        Raises:
+            NotFinite: the logits of a row are NaN or infinite; no token is handed out for them.
         """
         ends = torch.tensor(end_tokens(config), dtype=torch.long, device=logits.device)
         pad = config.pad_token_id if config.pad_token_id is not None else (end_tokens(config) or [0])[0]
         ended = torch.zeros(rows, dtype=torch.bool, device=logits.device)
         for count in range(1, limit + 1):
+            sound = are_finite(logits[:rows])
             ids = choose(logits, config)
             shown = ids[:rows].masked_fill(ended, pad)
             ended |= torch.isin(shown, ends)
+            have_ended, are_sound = torch.stack([ended.all(), sound.all()]).tolist()  # the one sync of a step
+            if not are_sound:
+                raise NotFinite("The model's logits are NaN or infinite.")
             yield shown
-            if count == limit or bool(ended.all()):
+            if count == limit or have_ended:
                 return
             logits = self.step(ids)
 
@@ -340,7 +348,7 @@ def choose(logits: Tensor, config: GenerationConfig) -> Tensor:
     """The next token of each row: (B, V) -> (B,)."""
     if not config.do_sample:
         return logits.argmax(-1)
-    scores = logits.float()
+    scores = logits.float().nan_to_num()  # sampling from NaN stops a GPU for good
     if config.temperature not in (None, 1.0):
         scores = TemperatureLogitsWarper(config.temperature)(None, scores)
     if config.top_k:

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessorList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from llava.constants import (
@@ -24,6 +24,7 @@ from llava.model.anyres import VisionFeatures, get_anyres_image_grid_shape, is_a
 from llava.model.anyres import unpad_image as unpad_image  # upstream has it here
 from llava.model.checkpoint import load_tensors, resolve_beside
 from llava.model.engine import Engine, configure
+from llava.model.finite import FiniteLogits, NotFinite, explain
 from llava.model.graphs import MODES, OFF
 from llava.model.loss import next_token_loss
 from llava.model.multimodal_encoder.builder import build_vision_tower
@@ -204,7 +205,8 @@ class LlavaMetaForCausalLM:
             New token ids only, (B, new), or what `return_dict_in_generate` asks for.
 
         Raises:
-            ValueError: the numbers of images and of <image> tokens differ, or another modality.
+            ValueError: the numbers of images and of <image> tokens differ, or another modality; as `finite.NotFinite`,
+                the model's numbers are NaN or infinite.
         """
         require_images_only(modalities)
         kwargs = with_one_cache(kwargs)
@@ -238,9 +240,18 @@ class LlavaMetaForCausalLM:
             image_features = [] if images is None else encode(images, image_sizes)
         side = "right" if engine else "left"
         spliced = self._splice(input_ids, attention_mask.cpu(), image_features, device=device, padding_side=side)
-        if engine:
-            return engine.generate(spliced.embeds, spliced.lengths, config, kwargs.get("streamer"))
-        return super().generate(inputs_embeds=spliced.embeds, attention_mask=spliced.mask, **kwargs)
+        try:
+            if engine:
+                return engine.generate(spliced.embeds, spliced.lengths, config, kwargs.get("streamer"))
+            watch = FiniteLogits()
+            kwargs["logits_processor"] = LogitsProcessorList([watch, *(kwargs.get("logits_processor") or [])])
+            output = super().generate(inputs_embeds=spliced.embeds, attention_mask=spliced.mask, **kwargs)
+            watch.require()
+            return output
+        except NotFinite:
+            rows = (embeds[mask.bool()] for embeds, mask in zip(spliced.embeds, spliced.mask, strict=True))
+            pixels = [] if images is None else [image for image in images if isinstance(image, Tensor)]
+            raise explain(self, rows, pixels) from None
 
     def engine(self, mode: str | None = None) -> Engine:
         """The fast path of this model, made at the first call; `mode` as `fast` of `generate`, "static" if nobody says.

@@ -17,6 +17,7 @@ from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAUL
 from llava.eval.generate import Decoding
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.engine import configure
+from llava.model.finite import NotFinite, explain
 from visionzip_patch import VisionZipConfig
 
 logger = logging.getLogger(__name__)
@@ -177,9 +178,11 @@ class ChatSession:
                 ):  # somebody went on without hearing this out
                     return
         except BaseException as error:
+            if isinstance(error, NotFinite):
+                error = self.explained(wanted)
             if isinstance(error, Exception) or not said:
                 self.messages, self.images = before
-            raise
+            raise error
 
     def texts(self, wanted: list[int]) -> Iterator[str]:
         """Compute what of `wanted` is new; yields the answer so far, longer each time."""
@@ -203,6 +206,14 @@ class ChatSession:
                 yield (said := done)
         if len(done) > len(said):
             yield done
+
+    def explained(self, wanted: list[int]) -> NotFinite:
+        """Why `wanted` has no answer. What the cache holds of it is no good to anyone, and is forgotten."""
+        self.held = []
+        self.sequences.cache.clear()
+        config = self.model.config
+        pixels = [process_images([shown.image], self.image_processor, config)[0] for shown in self.images]
+        return explain(self.model, [self.embed(wanted)], pixels)
 
     @torch.inference_mode()
     def embed(self, keys: list[int]) -> Tensor:

@@ -10,8 +10,9 @@ from transformers import BitsAndBytesConfig
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from llava.conversation import SeparatorStyle, choose_template, conv_templates
-from llava.model.builder import NEVER_QUANTIZED, PROJECTOR_KEYS, load_weights, make_config
+from llava.model.builder import NEVER_QUANTIZED, PROJECTOR_KEYS, load_weights, make_config, require_rows, source_of
 from llava.model.checkpoint import CONTENTS, Checkpoint
+from llava.model.finite import require_finite_weights
 from llava.model.llava_arch import add_image_tokens, vision_config
 from llava.model.weights import load_projector, refuse
 from llava.tokenizer import load_tokenizer
@@ -56,10 +57,12 @@ def load(run: Run) -> tuple:
     tokenizer = load_tokenizer(path, model_max_length=run.training.model_max_length, padding_side="right")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    require_rows(model, tokenizer)
     add_image_tokens(model, tokenizer)
     template = choose_template(run.model.version, config, tokenizer, flag="--version")
     if conv_templates[template].sep_style is not SeparatorStyle.PLAIN:  # which nothing can be asked with
         model.config.conv_mode = template  # saved, so that the result is asked as it was trained
+    require_finite_weights(model, lambda name: source_of(name, model, checkpoint))
     model.requires_grad_(False)
     model.name_or_path = config.name_or_path = str(Path(path).resolve()) if Path(path).is_dir() else path
     return tokenizer, model, model.get_vision_tower().image_processor

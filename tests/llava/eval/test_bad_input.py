@@ -1,5 +1,6 @@
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -269,3 +270,64 @@ def test_a_budget_too_small_for_the_largest_grid(golden, benchmark, before_loadi
     """An image of 2x2 tiles has five crops: known before the first answer, not at the first such image."""
     command = ["textvqa", str(golden / "models/llava-v1.6-tiny"), *benchmark.flags, "--tokens-per-image", "4"]
     assert "tokens_per_image=4 cannot be split over 5 crops" in before_loading(command)
+
+
+@pytest.fixture
+def own_checkpoint(golden, tmp_path):
+    """A copy of a checkpoint that a test may break; the tower stays where it is."""
+    folder = tmp_path / "own"
+    shutil.copytree(golden / "models/llava-v1.5-tiny", folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["mm_vision_tower"] = str(golden / "models/clip-tiny-336")
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("config.json", "[" * 100_000, "config.json: not JSON"),
+        ("config.json", '{"model_type": "llama", "hidden_size": 0}', "hidden_size is 0; expected a whole number"),
+        ("generation_config.json", '{"max_length": "long"}', "max_length is 'long'; expected a whole number"),
+        ("tokenizer_config.json", '{"legacy": "yes"}', "legacy is 'yes'; expected true or false"),
+        ("tokenizer.model", "version https://git-lfs.github.com/spec/v1", "A small file may be a Git LFS pointer"),
+    ],
+)
+def test_a_broken_checkpoint_is_a_bad_request(command, own_checkpoint, capsys, file, content, said):
+    (own_checkpoint / file).write_text(content)
+    assert run.main([command[0], str(own_checkpoint), *command[2:]]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert "mistake of the program" not in err
+
+
+def test_broken_questions_of_other_kinds(command, benchmark, before_loading):
+    question, *others = benchmark.questions
+    for broken, said in (
+        ("[" * 100_000, "line 1: not JSON"),
+        (json.dumps(question | {"text": "\ud83d"}), "line 1: '\\ud83d' holds half of a surrogate pair"),
+        (json.dumps(question | {"image": "a\0b"}), "1 missing, the first of them a"),
+        (json.dumps(question | {"image": "y" * 5000}), "1 missing, the first of them y"),
+    ):
+        benchmark.question_file.write_text("\n".join([broken, *map(json.dumps, others)]))
+        assert said in before_loading(command)
+
+
+def test_annotations_nested_without_end(command, benchmark, before_loading):
+    benchmark.annotation_file.write_text('{"data": ' * 100_000)
+    assert f"{benchmark.annotation_file}: not JSON" in before_loading(command)
+
+
+@pytest.mark.parametrize("fast", ["static", "off"])
+def test_numbers_that_are_not_finite_stop_an_evaluation(command, own_checkpoint, tmp_path, capsys, fast):
+    """Every weight is finite, but what comes of them is not; no answer is put down."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(own_checkpoint / "model.safetensors")
+    for name in ("gate_proj", "up_proj"):
+        weights[f"model.layers.0.mlp.{name}.weight"] *= 1e30
+    save_file(weights, own_checkpoint / "model.safetensors", metadata={"format": "pt"})
+    assert run.main([command[0], str(own_checkpoint), *command[2:], "--fast", fast, "--batch-size", "1"]) == 2
+    said = capsys.readouterr().err
+    assert "The model's numbers are NaN or infinite from the language model on (model.layers.0.mlp" in said
+    assert not [path for path in tmp_path.glob("a.jsonl*") if path.suffix == ".jsonl" and path.read_text()]
