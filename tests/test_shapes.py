@@ -64,7 +64,11 @@ def test_sizes_that_follow():
     [
         ("llama", "clip", {}, {}),
         ("mistral", "clip", {"image_aspect_ratio": "pad"}, {}),
-        ("llama", "clip", {"image_aspect_ratio": "anyres_max_9"}, {"crops": 5}),
+        (
+            *("llama", "clip"),
+            {"image_aspect_ratio": "anyres_max_9", "image_grid_pinpoints": [[112, 112]]},
+            {"crops": 5},
+        ),
         ("qwen", "siglip", {"tie_word_embeddings": True}, {"has_cls": False, "is_tied": True}),
     ],
 )

@@ -249,7 +249,7 @@ def test_what_would_not_fit_is_refused_and_changes_nothing(chat, afresh, picture
     kept = list(session.messages)
     with pytest.raises(ValueError, match=r"conversation has 12\d\d tokens, and this model's context is 700: take back"):
         session.ask("And this?", pictures[1:2])
-    with pytest.raises(ValueError, match="holds '<image>', which stands for an image: pass it as `images`"):
+    with pytest.raises(ValueError, match="holds '<image>', which stands for an image: leave it out"):
         session.ask("<image> What?")
     assert session.messages == kept
     assert "".join(session.ask("Why?")) == afresh([*texts(session)[:2], "Why?"], pictures[:1])
