@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from llava.files import read_object
 from llava.model.checkpoint import ADAPTER, HF_KEYS, TOWER_KEYS, Checkpoint
-from llava.model.weights import copy_weights, fit_vocabulary, refuse, untie, without_peft_prefix
+from llava.model.vocabulary import fit_vocabulary, untie
+from llava.model.weights import copy_weights, refuse, without_peft_prefix
 
 # adapter_config.json: fields that are heeded, here or by peft, and those that only record how training went.
 HEEDED = {

@@ -37,11 +37,12 @@ from llava.model.graphs import MODES, OFF
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
 from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
-from llava.model.llava_arch import add_image_tokens, owns_tower
+from llava.model.llava_arch import owns_tower
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.tower import VisionTower
 from llava.model.values import blaming, check_small_file
-from llava.model.weights import copy_weights, fit_vocabulary, refuse, untie, without_peft_prefix
+from llava.model.vocabulary import add_image_tokens, fit_vocabulary, require_rows, untie
+from llava.model.weights import copy_weights, refuse, without_peft_prefix
 from llava.tokenizer import load_tokenizer
 from visionzip_patch.config import VisionZipConfig
 from visionzip_patch.once import warn_once
@@ -384,24 +385,6 @@ def own_weights(model: nn.Module, checkpoint: Checkpoint, trained: dict[str, Ten
     if is_whole or any(name.startswith(PROJECTOR_KEYS) for name in trained):
         return {name for name, _ in model.named_parameters() if name.startswith(PROJECTOR_KEYS)}
     return set()
-
-
-def require_rows(model: nn.Module, tokenizer) -> None:
-    """Refuse a tokenizer that gives ids beyond the model's embeddings, but for tokens that were added to it.
-
-    Raises:
-        ValueError: its own vocabulary is larger, or a token that every prompt may hold is.
-    """
-    rows = model.get_input_embeddings().num_embeddings
-    ids = {name: getattr(tokenizer, f"{name}_id") for name in ("bos_token", "eos_token", "unk_token")}
-    beyond = [f"{name} {getattr(tokenizer, name)!r} = {i}" for name, i in ids.items() if i is not None and i >= rows]
-    if tokenizer.vocab_size > rows:
-        beyond.insert(0, f"a vocabulary of {tokenizer.vocab_size} tokens")
-    if beyond:
-        raise ValueError(
-            f"The tokenizer of {tokenizer.name_or_path!r} has {', '.join(beyond)}, but the model's embeddings have "
-            f"{rows} rows: the tokenizer files of another model may have been used."
-        )
 
 
 def source_of(name: str, model: nn.Module, checkpoint: Checkpoint) -> str:

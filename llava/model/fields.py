@@ -6,59 +6,44 @@ wrongly, so every field that a tower, a projector or the packing of tokens would
 
 import logging
 import re
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 from llava.model.anyres import KNOWN_ASPECTS, MERGE_TYPES, POSSIBLE_ASPECTS, is_anyres, parse_pinpoints
 from llava.model.multimodal_projector.builder import KNOWN_PROJECTORS, POSSIBLE_PROJECTORS
+from llava.model.values import SWITCH, Kind, one_of, whole
 
 logger = logging.getLogger(__name__)
 
-
-class Field(NamedTuple):
-    """One field: which of its values are computed here. None always means the default."""
-
-    is_known: Callable[[Any], bool]
-    possible: str  # what an error offers
+MOST = 2**40  # of whole numbers that only have to be such
 
 
-def one_of(*values) -> Field:
-    known = [value for value in values if value is not None]
-    return Field(lambda value: any(type(value) is type(k) and value == k for k in known), ", ".join(map(repr, known)))
+def matching(pattern: re.Pattern, expected: str) -> Kind:
+    return Kind(expected, lambda value: isinstance(value, str) and pattern.fullmatch(value) is not None)
 
 
-def matching(pattern: re.Pattern, possible: str) -> Field:
-    return Field(lambda value: isinstance(value, str) and pattern.fullmatch(value) is not None, possible)
+def absent(what: str) -> Kind:
+    """Describe a field of `what`, which is not computed here."""
+    return Kind(f"nothing, as {what} cannot be loaded here", lambda value: not value)
 
-
-def absent(what: str) -> Field:
-    """A field of `what`, which is not computed here."""
-    return Field(lambda value: not value, f"leave it out: {what} cannot be loaded here")
-
-
-WHOLE = Field(lambda value: type(value) is int, "a whole number")
-POSITIVE = Field(lambda value: type(value) is int and value > 0, "a whole number, at least 1")
-SWITCH = one_of(True, False)
 
 DECISIVE = {
     "image_aspect_ratio": matching(KNOWN_ASPECTS, POSSIBLE_ASPECTS),
     "mm_patch_merge_type": one_of(*MERGE_TYPES),
     "mm_projector_type": matching(KNOWN_PROJECTORS, POSSIBLE_PROJECTORS),
-    "mm_vision_select_layer": WHOLE,
+    "mm_vision_select_layer": whole(-MOST, MOST),
     "mm_vision_select_feature": one_of("patch", "cls_patch"),
-    "mm_hidden_size": POSITIVE,
+    "mm_hidden_size": whole(1, MOST),
     "mm_use_im_start_end": SWITCH,
     "mm_use_im_patch_token": SWITCH,
     "tokenizer_padding_side": one_of("left", "right"),
-    "tokenizer_model_max_length": POSITIVE,
-    "max_sequence_length": POSITIVE,
+    "tokenizer_model_max_length": whole(1, MOST),
+    "max_sequence_length": whole(1, MOST),
     "unfreeze_mm_vision_tower": SWITCH,
-    "use_mm_proj": one_of(True),
+    "use_mm_proj": Kind("true", lambda value: value is True),
     # Of other systems.
     "s2": absent("S² (an image at several scales)"),
     "mm_resampler_type": absent("a resampler between tower and projector"),
     "mm_vision_tower_aux": absent("a second tower (Mini-Gemini)"),
-    "image_grid": Field(lambda value: value == 1, "1: Mini-Gemini's grids of crops cannot be loaded here"),
+    "image_grid": Kind("1, as Mini-Gemini's grids of crops cannot be loaded here", lambda value: value == 1),
     "image_global": absent("Mini-Gemini's global crop"),
     "mm_image_tower": absent("a tower for images beside mm_vision_tower (Video-LLaVA)"),
     "mm_video_tower": absent("a tower for videos"),
@@ -87,10 +72,10 @@ def check_fields(config) -> None:
     Raises:
         ValueError: a field has a value that is not known, or belongs to another system; it and the choices are named.
     """
-    for name, field in DECISIVE.items():
+    for name, kind in DECISIVE.items():
         value = getattr(config, name, None)
-        if value is not None and not field.is_known(value):
-            raise ValueError(f"config.json has {name}={value!r}; possible is: {field.possible}.")
+        if value is not None and not kind.fits(value):
+            raise ValueError(f"config.json has {name}={value!r}; expected {kind.expected}.")
     strange = [name for name in vars(config) if CLOSE.fullmatch(name) and name not in DECISIVE]
     if strange := [name for name in strange if not IDLE.fullmatch(name) and getattr(config, name) not in (None, False)]:
         logger.warning(

@@ -5,8 +5,6 @@ Shapes: B rows, T ids in a row, S slots in the longest spliced row, N tokens of 
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
-from types import SimpleNamespace
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,7 +15,6 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
     DEFAULT_IM_START_TOKEN,
-    DEFAULT_IMAGE_PATCH_TOKEN,
     IMAGE_TOKEN_INDEX,
 )
 from llava.model.anyres import VisionFeatures, get_anyres_image_grid_shape, is_anyres, most_tiles, pack
@@ -27,12 +24,13 @@ from llava.model.engine import Engine, configure
 from llava.model.finite import FiniteLogits, NotFinite, explain
 from llava.model.graphs import MODES, OFF
 from llava.model.loss import next_token_loss
-from llava.model.multimodal_encoder.builder import build_vision_tower
+from llava.model.multimodal_encoder.builder import build_vision_tower, vision_config
 from llava.model.multimodal_encoder.tower import VisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.save import all_or_nothing, upstream_keys, without_idle_sampling
 from llava.model.seams import is_hooked, is_replaced, warn_of_hidden_encoder
 from llava.model.splice import Spliced, splice
+from llava.model.vocabulary import add_image_tokens
 from llava.model.weights import load_projector
 from visionzip_patch.adapters.caches import with_one_cache
 from visionzip_patch.compat import CACHE
@@ -524,56 +522,6 @@ NOT_OURS = (
     "This model's prepare_inputs_labels_for_multimodal is another program's: only generate(input_ids, images=..., "
     "image_sizes=...) and forward go through it, not what encodes images by itself."
 )
-
-
-def vision_config(model_args) -> dict:
-    """What a config says of how a language model sees, from arguments with upstream's names.
-
-    Args:
-        model_args: `vision_tower`, a folder or hub id. May have `mm_projector_type` (None is mlp2x_gelu, and without
-            the name it is linear), `mm_vision_select_layer`, `mm_vision_select_feature` and `mm_patch_merge_type`.
-
-    Raises:
-        ValueError: no such tower.
-    """
-    name = model_args.vision_tower
-    if Path(name).is_dir():
-        name = str(Path(name).resolve())
-    return {
-        "mm_vision_tower": name,
-        "mm_hidden_size": build_vision_tower(SimpleNamespace(mm_vision_tower=name), delay_load=True).hidden_size,
-        "mm_projector_type": getattr(model_args, "mm_projector_type", "linear") or "mlp2x_gelu",
-        "mm_vision_select_layer": getattr(model_args, "mm_vision_select_layer", -2),
-        "mm_vision_select_feature": getattr(model_args, "mm_vision_select_feature", "patch"),
-        "mm_patch_merge_type": getattr(model_args, "mm_patch_merge_type", "flat"),
-        "use_mm_proj": True,
-    }
-
-
-def add_image_tokens(model: nn.Module, tokenizer) -> None:
-    """Add the tokens that the config says the model was trained with, and rows for them if there are none.
-
-    New rows begin as the mean of the others.
-    """
-    config = model.config
-    if getattr(config, "mm_use_im_patch_token", True):
-        tokenizer.add_tokens([DEFAULT_IMAGE_PATCH_TOKEN], special_tokens=True)
-    if getattr(config, "mm_use_im_start_end", False):
-        tokenizer.add_tokens([DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN], special_tokens=True)
-    make_room(model, len(tokenizer))
-
-
-@torch.no_grad()
-def make_room(model: nn.Module, vocabulary: int) -> None:
-    """Let a language model know so many tokens, if it knows fewer: new rows are the mean of the others."""
-    before = model.get_input_embeddings().num_embeddings
-    if vocabulary <= before:
-        return
-    is_cut_up = hasattr(model.get_input_embeddings().weight, "ds_id")  # by ZeRO-3, where transformers has to do it
-    model.resize_token_embeddings(vocabulary, mean_resizing=is_cut_up)
-    if not is_cut_up:
-        for table in (model.get_input_embeddings(), model.get_output_embeddings()):
-            table.weight[before:] = table.weight[:before].mean(0)
 
 
 def require_images_only(modalities: Sequence[str] | None) -> None:

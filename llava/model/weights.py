@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from llava.model.checkpoint import TOWER_KEYS, load_tensors
 
-EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 PROJECTOR_PART = "mm_projector."  # of a name, behind what depends on who is asked
 
 
@@ -15,27 +14,6 @@ def without_peft_prefix(key: str) -> str:
     """peft's `base_model.model.model.x` -> `model.x`; a tower's keys without the `vision_model.` of old."""
     key = re.sub(r"^(?:base_model\.)?(?:model\.)?(?=(?:model|lm_head)\.)", "", key)
     return key.replace(f"{TOWER_KEYS}vision_model.", TOWER_KEYS)
-
-
-def fit_vocabulary(model: nn.Module, tensors: dict[str, Tensor], *, least: int) -> None:
-    """Give a model as many tokens as the embeddings among `tensors` have rows: training may have added some.
-
-    Tables of fewer rows than `least`, the tokens of the tokenizer, are no whole embeddings: nothing is changed.
-    """
-    size = max((len(tensors[name]) for name in EMBEDDINGS if name in tensors), default=0)
-    if size >= max(1, least) and size != model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(size, mean_resizing=False)
-
-
-def untie(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Part the two embedding tables if they share their weights and training has parted them."""
-    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
-    given = [tensors.get(name) for name in EMBEDDINGS]
-    if inputs.weight is not outputs.weight or all(table is None for table in given):
-        return
-    if any(table is None for table in given) or not given[0].equal(given[1]):
-        outputs.weight = nn.Parameter(outputs.weight.detach().clone(), requires_grad=False)
-        model.config.tie_word_embeddings = False
 
 
 def copy_weights(model: nn.Module, tensors: dict[str, Tensor], path: str) -> None:

@@ -18,7 +18,7 @@ from llava.conversation import SeparatorStyle
 from llava.data import collator, dataset
 from llava.data.preprocess import images_first, make_example
 from llava.data.records import read_records, turn_texts
-from llava.model.llava_arch import make_room
+from llava.model.vocabulary import make_room
 from llava.train.llava_trainer import maybe_zero_3, part_of
 from llava.train.loading import lora_targets
 from llava.train.saving import save

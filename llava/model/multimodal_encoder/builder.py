@@ -1,5 +1,8 @@
 """Which vision tower a LLaVA config asks for: decided by the tower's own config.json, not by its name."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 from llava.files import read_object
 from llava.model.checkpoint import find
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
@@ -47,3 +50,27 @@ def read_tower_config(name: str) -> dict:
     values = read_object(file)
     check_tower_config(values, file)
     return values
+
+
+def vision_config(model_args) -> dict:
+    """What a config says of how a language model sees, from arguments with upstream's names.
+
+    Args:
+        model_args: `vision_tower`, a folder or hub id. May have `mm_projector_type` (None is mlp2x_gelu, and without
+            the name it is linear), `mm_vision_select_layer`, `mm_vision_select_feature` and `mm_patch_merge_type`.
+
+    Raises:
+        ValueError: no such tower.
+    """
+    name = model_args.vision_tower
+    if Path(name).is_dir():
+        name = str(Path(name).resolve())
+    return {
+        "mm_vision_tower": name,
+        "mm_hidden_size": build_vision_tower(SimpleNamespace(mm_vision_tower=name), delay_load=True).hidden_size,
+        "mm_projector_type": getattr(model_args, "mm_projector_type", "linear") or "mlp2x_gelu",
+        "mm_vision_select_layer": getattr(model_args, "mm_vision_select_layer", -2),
+        "mm_vision_select_feature": getattr(model_args, "mm_vision_select_feature", "patch"),
+        "mm_patch_merge_type": getattr(model_args, "mm_patch_merge_type", "flat"),
+        "use_mm_proj": True,
+    }

@@ -1,0 +1,73 @@
+"""Tokens that a model knows: rows of its embeddings, which training, adapters and tokenizers may have added to."""
+
+import torch
+from torch import Tensor, nn
+
+from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
+
+EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
+
+
+def fit_vocabulary(model: nn.Module, tensors: dict[str, Tensor], *, least: int) -> None:
+    """Give a model as many tokens as the embeddings among `tensors` have rows: training may have added some.
+
+    Tables of fewer rows than `least`, the tokens of the tokenizer, are no whole embeddings: nothing is changed.
+    """
+    size = max((len(tensors[name]) for name in EMBEDDINGS if name in tensors), default=0)
+    if size >= max(1, least) and size != model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(size, mean_resizing=False)
+
+
+def untie(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Part the two embedding tables if they share their weights and training has parted them."""
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    given = [tensors.get(name) for name in EMBEDDINGS]
+    if inputs.weight is not outputs.weight or all(table is None for table in given):
+        return
+    if any(table is None for table in given) or not given[0].equal(given[1]):
+        outputs.weight = nn.Parameter(outputs.weight.detach().clone(), requires_grad=False)
+        model.config.tie_word_embeddings = False
+
+
+def add_image_tokens(model: nn.Module, tokenizer) -> None:
+    """Add the tokens that the config says the model was trained with, and rows for them if there are none.
+
+    New rows begin as the mean of the others.
+    """
+    config = model.config
+    if getattr(config, "mm_use_im_patch_token", True):
+        tokenizer.add_tokens([DEFAULT_IMAGE_PATCH_TOKEN], special_tokens=True)
+    if getattr(config, "mm_use_im_start_end", False):
+        tokenizer.add_tokens([DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN], special_tokens=True)
+    make_room(model, len(tokenizer))
+
+
+@torch.no_grad()
+def make_room(model: nn.Module, vocabulary: int) -> None:
+    """Let a language model know so many tokens, if it knows fewer: new rows are the mean of the others."""
+    before = model.get_input_embeddings().num_embeddings
+    if vocabulary <= before:
+        return
+    is_cut_up = hasattr(model.get_input_embeddings().weight, "ds_id")  # by ZeRO-3, where transformers has to do it
+    model.resize_token_embeddings(vocabulary, mean_resizing=is_cut_up)
+    if not is_cut_up:
+        for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+            table.weight[before:] = table.weight[:before].mean(0)
+
+
+def require_rows(model: nn.Module, tokenizer) -> None:
+    """Refuse a tokenizer that gives ids beyond the model's embeddings, but for tokens that were added to it.
+
+    Raises:
+        ValueError: its own vocabulary is larger, or a token that every prompt may hold is.
+    """
+    rows = model.get_input_embeddings().num_embeddings
+    ids = {name: getattr(tokenizer, f"{name}_id") for name in ("bos_token", "eos_token", "unk_token")}
+    beyond = [f"{name} {getattr(tokenizer, name)!r} = {i}" for name, i in ids.items() if i is not None and i >= rows]
+    if tokenizer.vocab_size > rows:
+        beyond.insert(0, f"a vocabulary of {tokenizer.vocab_size} tokens")
+    if beyond:
+        raise ValueError(
+            f"The tokenizer of {tokenizer.name_or_path!r} has {', '.join(beyond)}, but the model's embeddings have "
+            f"{rows} rows: the tokenizer files of another model may have been used."
+        )
