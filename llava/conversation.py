@@ -383,8 +383,13 @@ def choose_template(asked: str | None, config, tokenizer, flag: str = "--conv-mo
         asked: key of `conv_templates`, which is taken whatever the checkpoint says.
         config, tokenizer: as for `template_for`.
         flag: by which the user can choose another.
+
+    Raises:
+        ValueError: there is no template of the name that was asked for.
     """
     if asked:
+        if asked not in conv_templates:
+            raise ValueError(f"{flag} {asked} is unknown; choose one of {', '.join(conv_templates)}.")
         own = recorded_template(config) or marked_template(config, tokenizer)
         styles = [conv_templates[name].sep_style for name in (asked, own.name if own else asked)]
         if SeparatorStyle.PLAIN not in styles and styles[0] is not styles[1]:

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from llava.model.checkpoint import HUB_ARGUMENTS, find
-from llava.model.values import check_small_file, reason
+from llava.model.values import blaming, check_small_file
 
 TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 LLAMA_CLASSES = (None, "LlamaTokenizer", "LlamaTokenizerFast")  # None: the config of some old folders names no class
@@ -41,25 +41,29 @@ def load_tokenizer(path: str | Path, **kwargs):
     for name in TOKENIZER_FILES:
         check_small_file(find(path, name, hub))
     try:
-        config = get_tokenizer_config(path, **hub)
-        if config.get("tokenizer_class") not in LLAMA_CLASSES:
-            return AutoTokenizer.from_pretrained(path, **kwargs)
-        if model_file := find(path, "tokenizer.model", hub):
-            return load_llama(path, model_file, config, kwargs)
-        if config.get("tokenizer_class"):
-            if not find(path, "tokenizer.json", hub):
-                raise ValueError("it has neither tokenizer.model nor tokenizer.json")
-            return PreTrainedTokenizerFast.from_pretrained(path, **kwargs)
-        return AutoTokenizer.from_pretrained(path, **kwargs)
-    except ImportError:
-        raise
-    except Exception as error:  # the tokenizers library raises just that
-        why = reason(error).split("\n")[0].strip(".: ")
+        with blaming("its files"):
+            return read_tokenizer(path, hub, kwargs)
+    except ValueError as error:
+        why = str(error).split("\n")[0].strip(".: ")
         raise ValueError(
             f"No tokenizer could be loaded from {path!r} ({why}). A folder needs tokenizer.model or "
             f"tokenizer.json beside tokenizer_config.json. One that holds a projector or LoRA alone has neither: load "
             f"its base model's."
         ) from error
+
+
+def read_tokenizer(path: str, hub: dict, kwargs: dict):
+    """Read a tokenizer with the class that gives the ids of its training."""
+    config = get_tokenizer_config(path, **hub)
+    if config.get("tokenizer_class") not in LLAMA_CLASSES:
+        return AutoTokenizer.from_pretrained(path, **kwargs)
+    if model_file := find(path, "tokenizer.model", hub):
+        return load_llama(path, model_file, config, kwargs)
+    if config.get("tokenizer_class"):
+        if not find(path, "tokenizer.json", hub):
+            raise ValueError("it has neither tokenizer.model nor tokenizer.json")
+        return PreTrainedTokenizerFast.from_pretrained(path, **kwargs)
+    return AutoTokenizer.from_pretrained(path, **kwargs)
 
 
 def save_tokenizer(tokenizer, folder: str | Path) -> None:

@@ -17,6 +17,7 @@ LAYERS = (
     ("llava.train", "llava.eval", "llava.analysis", "llava.serve", "visionzip_patch.visualize"),  # commands, all
     ("llava.inference",),
     ("llava.model.builder", "llava.data", "llava.shapes"),
+    ("llava.model.description",),
     ("llava.model", "llava.model.language_model"),
     ("llava.model.llava_arch",),
     (

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from llava.files import read_object
 from llava.model.checkpoint import ADAPTER, HF_KEYS, TOWER_KEYS, Checkpoint
+from llava.model.finite import require_finite_weights
 from llava.model.vocabulary import fit_vocabulary, untie
-from llava.model.weights import copy_weights, refuse, without_peft_prefix
+from llava.model.weights import claim_tower, copy_weights, refuse, without_peft_prefix
 
 # adapter_config.json: fields that are heeded, here or by peft, and those that only record how training went.
 HEEDED = {
@@ -29,6 +30,7 @@ RECORDS = {
     "loftq_config", "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core", "peft_version",
     "qalora_group_size", "revision", "runtime_config", "task_type",
 }  # fmt: skip
+ADVICE = "Check that the download is complete, and that this is the model that the adapter was trained on."
 OF_ADAPTER = re.compile(r"\.(lora_\w+|token_adapter)(\..+)?$")  # what follows a module's name in an adapter's keys
 
 
@@ -57,6 +59,7 @@ def merge_adapter(
     for key, value in checkpoint.tensors(ADAPTER).items():
         if ".original_module." not in key and not is_unread(model, name := rename(key, base)):
             in_file[name], tensors[name] = key, value
+    require_finite_weights(tensors.items(), lambda name: checkpoint.path)
     whole = {name: value for name, value in tensors.items() if not OF_ADAPTER.search(name)}
     fit_vocabulary(model, whole, least=least)
     untie(model, whole)
@@ -67,15 +70,14 @@ def merge_adapter(
     if low_rank:
         wrapped = PeftModel(model, for_our_names(config, base, tensors, in_file))
         expected = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
-        refuse(low_rank.keys() - expected, "not expected in", checkpoint.path)
-        refuse(expected - low_rank.keys(), "missing from", checkpoint.path)
+        refuse(low_rank.keys() - expected, "not expected in", checkpoint.path, ADVICE)
+        refuse(expected - low_rank.keys(), "missing from", checkpoint.path, ADVICE)
         set_peft_model_state_dict(wrapped, low_rank)
         try:
             model = wrapped.merge_and_unload()
         except RuntimeError as error:
             raise ValueError(f"The adapter in {checkpoint.path} cannot be merged: {error}") from error
-    if any(name.startswith(TOWER_KEYS) for name in tensors):
-        model.config.unfreeze_mm_vision_tower = True  # it is no longer mm_vision_tower's: to be saved with the model
+    claim_tower(model, tensors)
     return model, set(whole)
 
 
@@ -102,12 +104,9 @@ def read_adapter_config(checkpoint: Checkpoint):
             f"{file} has {', '.join(f'{name}={value!r}' for name, value in sorted(strange.items()))}, which cannot be "
             f"merged here. Merge the adapter where it was trained (peft's merge_and_unload), and load the result."
         )
-    for name in ("r", "lora_alpha"):
-        if type(values.get(name, 8)) not in (int, float):
-            raise ValueError(f"{file} has {name}={values[name]!r}; expected a number.")
     known = {field.name for field in fields(LoraConfig) if field.init}
     try:
-        return LoraConfig(**{name: value for name, value in values.items() if name in known})
+        return LoraConfig(**{name: value for name, value in values.items() if name in known and value is not None})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file} describes no LoRA adapter: {error}") from error
 
@@ -168,7 +167,7 @@ def check_names(model: nn.Module, config, base: Checkpoint, tensors: dict[str, T
     saved = tuple(f".{name}" for name in config.modules_to_save or ())
     modules = dict(model.named_modules())
     strange = {key for key in tensors if OF_ADAPTER.search(key) and OF_ADAPTER.sub("", key) not in modules}
-    refuse({f"base_model.model.{key}" for key in strange}, "not expected in", path)
+    refuse({f"base_model.model.{key}" for key in strange}, "not expected in", path, ADVICE)
     missing = {other for key in tensors if (other := other_half(key)) and other not in tensors}
     for name, module in modules.items():
         if not name or is_unread(model, name) or (name.startswith(TOWER_KEYS) and not knew_tower):
@@ -186,7 +185,7 @@ def check_names(model: nn.Module, config, base: Checkpoint, tensors: dict[str, T
         has_bias = getattr(module, "bias", None) is not None
         if has_bias and (config.bias == "all" or (config.bias == "lora_only" and is_target)):
             missing |= {f"{name}.bias"} - tensors.keys()
-    refuse({f"base_model.model.{name}" for name in missing}, "missing from", path)
+    refuse({f"base_model.model.{name}" for name in missing}, "missing from", path, ADVICE)
 
 
 def other_half(name: str) -> str | None:

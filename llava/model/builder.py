@@ -1,21 +1,15 @@
 """One loader for every kind of LLaVA checkpoint."""
 
 import logging
-import re
-from contextlib import suppress
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import BitsAndBytesConfig, PretrainedConfig
+from transformers import BitsAndBytesConfig
 
-from llava.conversation import RECORDED
-from llava.files import read_object
 from llava.model.adapter import merge_adapter
 from llava.model.checkpoint import (
-    CONTENTS,
     HF_KEYS,
     HUB_ARGUMENTS,
     NON_LORA,
@@ -23,37 +17,24 @@ from llava.model.checkpoint import (
     TOWER_KEYS,
     WEIGHTS,
     Checkpoint,
-    from_hf_config,
-    language_model,
     read_model,
-    resolve_beside,
-    resolve_tower,
     weight_map,
 )
+from llava.model.description import CLASSES, find_base, make_config
+from llava.model.description import read_config as read_config
 from llava.model.engine import require_sdpa
-from llava.model.fields import check_fields, check_tower
 from llava.model.finite import require_finite_weights
 from llava.model.graphs import MODES, OFF
-from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
-from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
-from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
 from llava.model.llava_arch import owns_tower
-from llava.model.multimodal_encoder.builder import build_vision_tower
-from llava.model.multimodal_encoder.tower import VisionTower
-from llava.model.values import blaming, check_small_file
+from llava.model.values import check_small_file
 from llava.model.vocabulary import add_image_tokens, fit_vocabulary, require_rows, untie
-from llava.model.weights import copy_weights, refuse, without_peft_prefix
+from llava.model.weights import claim_tower, copy_weights, refuse, without_peft_prefix
 from llava.tokenizer import load_tokenizer
 from visionzip_patch.config import VisionZipConfig
 from visionzip_patch.once import warn_once
 
 logger = logging.getLogger(__name__)
 
-CLASSES = {
-    "llava_llama": LlavaLlamaForCausalLM,
-    "llava_mistral": LlavaMistralForCausalLM,
-    "llava_qwen": LlavaQwenForCausalLM,
-}
 NEVER_QUANTIZED = ["lm_head", "model.vision_tower", "model.mm_projector"]  # full names: parts would not match
 PROJECTOR_KEYS = "model.mm_projector."
 
@@ -110,166 +91,44 @@ def load_pretrained_model(
     if fast in MODES:
         require_sdpa(placement.get("attn_implementation") or "sdpa", fast)
     hub = {name: placement.pop(name) for name in HUB_ARGUMENTS if name in placement}
+
+    # What it is.
     checkpoint = Checkpoint.inspect(model_path, **hub)
     base = find_base(checkpoint, model_base)
     config = make_config(checkpoint, base, visionzip, overwrite_config)
 
+    # The model, and its tokenizer.
     model, absent = load_weights(base, config, placement)
     model.fast = fast
     source = checkpoint if checkpoint.has_tokenizer() else base
     tokenizer = load_tokenizer(source.path, **source.hub)
+
+    # What was trained on top of it: in full, and as an adapter.
     trained = trained_beside(checkpoint)
     refuse(own_weights(model, checkpoint, trained) - trained.keys(), "missing from", checkpoint.path)
     fit_vocabulary(model, trained, least=len(tokenizer))
     untie(model, trained)
     copy_weights(model, trained, checkpoint.path)
-    if any(name.startswith(TOWER_KEYS) for name in trained):
-        model.config.unfreeze_mm_vision_tower = True  # it is no longer mm_vision_tower's: to be saved with the model
+    claim_tower(model, trained)
+    filled = set()
     if checkpoint.kind == "lora":
         model, filled = merge_adapter(model, checkpoint, base, least=len(tokenizer))
-        absent -= filled
     places = checkpoint.path if base is checkpoint else f"{checkpoint.path} and {base.path}"
-    refuse(absent - trained.keys(), "missing from", places)
+    refuse(absent - trained.keys() - filled, "missing from", places)
+
+    # The tokens that images need.
     image_processor = None
     if (tower := model.get_vision_tower()) is not None:
         require_rows(model, tokenizer)
         add_image_tokens(model, tokenizer)
         image_processor = tower.image_processor
-    require_finite_weights(model, lambda name: source_of(name, model, checkpoint if name in trained else base))
+
+    # Nothing that is not finite.
+    beside = trained.keys() | filled
+    require_finite_weights(
+        model.named_parameters(), lambda name: source_of(name, model, checkpoint if name in beside else base)
+    )
     return tokenizer, model.eval(), image_processor, context_length(model.config)
-
-
-def read_config(model_path: str, model_base: str | None = None) -> tuple[PretrainedConfig, VisionTower]:
-    """Read a checkpoint's config, and make its vision tower without weights: for checks before anything is loaded.
-
-    Raises:
-        ValueError: no checkpoint there, or one of a model that sees no images.
-    """
-    checkpoint = base = Checkpoint.inspect(model_path)
-    if checkpoint.kind == "lora" and (not checkpoint.config or "text_config" in checkpoint.config):
-        base = find_base(checkpoint, model_base)
-    config = make_config(checkpoint, base)
-    if not getattr(config, "mm_vision_tower", None):
-        raise ValueError(f"{model_path} sees no images: there is no mm_vision_tower in its config.json.")
-    return config, build_vision_tower(config, delay_load=True)
-
-
-def find_base(checkpoint: Checkpoint, model_base: str | None) -> Checkpoint:
-    """Where the language model's weights are: the checkpoint itself, or what a projector or LoRA goes on."""
-    path, content = checkpoint.path, CONTENTS[checkpoint.kind]
-    if checkpoint.kind not in ("projector", "lora"):
-        if model_base is not None:
-            warn_once(logger, "%s holds %s; model_base=%s is not used.", path, content, model_base)
-        return checkpoint
-    if model_base is None and checkpoint.kind == "lora":
-        model_base = read_object(checkpoint.find("adapter_config.json")).get("base_model_name_or_path")
-        model_base = resolve_beside(path, model_base) if model_base else None
-    advice = "pass model_base (--model-base), the folder or hub id of the language model it was trained on."
-    if not model_base:
-        raise ValueError(f"{path!r} holds {content}: {advice}")
-    try:
-        hub = {name: value for name, value in checkpoint.hub.items() if name != "revision"}
-        base = Checkpoint.inspect(model_base, **hub)
-    except ValueError as error:
-        raise ValueError(f"{path!r} holds {content}: {advice} Tried {model_base!r}. {error}") from error
-    if base.kind not in ("text", "full", "hf"):
-        raise ValueError(f"{path!r} holds {content}, and {model_base!r} {CONTENTS[base.kind]}: {advice}")
-    return base
-
-
-def make_config(
-    checkpoint: Checkpoint,
-    base: Checkpoint,
-    visionzip: VisionZipConfig | dict | None = None,
-    overwrite: dict | None = None,
-) -> PretrainedConfig:
-    """Make the config of our class for a checkpoint, with the tower's place settled, and whose weights it has.
-
-    Args:
-        checkpoint, base: what is loaded, and where its language model is.
-        visionzip: a setting in place of the checkpoint's.
-        overwrite: fields in place of the checkpoint's, under LLaVA's names.
-
-    Raises:
-        ValueError: a config that makes no model, does not fit its base, or has nothing to zip.
-    """
-    source = described_by(checkpoint, base)
-    values = from_hf_config(source) if source.kind == "hf" else resolve_tower(source, base)
-    if not isinstance(overwrite, dict | None):
-        raise ValueError(f"overwrite_config={overwrite!r}: expected fields of config.json and their values, {{...}}.")
-    values = {**told_template(checkpoint), **values, **(overwrite or {})}
-    kind = language_model(values)
-    if base is not checkpoint:
-        own = from_hf_config(base) if base.kind == "hf" else base.config
-        if language_model(own) != kind:
-            raise ValueError(
-                f"{checkpoint.path!r} was trained on a {kind.removeprefix('llava_')} model, but {base.path!r} is a "
-                f"{language_model(own).removeprefix('llava_')} model: pass the right one as model_base."
-            )
-        values["vocab_size"] = own.get("vocab_size", values.get("vocab_size"))  # training may have added tokens
-    if isinstance(visionzip, dict):
-        visionzip = VisionZipConfig.from_dict(visionzip)
-    if visionzip is not None:
-        if not values.get("mm_vision_tower"):
-            raise ValueError(f"{checkpoint.path!r} holds {CONTENTS[checkpoint.kind]}: there is nothing to zip.")
-        values["visionzip"] = visionzip.to_dict()
-    with blaming(f"config.json of {checkpoint.path!r} makes no model"):
-        config = CLASSES[kind].config_class.from_dict({**values, "model_type": kind})
-    check_fields(config)
-    if getattr(config, "mm_vision_tower", None):
-        tower = build_vision_tower(config, delay_load=True)
-        check_tower(config, tower)
-        if trained_its_tower(config, tower, base):
-            config.unfreeze_mm_vision_tower = True
-    return config
-
-
-def told_template(checkpoint: Checkpoint) -> dict:
-    """Find the fields that name a checkpoint's prompt template, whatever the format of its config.json.
-
-    Training used to write it only into the settings of training.json.
-    """
-    told = {field: checkpoint.config[field] for field in RECORDED if field in checkpoint.config}
-    report = Path(checkpoint.path, "training.json")
-    if told or not report.is_file():
-        return told
-    with suppress(ValueError):  # a file of that name may be anybody's
-        settings = read_object(report).get("settings")
-        return {"conv_mode": settings.get("version")} if isinstance(settings, dict) else {}
-    return {}
-
-
-def described_by(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
-    """Return what describes the model: the checkpoint, or its base, which adapters of peft leave the description to.
-
-    Raises:
-        ValueError: neither says which vision tower there is.
-    """
-    if checkpoint is base or ("text_config" not in checkpoint.config and checkpoint.config):
-        return checkpoint
-    if base.kind == "text" or (checkpoint.config and base.kind != "hf"):
-        config = "a config.json in Hugging Face's format" if checkpoint.config else "no config.json"
-        raise ValueError(
-            f"{checkpoint.path!r} has adapter files but {config}, and its base {base.path!r} holds "
-            f"{CONTENTS[base.kind]}: neither says which tower it uses. Pass the LLaVA model it was trained on as "
-            f"model_base."
-        )
-    return replace(base, config=checkpoint.config or base.config)
-
-
-def trained_its_tower(config: PretrainedConfig, tower: VisionTower, base: Checkpoint) -> bool:
-    """Tell whether a model's tower was trained, so that its weights are the checkpoint's and not mm_vision_tower's.
-
-    LLaVA says so by `unfreeze_mm_vision_tower`, LLaVA-NeXT by `mm_tunable_parts`. Forks say nothing; but a checkpoint
-    that holds a whole tower was saved with it.
-    """
-    parts = getattr(config, "mm_tunable_parts", None) or ""
-    if owns_tower(config) or "mm_vision_tower" in re.split(r"[\s,]+", str(parts)):
-        return True
-    if getattr(config, "unfreeze_mm_vision_tower", None) is not None or base.kind != "full":
-        return False
-    names = "\n".join(name for name in base.weight_names() if name.startswith(TOWER_KEYS))
-    return all(f".encoder.layers.{i}." in names for i in range(tower.depth))
 
 
 def placement_of(device, device_map, load_8bit, load_4bit, use_flash_attn, kwargs) -> dict:

@@ -249,7 +249,7 @@ def read_model(model_class: type, path: str, **kwargs) -> tuple[torch.nn.Module,
         weight_map(file)  # which transformers would follow anywhere
     log.addFilter(is_no_report)
     try:
-        with blaming(f"The files of {path!r} make no model"):
+        with blaming(f"No model can be made of {path!r} with these arguments"):
             model, info = model_class.from_pretrained(
                 path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
             )

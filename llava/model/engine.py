@@ -108,7 +108,7 @@ class Engine:
     @torch.inference_mode()
     def image_features(self, images: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]] | None) -> list[Tensor]:
         """As `model.image_features`, with the tower as a graph where crops are few."""
-        is_eager = self.is_static or self.model.is_encoded_by_others()
+        is_eager = self.is_static or self.model.has_changed_encoding()
         if is_eager or len(images) == 0 or not all(isinstance(image, Tensor) for image in images):
             return self.model.image_features(images, image_sizes)
         tower = self.model.get_vision_tower()

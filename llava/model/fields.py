@@ -9,11 +9,10 @@ import re
 
 from llava.model.anyres import KNOWN_ASPECTS, MERGE_TYPES, POSSIBLE_ASPECTS, is_anyres, parse_pinpoints
 from llava.model.multimodal_projector.builder import KNOWN_PROJECTORS, POSSIBLE_PROJECTORS
-from llava.model.values import SWITCH, Kind, one_of, whole
+from llava.model.values import LENGTH, SWITCH, WIDTH, Kind, one_of, whole
+from visionzip_patch.once import warn_once
 
 logger = logging.getLogger(__name__)
-
-MOST = 2**40  # of whole numbers that only have to be such
 
 
 def matching(pattern: re.Pattern, expected: str) -> Kind:
@@ -29,14 +28,14 @@ DECISIVE = {
     "image_aspect_ratio": matching(KNOWN_ASPECTS, POSSIBLE_ASPECTS),
     "mm_patch_merge_type": one_of(*MERGE_TYPES),
     "mm_projector_type": matching(KNOWN_PROJECTORS, POSSIBLE_PROJECTORS),
-    "mm_vision_select_layer": whole(-MOST, MOST),
+    "mm_vision_select_layer": whole(-1024, 1024),
     "mm_vision_select_feature": one_of("patch", "cls_patch"),
-    "mm_hidden_size": whole(1, MOST),
+    "mm_hidden_size": WIDTH,
     "mm_use_im_start_end": SWITCH,
     "mm_use_im_patch_token": SWITCH,
     "tokenizer_padding_side": one_of("left", "right"),
-    "tokenizer_model_max_length": whole(1, MOST),
-    "max_sequence_length": whole(1, MOST),
+    "tokenizer_model_max_length": LENGTH,
+    "max_sequence_length": LENGTH,
     "unfreeze_mm_vision_tower": SWITCH,
     "use_mm_proj": Kind("true", lambda value: value is True),
     # Of other systems.
@@ -78,7 +77,8 @@ def check_fields(config) -> None:
             raise ValueError(f"config.json has {name}={value!r}; expected {kind.expected}.")
     strange = [name for name in vars(config) if CLOSE.fullmatch(name) and name not in DECISIVE]
     if strange := [name for name in strange if not IDLE.fullmatch(name) and getattr(config, name) not in (None, False)]:
-        logger.warning(
+        warn_once(
+            logger,
             "config.json has fields that are not known here, and not used: %s. If they change what the model computes, "
             "its answers will differ.",
             ", ".join(f"{name}={getattr(config, name)!r}" for name in sorted(strange)),

@@ -4,7 +4,7 @@ Shapes: B rows, T ids in a row, S slots in the longest spliced row, N tokens of 
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from weakref import WeakKeyDictionary
 
 import torch
@@ -28,7 +28,7 @@ from llava.model.multimodal_encoder.builder import build_vision_tower, vision_co
 from llava.model.multimodal_encoder.tower import VisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.save import all_or_nothing, upstream_keys, without_idle_sampling
-from llava.model.seams import is_hooked, is_replaced, warn_of_hidden_encoder
+from llava.model.seams import is_hooked, is_replaced, warn_of_idle_encoder
 from llava.model.splice import Spliced, splice
 from llava.model.vocabulary import add_image_tokens
 from llava.model.weights import load_projector
@@ -137,6 +137,8 @@ class LlavaMetaForCausalLM:
             modalities: as in `generate`.
         """
         require_images_only(modalities)
+        if inputs_embeds is not None and images is not None:
+            raise ValueError("inputs_embeds stand in the place of input_ids and images: give one or the other.")
         past_key_values = cache if past_key_values is None else past_key_values
         if vision_tokens is not None:
             positions = vision_positions or [None] * len(vision_tokens)
@@ -224,9 +226,11 @@ class LlavaMetaForCausalLM:
                 _, positions, attention_mask, _, embeds, _ = self.prepare_inputs_labels_for_multimodal(
                     input_ids, None, attention_mask, None, None, images, image_sizes=image_sizes
                 )
+                if (fast or self.fast) not in (None, OFF):
+                    warn_once(logger, "%s transformers' loop runs, not fast=%r.", NOT_OURS, fast or self.fast)
                 own = {"position_ids": positions, "attention_mask": attention_mask}
                 own = {name: value for name, value in own.items() if value is not None}
-                return super().generate(inputs_embeds=embeds, **own, **kwargs)
+                return self._watched(super().generate, inputs_embeds=embeds, **own, **kwargs)
         if attention_mask is None:
             pad = kwargs.get("pad_token_id", self.generation_config.pad_token_id)
             attention_mask = infer_mask(input_ids, self.config.pad_token_id if pad is None else pad)
@@ -241,11 +245,7 @@ class LlavaMetaForCausalLM:
         try:
             if engine:
                 return engine.generate(spliced.embeds, spliced.lengths, config, kwargs.get("streamer"))
-            watch = FiniteLogits()
-            kwargs["logits_processor"] = LogitsProcessorList([watch, *(kwargs.get("logits_processor") or [])])
-            output = super().generate(inputs_embeds=spliced.embeds, attention_mask=spliced.mask, **kwargs)
-            watch.require()
-            return output
+            return self._watched(super().generate, inputs_embeds=spliced.embeds, attention_mask=spliced.mask, **kwargs)
         except NotFinite:
             rows = (embeds[mask.bool()] for embeds, mask in zip(spliced.embeds, spliced.mask, strict=True))
             pixels = [] if images is None else [image for image in images if isinstance(image, Tensor)]
@@ -284,7 +284,7 @@ class LlavaMetaForCausalLM:
         if len(images) == 0:
             return []
         if isinstance(images, Tensor) and images.ndim == 4:
-            self.is_encoded_by_others()  # whatever takes no effect is reported
+            self._warn_of_idle_changes(in_list=False)
             return list(self.encode_images(images))
         if image_sizes is None:
             image_sizes = [None] * len(images)
@@ -294,7 +294,8 @@ class LlavaMetaForCausalLM:
             features = images
         elif all(isinstance(image, Tensor) for image in images):
             crops = [image if image.ndim == 4 else image[None] for image in images]
-            if self.is_encoded_by_others():
+            self._warn_of_idle_changes(in_list=True)
+            if self.has_changed_encoding() and self.get_vision_tower().reducer is None:
                 encoded = zip(self._encode_as_upstream(crops), image_sizes, strict=True)
                 return [self._pack(features, size) for features, size in encoded]
             features = self.get_vision_tower().features_of(crops)
@@ -410,27 +411,34 @@ class LlavaMetaForCausalLM:
             return None, None
         return self.engine(fast), config
 
-    def is_encoded_by_others(self) -> bool:
-        """Tell whether another program has changed `encode_images` or the tower, so that images must go through them.
+    @staticmethod
+    def _watched(generate: Callable, **kwargs):
+        """Call transformers' loop. Raises NotFinite if logits are."""
+        watch = FiniteLogits()
+        kwargs["logits_processor"] = LogitsProcessorList([watch, *(kwargs.get("logits_processor") or [])])
+        output = generate(**kwargs)
+        watch.require()
+        return output
 
-        A change that takes no effect is reported once.
-        """
+    def has_changed_encoding(self) -> bool:
+        """Tell whether another program has changed what encodes images: `encode_images`, or a call of the tower."""
         tower = self.get_vision_tower()
-        if tower is None or not tower.is_loaded:
-            return False
-        warn_of_hidden_encoder(tower.vision_tower)
-        changed = (
+        return tower is not None and (
             is_replaced(self, "encode_images", OUR_ENCODING)
             or is_replaced(tower, "forward", VisionTower.forward)
             or is_hooked(tower)
         )
-        if changed and tower.reducer is not None:
+
+    def _warn_of_idle_changes(self, *, in_list: bool) -> None:
+        """Warn, once, if another program has changed what encodes images, and it takes no effect on these."""
+        tower = self.get_vision_tower()
+        warn_of_idle_encoder(tower.vision_tower)
+        if in_list and tower.reducer is not None and self.has_changed_encoding():
             warn_once(
                 logger,
                 "Another program has changed encode_images, or the vision tower. It takes no effect on images in a "
                 "list, because VisionZip orders their tokens by where they come from: call unzip(model) to see it.",
             )
-        return changed and tower.reducer is None
 
     def _encode_as_upstream(self, images: Sequence[Tensor]) -> list[VisionFeatures]:
         """Encode and project images of (crops, 3, S, S) each by one call of `encode_images`."""

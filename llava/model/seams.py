@@ -14,31 +14,37 @@ from visionzip_patch.once import warn_once
 
 logger = logging.getLogger(__name__)
 
+# These place, cut up or compile modules, and change nothing of what they compute.
+MOVERS = ("accelerate.", "deepspeed.", "torch.")
+
 
 def is_replaced(owner, name: str, ours: Callable) -> bool:
-    """Tell whether `owner.name`, of its class or its own, is another than `ours`.
-
-    What accelerate puts around a method to move tensors does not count.
-    """
-    method = getattr(owner, "_old_forward", None) if name == "forward" and hasattr(owner, "_hf_hook") else None
-    method = getattr(owner, name) if method is None else method
-    return getattr(method, "__func__", method) is not ours
+    """Tell whether `owner.name`, of its class or its own, is another program's instead of `ours`."""
+    method = getattr(owner, name)
+    if name == "forward" and hasattr(owner, "_hf_hook"):  # accelerate keeps here what it has put its own around
+        method = owner._old_forward
+    return getattr(method, "__func__", method) is not ours and not is_by_mover(method)
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Tell whether hooks are registered that a call of `module` would run."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Tell whether a call of `module` would run hooks of another program."""
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return not all(map(is_by_mover, hooks))
 
 
-def warn_of_hidden_encoder(encoder: nn.Module) -> None:
+def is_by_mover(function: Callable) -> bool:
+    return (getattr(function, "__module__", None) or "").startswith(MOVERS)
+
+
+def warn_of_idle_encoder(encoder: nn.Module) -> None:
     """Warn if another program waits for a call of the encoder inside a vision tower: there is none."""
-    forward = getattr(encoder, "_old_forward", encoder.forward)
-    is_theirs = not getattr(forward, "__module__", "").startswith("transformers.")
-    if is_hooked(encoder) or is_theirs:
+    forward = encoder._old_forward if hasattr(encoder, "_hf_hook") else encoder.forward
+    hooked = is_hooked(encoder)
+    if hooked or not ((forward.__module__ or "").startswith("transformers.") or is_by_mover(forward)):
         warn_once(
             logger,
             "%s has %s of another program, which take no effect: the vision tower runs the layers of its encoder "
             "itself, and stops at the one that is read. Hook those layers, or replace the tower's forward.",
             type(encoder).__name__,
-            "hooks" if is_hooked(encoder) else "a forward",
+            "hooks" if hooked else "a forward",
         )

@@ -20,6 +20,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from llava.files import read_object
 
 OURS = ("llava", "visionzip_patch")
+DEVICE_ERRORS = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
 
 
 class Kind(NamedTuple):
@@ -282,7 +283,7 @@ def blaming(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ImportError, MemoryError, torch.OutOfMemoryError):
+    except (ImportError, MemoryError, torch.OutOfMemoryError, *DEVICE_ERRORS):
         raise
     except ValueError as error:
         raise ValueError(f"{what}: {reason(error)}") from error

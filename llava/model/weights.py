@@ -1,12 +1,17 @@
 """Weights by name: copied into a model, or refused with their names."""
 
 import re
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from llava.model.checkpoint import TOWER_KEYS, load_tensors
 
+WHOLE = (  # advice where a whole checkpoint is at fault
+    "Its config.json does not describe these weights: check that the download is complete, and mm_projector_type, "
+    "mm_vision_tower and unfreeze_mm_vision_tower."
+)
 PROJECTOR_PART = "mm_projector."  # of a name, behind what depends on who is asked
 
 
@@ -43,14 +48,26 @@ def load_projector(model: nn.Module, file: str) -> None:
         {key[key.index(PROJECTOR_PART) :]: (key, value) for key, value in tensors if PROJECTOR_PART in key}
         for tensors in (model.named_parameters(), load_tensors(file).items())
     )
-    refuse({own[name][0] for name in own.keys() - given.keys()}, "missing from", file)
+    refuse(
+        {own[name][0] for name in own.keys() - given.keys()},
+        "missing from",
+        file,
+        "It belongs to another model, or is no mm_projector.bin.",
+    )
     copy_weights(model, {own.get(name, given[name])[0]: value for name, (_, value) in given.items()}, file)
 
 
-def refuse(keys: set[str], fault: str, path: str) -> None:
-    if keys:
-        some = ", ".join(sorted(keys)[:6]) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")
-        raise ValueError(
-            f"{len(keys)} weights are {fault} {path}: {some}. Its config.json does not describe these weights: check "
-            f"that the download is complete, and mm_projector_type, mm_vision_tower and unfreeze_mm_vision_tower."
-        )
+def claim_tower(model: nn.Module, names: Iterable[str]) -> None:
+    """Say in a model's config that the tower is its own, if weights of it are among `names`, which training wrote.
+
+    It is no longer that of `mm_vision_tower` then, and has to be saved with the model.
+    """
+    if any(name.startswith(TOWER_KEYS) for name in names):
+        model.config.unfreeze_mm_vision_tower = True
+
+
+def refuse(names: Collection[str], fault: str, path: str, advice: str = WHOLE) -> None:
+    """Raise ValueError if there are `names`, of weights that have a `fault`, with what the user may do about it."""
+    if names:
+        some = ", ".join(sorted(names)[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+        raise ValueError(f"{len(names)} weights are {fault} {path}: {some}. {advice}")

@@ -10,8 +10,9 @@ from transformers import BitsAndBytesConfig
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from llava.conversation import SeparatorStyle, choose_template, conv_templates
-from llava.model.builder import NEVER_QUANTIZED, PROJECTOR_KEYS, load_weights, make_config, source_of
+from llava.model.builder import NEVER_QUANTIZED, PROJECTOR_KEYS, load_weights, source_of
 from llava.model.checkpoint import CONTENTS, Checkpoint
+from llava.model.description import make_config
 from llava.model.finite import require_finite_weights
 from llava.model.multimodal_encoder.builder import vision_config
 from llava.model.vocabulary import add_image_tokens, require_rows
@@ -63,7 +64,7 @@ def load(run: Run) -> tuple:
     template = choose_template(run.model.version, config, tokenizer, flag="--version")
     if conv_templates[template].sep_style is not SeparatorStyle.PLAIN:  # which nothing can be asked with
         model.config.conv_mode = template  # saved, so that the result is asked as it was trained
-    require_finite_weights(model, lambda name: source_of(name, model, checkpoint))
+    require_finite_weights(model.named_parameters(), lambda name: source_of(name, model, checkpoint))
     model.requires_grad_(False)
     model.name_or_path = config.name_or_path = str(Path(path).resolve()) if Path(path).is_dir() else path
     return tokenizer, model, model.get_vision_tower().image_processor

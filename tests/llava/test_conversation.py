@@ -240,3 +240,8 @@ def test_large_images_are_made_smaller(shown, size, mode, expected):
 def test_another_way_to_make_a_square_is_refused(shown):
     with pytest.raises(ValueError, match="choose Pad, Resize, Crop or Default"):
         shown.process_image(Image.new("RGB", (4, 4)), "Squeeze")
+
+
+def test_a_template_that_is_not_there_is_refused_by_name(ascii_tokenizer):
+    with pytest.raises(ValueError, match="conv_template nonsense is unknown; choose one of default, v0"):
+        choose_template("nonsense", SimpleNamespace(model_type="llava_llama"), ascii_tokenizer(), flag="conv_template")

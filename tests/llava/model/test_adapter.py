@@ -206,6 +206,25 @@ def test_an_adapter_of_another_kind_is_refused_by_name(base, tmp_path, changes, 
         load(folder)
 
 
+@pytest.mark.parametrize("name", ["alpha_pattern", "rank_pattern", "exclude_modules", "use_dora", "bias"])
+def test_null_in_an_adapters_config_is_the_default(base, tmp_path, name):
+    base_folder, model = base("llava")
+    folder = train(model, tmp_path / "adapter", base_folder, CASES["language model"]("llava"))
+    expected, file = logits(load(folder)[1]), folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: None}))
+    assert torch.equal(logits(load(folder)[1]), expected)
+
+
+def test_a_number_that_is_not_finite_is_found_in_the_adapter(base, tmp_path):
+    base_folder, model = base("llava")
+    folder = train(model, tmp_path / "adapter", base_folder, CASES["language model"]("llava"))
+    tensors = load_file(folder / "adapter_model.safetensors")
+    next(iter(tensors.values()))[0, 0] = float("nan")
+    save_file(tensors, folder / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=rf"lora_A.weight of {folder}: 1 of its"):
+        load(folder)
+
+
 def test_a_config_that_does_not_belong_to_the_base(base, checkpoint, hf_folder, tmp_path):
     base_folder, model = base("llava")
     folder = train(model, tmp_path / "adapter", base_folder, CASES["language model"]("llava"))

@@ -156,7 +156,8 @@ def test_what_cannot_be_looked_at_is_passed_over():
     model = torch.nn.Linear(2, 2, device="meta")
     model.empty = torch.nn.Parameter(torch.empty(0, 2))
     model.quantized = torch.nn.Parameter(torch.ones(2, dtype=torch.int8), requires_grad=False)
-    require_finite_weights(model, str)
+    model.of_8_bits = torch.nn.Parameter(torch.ones(2).to(torch.float8_e4m3fn), requires_grad=False)
+    require_finite_weights(model.named_parameters(), str)
 
 
 def test_which_rows_have_an_answer():

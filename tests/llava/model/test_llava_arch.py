@@ -211,3 +211,9 @@ def test_a_cache_has_the_name_of_any_version_of_transformers(tiny_llava, name):
     assert kept.get_seq_length() == length + 2
     model.generate(ids, images=pixels(1), max_new_tokens=2, do_sample=False, **{name: (fresh := DynamicCache())})
     assert fresh.get_seq_length() == length + 1
+
+
+def test_embeddings_beside_images_are_refused(tiny_llava):
+    model = tiny_llava()
+    with pytest.raises(ValueError, match="inputs_embeds stand in the place of input_ids and images"):
+        model(inputs_embeds=torch.zeros(1, 3, model.config.hidden_size), images=torch.zeros(1, 3, 56, 56))

@@ -81,9 +81,10 @@ def test_a_hook_on_a_zipped_tower_is_told_where_it_takes_no_effect(checkpoint, c
     pixels = torch.randn(3, 3, 56, 56)
     ask(model, {"images": pixels[:1]})
     assert seen == [(1, 6, 32)]
-    caplog.clear()
+    assert not caplog.records
     ask(model, {"images": [pixels], "image_sizes": [(56, 112)]})
     assert len(seen) == 1
+    assert "takes no effect on images in a list, because VisionZip" in caplog.text
 
 
 def test_accelerates_hooks_are_nobodys_change(checkpoint, caplog, images):
@@ -94,4 +95,20 @@ def test_accelerates_hooks_are_nobodys_change(checkpoint, caplog, images):
     for module in (model.get_vision_tower(), model.get_vision_tower().vision_tower):
         add_hook_to_module(module, ModelHook())
     assert ask(model, images) == before
+    assert not caplog.records
+
+
+def test_hooks_of_what_cuts_up_or_compiles_modules_are_nobodys_change(checkpoint, caplog, images):
+    """DeepSpeed's ZeRO-3 hooks every module to gather its weights."""
+    _, model = checkpoint(**PINPOINTS)
+    before = ask(model, images)
+
+    def gather(module, args):
+        pass
+
+    gather.__module__ = "deepspeed.runtime.zero.parameter_offload"
+    for module in (model.get_vision_tower(), model.get_vision_tower().vision_tower):
+        module.register_forward_pre_hook(gather)
+    assert ask(model, images) == before
+    assert not model.has_changed_encoding()
     assert not caplog.records
