@@ -14,8 +14,9 @@ from dataclasses import fields
 from torch import Tensor, nn
 
 from llava.files import read_object
-from llava.model.checkpoint import ADAPTER, HF_KEYS, TOWER_KEYS, Checkpoint
+from llava.model.checkpoint import ADAPTER, TOWER_KEYS, Checkpoint
 from llava.model.finite import require_finite_weights
+from llava.model.hf_format import HF_KEYS
 from llava.model.vocabulary import fit_vocabulary, untie
 from llava.model.weights import claim_tower, copy_weights, refuse, without_peft_prefix
 

@@ -10,7 +10,6 @@ from transformers import BitsAndBytesConfig
 
 from llava.model.adapter import merge_adapter
 from llava.model.checkpoint import (
-    HF_KEYS,
     HUB_ARGUMENTS,
     NON_LORA,
     PROJECTOR,
@@ -25,6 +24,7 @@ from llava.model.description import read_config as read_config
 from llava.model.engine import require_sdpa
 from llava.model.finite import require_finite_weights
 from llava.model.graphs import MODES, OFF
+from llava.model.hf_format import HF_KEYS
 from llava.model.llava_arch import owns_tower
 from llava.model.values import check_small_file
 from llava.model.vocabulary import add_image_tokens, fit_vocabulary, require_rows, untie

@@ -17,12 +17,12 @@ from llava.model.checkpoint import (
     CONTENTS,
     TOWER_KEYS,
     Checkpoint,
-    from_hf_config,
     language_model,
     resolve_beside,
     resolve_tower,
 )
 from llava.model.fields import check_fields, check_tower
+from llava.model.hf_format import from_hf_config
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
 from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
