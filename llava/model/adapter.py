@@ -8,7 +8,6 @@ Source of the arithmetic: peft (LoRA arXiv 2106.09685, rank-stabilised 2312.0373
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import fields
 
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from llava.files import read_object
 from llava.model.checkpoint import ADAPTER, TOWER_KEYS, Checkpoint
 from llava.model.finite import require_finite_weights
 from llava.model.hf_format import HF_KEYS
-from llava.model.vocabulary import fit_vocabulary, untie
+from llava.model.vocabulary import fit_vocabulary, make_room, untie
 from llava.model.weights import claim_tower, copy_weights, refuse, without_peft_prefix
 
 # adapter_config.json: fields that are heeded, here or by peft, and those that only record how training went.
@@ -31,6 +30,7 @@ RECORDS = {
     "loftq_config", "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core", "peft_version",
     "qalora_group_size", "revision", "runtime_config", "task_type",
 }  # fmt: skip
+OLDEST = 2  # of the styles of `name_in_training`
 ADVICE = "Check that the download is complete, and that this is the model that the adapter was trained on."
 OF_ADAPTER = re.compile(r"\.(lora_\w+|token_adapter)(\..+)?$")  # what follows a module's name in an adapter's keys
 
@@ -63,8 +63,11 @@ def merge_adapter(
     require_finite_weights(tensors.items(), lambda name: checkpoint.path)
     whole = {name: value for name, value in tensors.items() if not OF_ADAPTER.search(name)}
     fit_vocabulary(model, whole, least=least)
+    if added := trained_tokens(config):
+        make_room(model, max(least, 1 + max(added)))
     untie(model, whole)
-    check_names(model, config, base, tensors, checkpoint.path)
+    style = style_of(in_file, base)
+    check_names(model, config, base, tensors, style, checkpoint.path)
     copy_weights(model, whole, checkpoint.path)
 
     low_rank = {f"base_model.model.{name}": value for name, value in tensors.items() if name not in whole}
@@ -112,9 +115,17 @@ def read_adapter_config(checkpoint: Checkpoint):
         raise ValueError(f"{file} describes no LoRA adapter: {error}") from error
 
 
+def trained_tokens(config) -> list[int]:
+    """List the ids of the tokens whose rows of the embeddings an adapter trained, each by itself."""
+    tokens = config.trainable_token_indices or []
+    return [row for rows in tokens.values() for row in rows] if isinstance(tokens, dict) else list(tokens)
+
+
 def rename(key: str, base: Checkpoint) -> str:
     """Translate an adapter's key into the name that our class has for it."""
-    key = key.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+    key = key.removeprefix("base_model.model.")
+    for wrapper in (".token_adapter.base_layer.", ".base_layer.", ".modules_to_save."):
+        key = key.replace(wrapper, ".")
     if base.kind == "hf":
         for pattern, ours in HF_KEYS.items():
             key = re.sub(pattern, ours, key)
@@ -133,7 +144,13 @@ def for_our_names(config, base: Checkpoint, tensors: dict[str, Tensor], in_file:
         if match := re.search(r"\.lora_(?:embedding_)?A(?:\.weight)?$", name):
             module = name[: match.start()]
             trained_as = OF_ADAPTER.sub("", in_file[name]).removeprefix("base_model.model.")
-            ranks[module] = len(value)
+            rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), trained_as), config.r)
+            if len(value) != rank:
+                raise ValueError(
+                    f"{in_file[name]} has rank {len(value)}, but adapter_config.json says {rank}: they do not belong "
+                    f"together."
+                )
+            ranks[module] = rank
             pattern = get_pattern_key(config.alpha_pattern.keys(), trained_as)
             alphas[module] = config.alpha_pattern.get(pattern, config.lora_alpha)
     tokens = config.trainable_token_indices
@@ -155,7 +172,7 @@ def for_our_names(config, base: Checkpoint, tensors: dict[str, Tensor], in_file:
     return config
 
 
-def check_names(model: nn.Module, config, base: Checkpoint, tensors: dict[str, Tensor], path: str) -> None:
+def check_names(model: nn.Module, config, base: Checkpoint, tensors: dict[str, Tensor], style: int, path: str) -> None:
     """Refuse an adapter with weights for no module of the model, or without those of one that it names.
 
     LLaVA puts the tower in after the adapter, so its layers bear names that the adapter's patterns match without being
@@ -173,15 +190,15 @@ def check_names(model: nn.Module, config, base: Checkpoint, tensors: dict[str, T
     for name, module in modules.items():
         if not name or is_unread(model, name) or (name.startswith(TOWER_KEYS) and not knew_tower):
             continue
-        spellings = list(spelled(name, base))
+        in_training = name_in_training(name, base, style)
         is_target = isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d) and (
             is_linear_target(module, name)
             if config.target_modules == "all-linear"
-            else any(check_target_module_exists(config, spelling) for spelling in spellings)
+            else bool(check_target_module_exists(config, in_training))
         )
         if is_target and name not in given:
-            missing.add(f"{spellings[0]}.lora_A.weight")
-        if any(f".{spelling}".endswith(saved) for spelling in spellings):
+            missing.add(f"{in_training}.lora_A.weight")
+        if f".{in_training}".endswith(saved):
             missing |= {key for part, _ in module.named_parameters() if (key := f"{name}.{part}") not in tensors}
         has_bias = getattr(module, "bias", None) is not None
         if has_bias and (config.bias == "all" or (config.bias == "lora_only" and is_target)):
@@ -204,24 +221,35 @@ def is_linear_target(module: nn.Module, name: str) -> bool:
     return isinstance(module, nn.Linear) and name != "lm_head"
 
 
-def spelled(name: str, base: Checkpoint) -> Iterator[str]:
-    """Ways in which the trainers of adapters may have spelled the name of a module of ours, the newest first."""
+def name_in_training(name: str, base: Checkpoint, style: int) -> str:
+    """Spell the name of a module of ours as an adapter's trainer did.
+
+    Args:
+        name: of our module.
+        base: whether names are LLaVA's or Hugging Face's.
+        style: of transformers' versions, from the newest: 5; 4.52 and later, or LLaVA's; before.
+    """
     inner = name.removeprefix(TOWER_KEYS)
+    vision_model = "vision_model." if style and inner != name else ""
     if base.kind != "hf":
-        yield name
-        if inner != name:
-            yield f"{TOWER_KEYS}vision_model.{inner}"
-    elif inner != name:
-        for prefix in ("model.vision_tower.", "vision_tower."):
-            yield prefix + inner
-            yield f"{prefix}vision_model.{inner}"
-    elif match := re.fullmatch(r"model\.mm_projector\.([02])", name):
-        linear = f"multi_modal_projector.linear_{1 + int(match[1]) // 2}"
-        yield from (f"model.{linear}", linear)
-    elif name == "model.mm_projector":
-        yield from ("model.multi_modal_projector", "multi_modal_projector")
-    elif name.startswith("lm_head"):
-        yield from (name, f"language_model.{name}")
-    else:
-        inner = name.removeprefix("model.")
-        yield from (f"model.language_model.{inner}", f"language_model.model.{inner}")
+        return f"{TOWER_KEYS}{vision_model}{inner}" if vision_model else name
+    outer = "" if style == OLDEST else "model."
+    if inner != name:
+        return f"{outer}vision_tower.{vision_model}{inner}"
+    if name.startswith("model.mm_projector"):
+        layer = {"model.mm_projector.0": ".linear_1", "model.mm_projector.2": ".linear_2"}.get(name, "")
+        return f"{outer}multi_modal_projector{layer}"
+    if name.startswith("lm_head"):
+        return f"language_model.{name}" if style == OLDEST else name
+    inner = name.removeprefix("model.")
+    return f"language_model.model.{inner}" if style == OLDEST else f"model.language_model.{inner}"
+
+
+def style_of(in_file: dict[str, str], base: Checkpoint) -> int:
+    """Find the style of `name_in_training` that most names of an adapter's file are in."""
+    names = {OF_ADAPTER.sub("", name): OF_ADAPTER.sub("", key) for name, key in in_file.items()}
+
+    def fitting(style: int) -> int:
+        return sum(key.endswith(f".{name_in_training(name, base, style)}") for name, key in names.items())
+
+    return max(range(OLDEST + 1), key=fitting)

@@ -5,6 +5,7 @@ Nothing is loaded here, so a command can check what it was asked for before any 
 
 import logging
 import re
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from llava.model.checkpoint import (
     resolve_tower,
 )
 from llava.model.fields import check_fields, check_tower
-from llava.model.hf_format import from_hf_config
+from llava.model.hf_format import HF_FIELDS, from_hf_config
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
 from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
@@ -91,16 +92,22 @@ def make_config(
     Args:
         checkpoint, base: what is loaded, and where its language model is.
         visionzip: a setting in place of the checkpoint's.
-        overwrite: fields in place of the checkpoint's, under LLaVA's names.
+        overwrite: fields in place of the checkpoint's, under LLaVA's names, or under those of its own format.
 
     Raises:
         ValueError: a config that makes no model, does not fit its base, or has nothing to zip.
     """
-    source = described_by(checkpoint, base)
-    values = from_hf_config(source) if source.kind == "hf" else resolve_tower(source, base)
-    if not isinstance(overwrite, dict | None):
+    source, overwrite = described_by(checkpoint, base), {} if overwrite is None else overwrite
+    if not isinstance(overwrite, dict):
         raise ValueError(f"overwrite_config={overwrite!r}: expected fields of config.json and their values, {{...}}.")
-    values = {**told_template(checkpoint), **values, **(overwrite or {})}
+    if source.kind == "hf":
+        values = from_hf_config(replace(source, config=overwritten(source.config, overwrite, HF_FIELDS)))
+        overwrite = {name: value for name, value in overwrite.items() if name not in HF_FIELDS}
+        if "mm_vision_tower" in overwrite:
+            raise ValueError(f"overwrite_config cannot give {source.path!r} another mm_vision_tower: its own is in it.")
+    else:
+        values = resolve_tower(source, base)
+    values = {**told_template(checkpoint), **values, **overwrite, **changed_rope(values, overwrite)}
     kind = language_model(values)
     if base is not checkpoint:
         own = from_hf_config(base) if base.kind == "hf" else base.config
@@ -125,6 +132,44 @@ def make_config(
         if trained_its_tower(config, tower, base):
             config.unfreeze_mm_vision_tower = True
     return config
+
+
+def overwritten(config: dict, overwrite: dict, names: Collection[str]) -> dict:
+    """Replace fields of a config by those of `names` in `overwrite`; an object's own fields one by one."""
+    changes = {name: overwrite[name] for name in names if name in overwrite}
+    for name, value in changes.items():
+        if isinstance(value, dict) and isinstance(config.get(name), dict):
+            changes[name] = config[name] | value
+    return config | changes
+
+
+def changed_rope(values: dict, overwrite: dict) -> dict:
+    """Put old names of the rotary embedding's settings into `rope_parameters`, where transformers 5 looks for them.
+
+    Args:
+        values: a config's.
+        overwrite: what replaces some of them: `rope_theta` and `rope_scaling` are old names.
+
+    Raises:
+        ValueError: config.json itself says the same twice, and differently.
+    """
+    now = values.get("rope_parameters")
+    if not isinstance(now, dict):
+        return {}
+    if (theta := values.get("rope_theta", now.get("rope_theta"))) != now.get("rope_theta"):
+        raise ValueError(f"config.json has rope_theta={theta!r}, and another one in rope_parameters={now!r}.")
+    if "rope_parameters" in overwrite or not overwrite.keys() & {"rope_theta", "rope_scaling"}:
+        return {}
+    scaling = overwrite.get("rope_scaling")
+    if scaling is not None and not isinstance(scaling, dict):
+        raise ValueError(f"overwrite_config has rope_scaling={scaling!r}; expected an object, {{...}}.")
+    kept = now if "rope_scaling" not in overwrite else {"rope_type": "default", "rope_theta": now.get("rope_theta")}
+    changed = {**kept, **(scaling or {})}
+    if "type" in changed:
+        changed["rope_type"] = changed.pop("type")
+    if "rope_theta" in overwrite:
+        changed["rope_theta"] = overwrite["rope_theta"]
+    return {"rope_parameters": changed, "rope_theta": changed["rope_theta"], "rope_scaling": None}
 
 
 def told_template(checkpoint: Checkpoint) -> dict:

@@ -15,6 +15,10 @@ HF_KEYS = {
     r"^(?:model\.)?multi_modal_projector\.linear_2\.": "model.mm_projector.2.",
     r"^image_newline$": "model.image_newline",
 }
+HF_FIELDS = (  # of its own config, which callers may want to replace
+    "vision_feature_layer", "vision_feature_select_strategy", "projector_hidden_act", "multimodal_projector_bias",
+    "text_config", "vision_config", "image_token_index", "image_token_id",
+)  # fmt: skip
 HF_SELECT = {"default": "patch", "full": "cls_patch"}  # vision_feature_select_strategy
 
 
@@ -30,6 +34,11 @@ def from_hf_config(checkpoint: Checkpoint) -> dict:
     with blaming(f"config.json of {checkpoint.path!r} makes no model"):
         config = CONFIG_MAPPING[kind].from_dict(checkpoint.config)  # fills in what published configs leave out
         text, vision = config.text_config.to_dict(), config.vision_config
+    if config.vision_config.model_type.startswith("siglip") and config.vision_feature_select_strategy == "default":
+        raise ValueError(
+            f"{checkpoint.path!r} has vision_feature_select_strategy='default' with a SigLIP tower: transformers' own "
+            f"class drops the first patch then, as if it were CLS. 'full' can be loaded."
+        )
     for name, is_known, possible in (
         ("projector_hidden_act", config.projector_hidden_act == "gelu", "'gelu'"),
         ("multimodal_projector_bias", config.multimodal_projector_bias is True, "true"),

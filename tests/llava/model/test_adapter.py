@@ -186,8 +186,45 @@ def test_an_adapter_that_lacks_weights_of_its_own_is_refused(base, tmp_path, kin
 
 
 @pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["q_proj"], "exclude_modules": r"model\.vision_tower.*"},
+        {"target_modules": r"^(?!model\.vision_tower).*\.q_proj"},
+    ],
+    ids=str,
+)
+def test_patterns_are_read_in_the_spelling_of_the_adapters_file(base, tmp_path, settings):
+    base_folder, model = base("hf")
+    folder = train(model, tmp_path / "adapter", base_folder, settings)
+    expected = logits(merged_by_peft(fresh("hf", base_folder), folder))
+    torch.testing.assert_close(logits(load(folder)[1]), expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["llava", "hf"])
+def test_added_tokens_that_are_trained_by_themselves(base, tmp_path, kind):
+    base_folder, model = base(kind)
+    tokenizer, rows = load(base_folder)[0], model.get_input_embeddings().num_embeddings
+    tokenizer.add_tokens([f"<{i}>" for i in range(rows - len(tokenizer) + 2)])
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    settings = {"target_modules": LANGUAGE[kind], "trainable_token_indices": [rows, rows + 1]}
+    folder = train(model, tmp_path / "adapter", base_folder, settings)
+    tokenizer.save_pretrained(folder)
+    expected = peft.PeftModel.from_pretrained(resized(fresh(kind, base_folder), rows + 2), folder)
+    expected = expected.merge_and_unload().get_input_embeddings().weight[rows:]
+    loaded = load(folder)[1].get_input_embeddings().weight
+    assert len(loaded) == rows + 2
+    torch.testing.assert_close(loaded[rows:], expected)
+
+
+def resized(model, tokens):
+    model.resize_token_embeddings(tokens)
+    return model
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"r": 8}, r"has rank 4, but adapter_config.json says 8"),
         ({"peft_type": "IA3"}, "peft_type='IA3'; LORA can be loaded"),
         ({"layer_replication": [[0, 1], [0, 2]]}, "layer_replication="),
         ({"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens="),

@@ -783,6 +783,30 @@ def test_fields_of_the_config_can_be_overwritten(checkpoint, changes):
     assert {name: getattr(config, name) for name in changes} == changes
 
 
+@pytest.mark.parametrize(
+    ("changes", "theta", "kind"),
+    [
+        ({"rope_theta": 50.0}, 50.0, "default"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, 7000.0, "linear"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "rope_theta": 50.0}, 50.0, "linear"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 3.0}}, 3.0, "default"),
+        ({"image_aspect_ratio": "pad"}, 7000.0, "default"),
+    ],
+    ids=str,
+)
+def test_old_names_of_the_rotary_embedding_are_heeded_too(checkpoint, changes, theta, kind):
+    folder, _ = checkpoint(rope_parameters={"rope_type": "default", "rope_theta": 7000.0})
+    now = load_model(folder, overwrite_config=changes).config.rope_parameters
+    assert (now["rope_theta"], now["rope_type"]) == (theta, kind)
+
+
+def test_two_bases_of_the_rotary_embedding_are_refused(checkpoint):
+    folder, _ = checkpoint(rope_parameters={"rope_type": "default", "rope_theta": 7000.0})
+    change_config(folder, rope_theta=50.0)
+    with pytest.raises(ValueError, match=r"rope_theta=50.0, and another one in rope_parameters"):
+        load(folder)
+
+
 def test_what_is_overwritten_is_checked_too(checkpoint):
     folder, _ = checkpoint()
     with pytest.raises(ValueError, match="mm_projector_type='bag'"):

@@ -173,3 +173,19 @@ def test_a_projector_tuned_on_it_goes_back_on_it(hf_folder, tmp_path_factory, fa
     expected = {**model.state_dict(), **projector}
     assert all(torch.equal(value, expected[key]) for key, value in loaded.state_dict().items())
     assert processor.crop_size["height"] == SIDE
+
+
+def test_fields_under_their_own_names_can_be_overwritten(hf_folder):
+    folder, _ = hf_folder()
+    assert load(folder, overwrite_config={"vision_feature_layer": -1})[1].config.mm_vision_select_layer == -1
+    config = load(folder, overwrite_config={"text_config": {"rms_norm_eps": 0.5}})[1].config
+    assert (config.rms_norm_eps, config.hidden_size) == (0.5, 48)
+    for changes in ({"projector_hidden_act": "relu"}, {"mm_vision_tower": "other"}):
+        with pytest.raises(ValueError, match=next(iter(changes))):
+            load(folder, overwrite_config=changes)
+
+
+def test_siglip_without_its_first_patch_is_refused(hf_folder):
+    folder, _ = hf_folder("llama", "siglip", vision_feature_select_strategy="default")
+    with pytest.raises(ValueError, match="vision_feature_select_strategy='default' with a SigLIP tower"):
+        load(folder)
