@@ -15,6 +15,7 @@ from llava.eval.generate import Decoding, answer_and_merge
 from llava.eval.loading import describe_device, device_of, load, read_tokenizer, use_one_thread
 from llava.eval.questions import Question
 from llava.eval.results import budget_name, print_report, summarize
+from llava.eval.scores import blaming
 from llava.eval.tasks import EMBEDDED_CHECKPOINT, TASKS, Task, playground
 from llava.files import read_json, write_bytes, write_json
 from llava.inference.budget import asked_counts, budget_of, carried_budget, most_crops, require_possible, set_budget
@@ -204,16 +205,13 @@ def require_annotations(task: Task, data: Data, questions: list[Question], limit
     if use is None:
         return
     rows = [{"question_id": q.question_id, "prompt": q.text, "text": ""} for q in questions]
-    try:
-        with quiet():
+    with quiet(), blaming(task.name, *(data.texts()[1:] or data.texts())):
+        try:
             use(data, rows)
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
-        names = " or ".join(map(str, data.texts()[1:] or data.texts()))
-        raise ValueError(f"{names} is not {task.name}'s annotation file: {error!r}.") from error
-    except ValueError as error:
-        raise ValueError(
-            f"The questions of {data.question_file} do not go with {data.annotation_file}: {error}"
-        ) from error
+        except ValueError as error:
+            raise ValueError(
+                f"The questions of {data.question_file} do not go with {data.annotation_file}: {error}"
+            ) from error
 
 
 def open_variant(run: Run, budget: VisionZipConfig | None, path: Path) -> Variant:

@@ -224,9 +224,91 @@ def test_pope_is_scored_list_by_list(tmp_path, capsys):
     assert out.count("Category: ") == out.count("F1 score: ") == 3
     assert "# samples: 256\nTP\tFP\tTN\tFN\t\n128\t128\t0\t0\nAccuracy: 0.5\n" in out
     assert eval_pope.main([*flags, "--result-file", str(SIGNS / "llava_pope_test.jsonl")]) == 0
-    (tmp_path / "b.jsonl").write_text("{}\n")
-    assert eval_pope.main([*flags, "--result-file", str(tmp_path / "b.jsonl")]) == 2
-    assert "answer 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({}, "line 2: no 'question_id'; an answer needs question_id"),
+        ({"question_id": 1, "prompt": "a"}, "line 2: no 'text'"),
+        ({"question_id": 1, "prompt": "a", "text": 5}, "line 2: text is 5; expected text"),
+        ({"question_id": 1, "prompt": "a", "text": None}, "line 2: text is None; expected text"),
+        ({"question_id": [1], "prompt": "a", "text": "b"}, "line 2: question_id is [1]; expected text or a whole"),
+        ({"question_id": True, "prompt": "a", "text": "b"}, "line 2: question_id is True"),
+        (None, "no answers in it"),
+    ],
+)
+@pytest.mark.parametrize("scorer", [eval_pope, eval_science_qa, eval_textvqa])
+def test_answers_that_cannot_be_scored_are_named_by_every_scorer(tmp_path, capsys, scorer, line, message):
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text("\n" if line is None else "\n" + json.dumps(line))
+    for name, content in (("problems.json", "{}"), ("pid_splits.json", '{"test": []}')):
+        (tmp_path / name).write_text(content)
+    flags = {
+        eval_pope: ["--annotation-dir", SIGNS / "coco", "--question-file", SIGNS / "llava_pope_test.jsonl"],
+        eval_science_qa: ["--base-dir", tmp_path],
+        eval_textvqa: ["--annotation-file", SIGNS / "TextVQA_0.5.1_val.json"],
+    }[scorer]
+    assert scorer.main([*map(str, flags), "--result-file", str(answers)]) == 2
+    assert f"{answers}{':' if line is None else ','} {message}" in capsys.readouterr().err
+
+
+@pytest.fixture
+def science(tmp_path):
+    """Runs the scorer of ScienceQA on one answer, with these flags: (status, files by their names)."""
+    files = {
+        "problems.json": {"1": {"choices": ["a", "b"], "answer": 0}},
+        "pid_splits.json": {"test": ["1"]},
+        "answers.jsonl": {"question_id": "1", "prompt": "a?", "text": "A"},
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+
+    def run(**flags):
+        given = [part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+        base = ["--base-dir", str(tmp_path), "--result-file", str(tmp_path / "answers.jsonl")]
+        return eval_science_qa.main([*base, *given])
+
+    return run
+
+
+@pytest.mark.parametrize("option", ["output_file", "output_result"])
+def test_scores_are_written_over_nothing_that_is_read(science, tmp_path, capsys, option):
+    for name in ("answers.jsonl", "problems.json", "pid_splits.json"):
+        before = (tmp_path / name).read_bytes()
+        assert science(**{option: tmp_path / name}) == 2
+        assert f"{tmp_path / name} would be written over" in capsys.readouterr().err
+        assert (tmp_path / name).read_bytes() == before
+    both = dict.fromkeys(("output_file", "output_result"), tmp_path / "o.json")
+    assert science(**both) == 2
+    assert f"--output-file and --output-result both name {tmp_path}/o.json" in capsys.readouterr().err
+    assert not (tmp_path / "o.json").exists()
+    assert science(output_file=tmp_path / "o.json", output_result=tmp_path / "r.json") == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("pid_splits.json", ["test"], "pid_splits.json: expected an object of lists of ids"),
+        ("pid_splits.json", {"test": "1"}, "pid_splits.json: expected an object of lists of ids"),
+        ("pid_splits.json", {"test": [["1"]]}, "pid_splits.json is not ScienceQA's annotation file: TypeError"),
+        ("problems.json", [], "1 of the split's 1 questions are not in problems.json"),
+        ("problems.json", {"1": {"choices": ["a"]}}, "is not ScienceQA's annotation file: KeyError('answer')"),
+        ("problems.json", {"1": {"choices": 2, "answer": "A"}}, "is not ScienceQA's annotation file: TypeError"),
+    ],
+)
+def test_files_that_are_not_scienceqas_are_named(science, tmp_path, capsys, name, content, message):
+    (tmp_path / name).write_text(json.dumps(content))
+    assert science() == 2
+    assert message in capsys.readouterr().err
+
+
+def test_files_that_are_not_popes_are_named(tmp_path, capsys):
+    (tmp_path / "q.jsonl").write_text('{"category": "random"}\n')
+    write_jsonl(tmp_path / "a.jsonl", [{"question_id": 1, "text": "yes"}])
+    flags = ["--annotation-dir", str(tmp_path), "--question-file", str(tmp_path / "q.jsonl")]
+    assert eval_pope.main([*flags, "--result-file", str(tmp_path / "a.jsonl")]) == 2
+    assert "is not POPE's annotation file: KeyError('question_id')" in capsys.readouterr().err
 
 
 def test_pope_of_one_list_is_the_golden_one(golden_json, tmp_path, capsys):
