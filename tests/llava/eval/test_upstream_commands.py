@@ -22,6 +22,7 @@ from llava.eval import (
     model_vqa_science,
     run_llava,
 )
+from llava.eval.generate import Decoding
 from llava.eval.tasks import SOURCE_ROOT
 from llava.files import write_jsonl
 from llava.mm_utils import get_model_name_from_path
@@ -66,7 +67,8 @@ def test_images_stand_where_the_query_says(monkeypatch):
     seen = []
 
     def generate_batch(model, tokenizer, questions, pictures, decoding):
-        seen.append((decoding.prompt(questions[0], images=len(pictures[0])), len(pictures[0])))
+        prompt = decoding.settled(model.config, tokenizer).prompt(questions[0], images=len(pictures[0]))
+        seen.append((prompt, len(pictures[0])))
         return SimpleNamespace(texts=["an answer"])
 
     monkeypatch.setattr("llava.eval.generate.generate_batch", generate_batch)
@@ -209,6 +211,12 @@ def test_what_mmbench_asks_for(mmbench, tmp_path, monkeypatch, flags, asked):
     assert model_vqa_mmbench.main(["--question-file", str(mmbench), *flags]) == 0
     assert given["prompt_suffix"] == asked
     assert [row["round_id"] for row in given["fields"].values()] == [0, 0]
+
+
+def test_mmbench_asks_in_the_languages_that_it_knows(capsys):
+    with pytest.raises(SystemExit):
+        model_vqa_mmbench.parse_arguments(["--lang", "fr"])
+    assert "invalid choice: 'fr'" in capsys.readouterr().err
 
 
 def pope_rows(count: int) -> list[dict]:
@@ -355,6 +363,48 @@ def test_the_loader_of_upstream(loaded, golden):
     with pytest.raises(ValueError, match="1 alone"):
         model_vqa_loader.create_data_loader(*parts, batch_size=2)
     assert model_vqa_loader.split_list([1, 2, 3], 2) == [[1, 2], [3]]
+
+
+def test_the_loader_of_upstream_asks_in_the_checkpoints_template(tiny_llava, llama_3):
+    model = tiny_llava()
+    processor = model.get_vision_tower().image_processor
+    question = {"image": str(IMAGES / "sign000000000.png"), "text": "Why?"}
+    for changes, name in (({}, "llava_llama_3"), ({"conv_mode": "v0"}, "v0")):
+        dataset = model_vqa_loader.CustomDataset([question], "", llama_3, processor, model.config, **changes)
+        assert dataset[0][0].tolist() == Decoding(name).ids("Why?", llama_3, model.config)
+
+
+def test_a_home_folder_is_found_by_every_command_of_upstream(signs, tmp_path, monkeypatch, read_rows, mmbench):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").symlink_to(MODEL)
+    (tmp_path / "images").symlink_to(IMAGES)
+    assert run_llava.eval_model(quick_start(model_path="~/model")) == "sale"
+    fields = {"model_path": "~/model", "model_base": None, "temperature": 0, "answers_file": "~/a.jsonl"}
+    pope, science = signs("llava_pope_test.jsonl", 1), signs("llava_test_CQM-A.json", 1)
+    files = {model_vqa: pope, model_vqa_loader: pope, model_vqa_science: science, model_vqa_mmbench: mmbench}
+    for command, file in files.items():
+        asked = SimpleNamespace(**fields, question_file=f"~/{file.name}", image_folder="~/images")
+        if command is model_vqa_mmbench:
+            asked.image_folder = "~/unpacked"
+        assert command.eval_model(asked) == 0
+        assert read_rows(tmp_path / "a.jsonl")
+        for path in tmp_path.glob("a.jsonl*"):
+            path.unlink()
+
+
+def test_commands_of_upstream_draw_answers_by_the_same_flags():
+    flags = ["--conv-mode", "v0", "--temperature", "0.5", "--top_p", "0.9", "--num_beams", "2", "--max_new_tokens", "7"]
+    one = run_llava.parse_arguments(["--model-path", "m", "--image-file", "i", "--query", "q", *flags])
+    for command in (model_vqa, model_vqa_loader, model_vqa_mmbench, model_vqa_science):
+        other = command.parse_arguments(flags)
+        names = ("conv_mode", "temperature", "top_p", "num_beams", "max_new_tokens")
+        assert [getattr(other, name) for name in names] == [getattr(one, name) for name in names]
+
+
+def test_an_unknown_template_is_refused_before_anything_is_loaded(monkeypatch):
+    monkeypatch.setattr("llava.eval.loading.load", lambda *_, **__: pytest.fail("something was loaded"))
+    with pytest.raises(ValueError, match="conv_mode='vicuna' is unknown"):
+        run_llava.eval_model(quick_start(conv_mode="vicuna"))
 
 
 def test_pictures_are_rgb(tmp_path):

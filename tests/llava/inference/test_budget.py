@@ -124,6 +124,11 @@ def test_a_command_with_a_picture_prefers_what_was_asked_then_what_is_carried_th
     assert choose_budget(asked(dominant=5, contextual=0), CONFIG, carrying) == VisionZipConfig(5, 0)
     assert choose_budget(asked(), CONFIG, carrying) == VisionZipConfig(9, 2)
     assert choose_budget(asked(), CONFIG, TOWER) == VisionZipConfig(6, 1)
+    assert choose_budget(asked(), CONFIG, TOWER, usual=False) is None
+    assert choose_budget(asked(), CONFIG, carrying, usual=False) == VisionZipConfig(9, 2)
+    for usual in (True, False):
+        with pytest.raises(ValueError, match="asks for 70 tokens"):
+            choose_budget(asked(dominant=60, contextual=10), CONFIG, carrying, usual=usual)
 
 
 @pytest.mark.parametrize(
