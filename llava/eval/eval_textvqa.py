@@ -82,12 +82,16 @@ def eval_single(annotation_file: str | Path, result_file: str | Path) -> TextVQA
 def read_annotation(path: str | Path) -> dict[tuple, list[str]]:
     content = read_json(path)
     try:
-        return {(entry["image_id"], entry["question"].lower()): entry["answers"] for entry in content["data"]}
+        known = {(entry["image_id"], entry["question"].lower()): entry["answers"] for entry in content["data"]}
+        is_one = all(isinstance(answer, str) for answers in known.values() for answer in answers)
     except (KeyError, TypeError, AttributeError):
+        is_one = False
+    if not is_one:
         raise ValueError(
             f"{path} is no TextVQA annotation: expected {{'data': [{{'image_id', 'question', 'answers'}}, ...]}}. "
             f"The test split has no answers; use TextVQA_0.5.1_val.json."
-        ) from None
+        )
+    return known
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -103,7 +103,15 @@ def test_missing_files_are_named(annotation, answers, tmp_path, refused):
     assert refusal.value.code == 2
 
 
-@pytest.mark.parametrize("content", [[], {"data": [{"question": "q"}]}, {"data": [{"image_id": 1, "question": "q"}]}])
+ENTRY = {"image_id": 1, "question": "q", "answers": ["a"] * 10}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [[], *({"data": [entry]} for entry in (
+        {"question": "q"}, {"image_id": 1, "question": "q"}, {**ENTRY, "image_id": [1]}, {**ENTRY, "question": None},
+        {**ENTRY, "answers": None}, {**ENTRY, "answers": 10}, {**ENTRY, "answers": [1] * 10}))],
+)  # fmt: skip
 def test_a_file_that_is_no_annotation_is_named(answers, tmp_path, refused, content):
     path = tmp_path / "other.json"
     path.write_text(json.dumps(content))
