@@ -20,6 +20,8 @@ from llava.shard import current_shard
 QUESTIONS_REFUSED, BAD_REQUEST, BUG, INTERRUPTED, NOBODY_READS = 1, 2, 70, 130, 141  # exit statuses
 EXIT_STATUSES = "Exit status: 0 done, 1 some questions not answered, 2 bad request, 70 a bug, 130 interrupted."
 
+PATHS = ("model_path", "model_base", "image_folder", "question_file", "answers_file")  # options of upstream's commands
+
 logger = logging.getLogger(__name__)
 
 
@@ -127,11 +129,13 @@ def quiet() -> Iterator[None]:
 
 
 def completed(args, defaults: argparse.Namespace) -> argparse.Namespace:
-    """The options of `defaults`, with what `args` has as attributes in their place.
+    """The options of `defaults`, with what `args` has as attributes in their place, and with "~" in `PATHS` expanded.
 
     Programs written for LLaVA call `eval_model` with an object that has upstream's options alone.
     """
-    return argparse.Namespace(**{name: getattr(args, name, default) for name, default in vars(defaults).items()})
+    options = {name: getattr(args, name, default) for name, default in vars(defaults).items()}
+    options |= {name: os.path.expanduser(path) for name in PATHS if (path := options.get(name))}
+    return argparse.Namespace(**options)
 
 
 def positive(text: str) -> int:
@@ -156,6 +160,18 @@ def add_conv_mode(group) -> None:
     """Let the user choose the prompt template, on a parser or a group of options."""
     told = "prompt template (default: the checkpoint's own, by its config.json and tokenizer)"
     group.add_argument("--conv-mode", metavar="NAME", help=told)
+
+
+def add_decoding_options(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
+    """Let the user choose how answers are drawn, by upstream's flags; of these `max_new_tokens` has a given default."""
+    add_conv_mode(parser)
+    add = parser.add_argument
+    told = "0 is greedy; above, answers are sampled (default: %(default)s)"
+    add("--temperature", type=not_negative, default=0.2, help=told)
+    add("--top_p", type=share, help="sample from the likeliest tokens that hold this share of the probability")
+    add("--num_beams", type=positive, default=1, help="beams of beam search (default: %(default)s)")
+    told = "longest answer, in tokens (default: %(default)s)"
+    add("--max_new_tokens", type=positive, default=max_new_tokens, help=told)
 
 
 def not_negative(text: str) -> float:

@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -188,6 +188,18 @@ def require_apart(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -
         for path in inputs:
             if os.path.samefile(output, path):
                 raise ValueError(f"{output} would be written over, and {path} is read. Choose another name to write.")
+
+
+def require_distinct(outputs: Mapping[str, str | Path | None]) -> None:
+    """Refuse to write two things to one file. Raises ValueError, which names both.
+
+    Args:
+        outputs: option -> the file that it names; None names none.
+    """
+    first: dict[Path, str] = {}
+    for option, path in outputs.items():
+        if path and (other := first.setdefault(Path(path).resolve(), option)) != option:
+            raise ValueError(f"{other} and {option} both name {path}: give each a file of its own.")
 
 
 def require_own(outputs: Iterable[str | Path], mark: str) -> None:

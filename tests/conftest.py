@@ -2,15 +2,17 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 
-from visionzip_patch import once
-
 
 def pytest_configure():
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported; tests run side by side
+    if "OMP_NUM_THREADS" not in os.environ:  # tests run side by side
+        os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, here or in a process that a test starts
+        if torch := sys.modules.get("torch"):  # imported before, by a conftest.py of the tests that were asked for
+            torch.set_num_threads(1)
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # forked workers would warn
 
@@ -26,6 +28,8 @@ def pytest_runtest_setup(item):
 @pytest.fixture(autouse=True)
 def every_warning_anew():
     """What one test has made the library say once, it says to the next one, too."""
+    from visionzip_patch import once  # imports torch: not before `pytest_configure`
+
     once.forget()
 
 

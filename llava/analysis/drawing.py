@@ -29,7 +29,7 @@ def draw(args: argparse.Namespace) -> int:
     if not args.average:
         frames = list(frames)  # before the model, which may have to be fetched
     checkpoint = args.model or str(playground() / EMBEDDED_CHECKPOINT)
-    budget = choose_budget(args, *read_config(checkpoint))
+    budget = choose_budget(args, *read_config(checkpoint, args.model_base))
     make_folder(files[0].parent)
     device = device_of(args.device, ALONE)
     _, model, processor = load(checkpoint, model_base=args.model_base, device=device, visionzip=budget)

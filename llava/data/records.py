@@ -34,8 +34,9 @@ class Medium(NamedTuple):
     kind: str
     fields: tuple[str, ...]  # that bring it, whatever they hold
     placeholders: tuple[str, ...]  # that stand for it in a question
-    suffixes: tuple[str, ...]  # of its files, whatever field names them
+    suffixes: tuple[str, ...]  # of its files
     possible: str
+    words: tuple[str, ...] = ()  # in the name of a field that may name such files; without any, each field may
 
 
 MEDIA = (
@@ -66,6 +67,7 @@ MEDIA = (
         ("<images>", "<img>", "<image-placeholder>", "<image_placeholder>", "<ImageHere>", "<|image|>"),
         (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"),
         'name its files under "image", a text or a list, and put an <image> for each into the question',
+        ("image", "img", "picture", "pic", "photo", "frame", "view", "crop", "scan", "screenshot", "figure", "diagram"),
     ),
     Medium(
         "other media",
@@ -73,10 +75,18 @@ MEDIA = (
         ("<depth>", "<thermal>", "<imu>", "<fmri>", "<tactile>", "<mesh>", "<3d>", "<document>", "<pdf>"),
         (".npy", ".npz", ".pt", ".pth", ".pkl", ".h5", ".hdf5", ".exr", ".nii", ".nii.gz", ".dcm", ".pdf"),
         'save it as an image, name that under "image", and put an <image> for it into the question',
+        ("depth", "thermal", "imu", "fmri", "tactile", "mesh", "document", "doc", "pdf", "embedding", "feature"),
     ),
 )
 PLACEHOLDERS = {mark: medium for medium in MEDIA for mark in medium.placeholders}
+WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+")  # of video_path, videoPath or VIDEO-2
 MARK = re.compile(r"<\|?[\w-]+\|?>")
+PLACES = ("path", "file", "filename", "url", "uri", "folder", "dir")  # words that say where something is
+NAMED_AFTER = {  # input_video, video_path, video_file_2
+    medium: re.compile(rf"(.+_)?({'|'.join(medium.fields)})(_({'|'.join(PLACES)})s?|_\d+)*")
+    for medium in MEDIA
+    if medium.fields
+}
 NO_MEDIA = {"id", "question_id", "source", "conversations"}  # fields whose text may look like the name of a file
 
 
@@ -181,8 +191,8 @@ def other_media(record: Mapping, questions: Iterable[str], *, named_only: bool =
     """Find what a record brings that is no image under "image", and so would be left out unseen, medium by medium.
 
     Args:
-        record: its fields. Those of `MEDIA` bring a medium; so does any other that names a file of one, unless the
-            record has an image, to which that may belong.
+        record: its fields. Those of `MEDIA` bring a medium; so does, unless the record has an image to which it may
+            belong, any other that is named after one, or names a file of one as a field of its name may.
         questions: its texts, in which placeholders stand.
         named_only: of the fields, look at those of `MEDIA` alone: the others have a meaning of their own.
     """
@@ -206,9 +216,27 @@ def media_in(field: str, value, named_only: bool) -> list[Medium]:
         return named
     if named_only:
         return []
+    words = [word.lower() for word in WORD.findall(field)]
+    is_count = isinstance(value, int | float) or (isinstance(value, str) and value.strip().isdecimal())  # num_videos
+    if not is_count and (named := [one for one, name in NAMED_AFTER.items() if name.fullmatch("_".join(words))]):
+        return named
     names = [text.strip().lower() for text in texts_in(value)]
-    others = [medium for medium in MEDIA if field != "image" or "images" not in medium.fields]
-    return [medium for medium in others if any(name.endswith(medium.suffixes) for name in names)]
+    if field == "image":  # images belong there, and nothing else does
+        possible = [medium for medium in MEDIA if "images" not in medium.fields]
+    else:
+        possible = [medium for medium in MEDIA if may_name(words, medium)]
+    return [medium for medium in possible if any(is_of(name, medium) for name in names)]
+
+
+def may_name(words: Sequence[str], medium: Medium) -> bool:
+    """Whether a field with these words in its name may name files of a medium: "model" is no word for a picture."""
+    singular = {word.removesuffix("s") for word in words}
+    return not medium.words or bool(singular & set(medium.words)) or singular <= {"path", "file", "filename", "name"}
+
+
+def is_of(name: str, medium: Medium) -> bool:
+    """Whether a file is of a medium; a link to a document says where a text comes from."""
+    return name.endswith(medium.suffixes) and (bool(medium.fields) or "://" not in name)
 
 
 def marks_in(texts: Sequence[str]) -> Iterator[str]:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from llava.cli import add_verbose, positive, status_of
 from llava.data.records import Problem, image_names, inspect, read_records, write_records
-from llava.files import is_file, make_folder, require_apart, write_json
+from llava.files import is_file, make_folder, require_apart, require_distinct, write_json
 
 BAD_RECORDS = 1  # exit status
 EXIT_STATUSES = "Exit status: 0 all can be trained on, 1 some cannot, 2 bad request, 70 a bug, 130 interrupted."
@@ -235,8 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def verify(args: argparse.Namespace) -> int:
     outputs = [Path(path) for path in (args.clean, args.report) if path]
     require_apart(outputs, [args.data])
-    if len({path.resolve() for path in outputs}) < len(outputs):
-        raise ValueError(f"--clean and --report both name {args.clean}: give each a file of its own.")
+    require_distinct({"--clean": args.clean, "--report": args.report})
     for path in outputs:
         if path.exists() and not args.overwrite:
             raise ValueError(f"{path} is already there. Choose another name, or replace it with --overwrite.")

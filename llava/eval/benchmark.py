@@ -15,16 +15,15 @@ from llava.eval.generate import Decoding, answer_and_merge
 from llava.eval.loading import describe_device, device_of, load, read_tokenizer, use_one_thread
 from llava.eval.questions import Question
 from llava.eval.results import budget_name, print_report, summarize
+from llava.eval.scores import blaming
 from llava.eval.tasks import EMBEDDED_CHECKPOINT, TASKS, Task, playground
 from llava.files import read_json, write_bytes, write_json
-from llava.inference.budget import asked_counts, budget_of, carried_budget, most_crops, require_possible, set_budget
+from llava.inference.budget import asked_counts, carried_budget, choose_budget, most_crops, require_possible, set_budget
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import read_config
 from llava.model.graphs import OFF
 from llava.shard import ALONE, Shard, current_shard
 from visionzip_patch import VisionZipConfig
-
-EMBEDDED_BUDGET = VisionZipConfig(dominant=6, contextual=1)  # a ninth of 64 tokens, as 64 of 576
 
 
 @dataclass(frozen=True)
@@ -96,14 +95,11 @@ def choose_budgets(args: argparse.Namespace, checkpoint: str, config, tower) -> 
         for budget in filter(None, budgets):
             require_possible(budget, config, tower)
         return budgets
-    default = carried_budget(tower) or (EMBEDDED_BUDGET if args.checkpoint is None else None)
-    budget = budget_of(args, default)
+    budget = choose_budget(args, config, tower, usual=args.checkpoint is None)
     if carried_budget(tower) and not asked_counts(args):
         tell(f"No budget was given; {checkpoint} carries one, which is used: {budget}.")
     if budget is None and args.compare_full:
         raise ValueError("--compare-full needs a budget: add --dominant and --contextual, or --tokens-per-image.")
-    if budget:  # raises now, before answers of an earlier run are touched
-        require_possible(budget, config, tower)
     return [None, budget] if args.compare_full or args.checkpoint is None else [budget]
 
 
@@ -204,16 +200,13 @@ def require_annotations(task: Task, data: Data, questions: list[Question], limit
     if use is None:
         return
     rows = [{"question_id": q.question_id, "prompt": q.text, "text": ""} for q in questions]
-    try:
-        with quiet():
+    with quiet(), blaming(task.name, *(data.texts()[1:] or data.texts())):
+        try:
             use(data, rows)
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
-        names = " or ".join(map(str, data.texts()[1:] or data.texts()))
-        raise ValueError(f"{names} is not {task.name}'s annotation file: {error!r}.") from error
-    except ValueError as error:
-        raise ValueError(
-            f"The questions of {data.question_file} do not go with {data.annotation_file}: {error}"
-        ) from error
+        except ValueError as error:
+            raise ValueError(
+                f"The questions of {data.question_file} do not go with {data.annotation_file}: {error}"
+            ) from error
 
 
 def open_variant(run: Run, budget: VisionZipConfig | None, path: Path) -> Variant:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from llava.cli import add_verbose, status_of
 from llava.eval.metrics import pope
-from llava.eval.scores import pope_results
+from llava.eval.questions import read_answers
+from llava.eval.scores import blaming, pope_results
 from llava.files import read_jsonl
 
 
@@ -21,10 +22,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def evaluate(args: argparse.Namespace) -> int:
     """Print the scores of each list of objects, as upstream's script does."""
-    rows = [row for _, row in read_jsonl(args.result_file)]
-    if wrong := [number for number, row in enumerate(rows, start=1) if not {"question_id", "text"} <= row.keys()]:
-        raise ValueError(f"{args.result_file}, answer {wrong[0]}: no question_id or no text.")
-    for name, result in sorted(pope_results(Path(args.question_file), Path(args.annotation_dir), rows).items()):
+    rows = read_answers(args.result_file, "question_id", "text")
+    questions, labels = Path(args.question_file), Path(args.annotation_dir)
+    with blaming("POPE", questions, labels):
+        results = pope_results(questions, labels, rows)
+    for name, result in sorted(results.items()):
         print(f"Category: {name}, # samples: {result.count}\n{result.report()}\n{'=' * 36}")
     return 0
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from llava.cli import add_verbose, status_of
 from llava.eval.metrics import scienceqa
-from llava.files import make_folder, read_json, read_jsonl, write_json
+from llava.eval.questions import read_answers
+from llava.eval.scores import blaming
+from llava.files import make_folder, read_json, require_apart, require_distinct, write_json
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,21 +22,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def evaluate(args: argparse.Namespace) -> int:
     """Print upstream's line of scores, and write the files that were asked for."""
-    base = Path(args.base_dir)
-    splits = read_json(base / "pid_splits.json")
-    if args.split not in splits:
-        raise ValueError(f"--split {args.split}: {base / 'pid_splits.json'} has {', '.join(splits)}.")
-    rows = [row for _, row in read_jsonl(args.result_file)]
-    fields = {"question_id", "prompt", "text"}
-    if wrong := [number for number, row in enumerate(rows, start=1) if not fields <= row.keys()]:
-        raise ValueError(f"{args.result_file}, answer {wrong[0]}: no question_id, prompt or text.")
-    result = scienceqa.score(read_json(base / "problems.json"), splits[args.split], rows, args.options)
+    problems, splits = (Path(args.base_dir) / name for name in ("problems.json", "pid_splits.json"))
+    outputs = {"--output-file": args.output_file, "--output-result": args.output_result}
+    require_apart(filter(None, outputs.values()), [args.result_file, problems, splits])
+    require_distinct(outputs)
+    rows = read_answers(args.result_file, "question_id", "prompt", "text")
+    with blaming("ScienceQA", problems, splits):
+        result = scienceqa.score(read_json(problems), read_split(splits, args.split), rows, args.options)
     print(result.report())
-    for path, content in ((args.output_file, result.analysis()), (args.output_result, result.summary())):
+    for path, content in zip(outputs.values(), (result.analysis(), result.summary()), strict=True):
         if path:
             make_folder(Path(path).parent)
             write_json(path, content)
     return 0
+
+
+def read_split(path: Path, name: str) -> list[str]:
+    """The ids of a split. Raises ValueError if the file is no object of lists, or has no such list."""
+    splits = read_json(path)
+    if not isinstance(splits, dict) or not all(isinstance(ids, list) for ids in splits.values()):
+        raise ValueError(f"{path}: expected an object of lists of ids, as in {{'test': ['4', '5']}}.")
+    if name not in splits:
+        raise ValueError(f"--split {name}: {path} has {', '.join(splits)}.")
+    return splits[name]
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -2,13 +2,15 @@
 
 import argparse
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from llava.cli import hang_up
+from llava.cli import add_verbose, status_of
 from llava.eval.metrics.textvqa import question_in_prompt, score
-from llava.files import read_json, read_jsonl, shorten
+from llava.eval.questions import read_answers
+from llava.files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +40,13 @@ def evaluate(annotation_file: str | Path, rows: Sequence[Mapping]) -> TextVQAEva
         rows: answers with `question_id` (the image's id), `prompt` and `text`.
 
     Raises:
-        ValueError: a file or row is not as described, there are no rows, or rows ask what the annotation does not have.
+        ValueError: the annotation or a prompt is not as described, there are no rows, or rows ask what the annotation
+            does not have.
     """
     if not rows:
         raise ValueError("There are no answers to score.")
     known = read_annotation(annotation_file)
-    asked = [key_of(row, number) for number, row in enumerate(rows, start=1)]
+    asked = [(row["question_id"], question_in_prompt(row["prompt"])) for row in rows]
     if unknown := [key for key in asked if key not in known]:
         images = {image for image, _ in known}
         (image, question), *_ = unknown
@@ -62,7 +65,7 @@ def evaluate(annotation_file: str | Path, rows: Sequence[Mapping]) -> TextVQAEva
 
 def evaluate_file(annotation_file: str | Path, result_file: str | Path) -> TextVQAEvaluation:
     """`evaluate` on the rows of a JSONL file. Raises ValueError with the file, and the line if one is broken."""
-    rows = [row for _, row in read_jsonl(result_file)]
+    rows = read_answers(result_file, "question_id", "prompt", "text")
     try:
         return evaluate(annotation_file, rows)
     except ValueError as error:
@@ -76,52 +79,51 @@ def eval_single(annotation_file: str | Path, result_file: str | Path) -> TextVQA
     return result
 
 
-def key_of(row: Mapping, number: int) -> tuple:
-    wrong = [name for name in ("prompt", "text") if not isinstance(row.get(name), str)]
-    if wrong or "question_id" not in row:
-        raise ValueError(
-            f"Answer {number} lacks a {' and a '.join(wrong) or 'question_id'}; it reads {shorten(str(dict(row)))}."
-        )
-    return row["question_id"], question_in_prompt(row["prompt"])
-
-
 def read_annotation(path: str | Path) -> dict[tuple, list[str]]:
     content = read_json(path)
     try:
-        return {(entry["image_id"], entry["question"].lower()): entry["answers"] for entry in content["data"]}
+        known = {(entry["image_id"], entry["question"].lower()): entry["answers"] for entry in content["data"]}
+        is_one = all(isinstance(answer, str) for answers in known.values() for answer in answers)
     except (KeyError, TypeError, AttributeError):
+        is_one = False
+    if not is_one:
         raise ValueError(
             f"{path} is no TextVQA annotation: expected {{'data': [{{'image_id', 'question', 'answers'}}, ...]}}. "
             f"The test split has no answers; use TextVQA_0.5.1_val.json."
-        ) from None
+        )
+    return known
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    return status_of(run, get_args(argv))
+
+
+def run(args: argparse.Namespace) -> int:
+    files = [Path(args.result_file)] if args.result_file else []
+    if args.result_dir:
+        if not (found := sorted(Path(args.result_dir).glob("*.jsonl"))):
+            raise ValueError(f"{args.result_dir}: no *.jsonl file there.")
+        files += found
+    for file in files:
+        eval_single(args.annotation_file, file)
+    return 0
 
 
 def get_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Accuracy of TextVQA answers.")
-    parser.add_argument("--annotation-file", required=True, help="TextVQA_0.5.1_val.json")
-    parser.add_argument("--result-file", help="answers, one JSON object per line")
-    parser.add_argument("--result-dir", help="folder of such files (*.jsonl), scored one after the other")
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.eval.eval_textvqa", description="Accuracy of TextVQA's answers."
+    )
+    add = parser.add_argument
+    add("--annotation-file", required=True, help="TextVQA_0.5.1_val.json")
+    add("--result-file", help="answers, one JSON object per line")
+    add("--result-dir", help="folder of such files (*.jsonl), scored one after the other")
+    add_verbose(parser)
     args = parser.parse_args(argv)
     if not (args.result_file or args.result_dir):
         parser.error("give answers: --result-file FILE.jsonl or --result-dir FOLDER")
     return args
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    args = get_args(argv)
-    files = [Path(args.result_file)] if args.result_file else []
-    try:
-        if args.result_dir:
-            if not (found := sorted(Path(args.result_dir).glob("*.jsonl"))):
-                raise ValueError(f"{args.result_dir}: no *.jsonl file there.")
-            files += found
-        for file in files:
-            eval_single(args.annotation_file, file)
-    except BrokenPipeError:
-        raise SystemExit(hang_up()) from None
-    except ValueError as error:
-        raise SystemExit(f"eval_textvqa: {error}") from None
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

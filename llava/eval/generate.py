@@ -17,14 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
-from llava.conversation import (
-    Conversation,
-    SeparatorStyle,
-    choose_template,
-    conv_templates,
-    default_conversation,
-    token_id,
-)
+from llava.conversation import Conversation, SeparatorStyle, choose_template, conv_templates, token_id
 from llava.eval.answers import AnswerFile
 from llava.eval.pictures import Picture, free_workers, lost_workers, read_pictures
 from llava.eval.questions import Question, by_image
@@ -46,8 +39,8 @@ class Decoding:
     """How answers are drawn.
 
     Args:
-        conv_mode: key of `llava.conversation.conv_templates`. None is the template of the checkpoint that is asked,
-            see `settled`; where no checkpoint is known, LLaVA's `default_conversation`.
+        conv_mode: key of `llava.conversation.conv_templates`. None is the template of the checkpoint that is asked:
+            `settled` finds it, and until then there is none.
         max_new_tokens: longest answer, in tokens.
         temperature: 0 is greedy; above, answers are sampled.
         top_p: sample only from the most likely tokens that hold this share of the probability.
@@ -82,7 +75,13 @@ class Decoding:
 
     @property
     def template(self) -> Conversation:
-        return conv_templates[self.conv_mode] if self.conv_mode else default_conversation
+        """The prompt template. Raises ValueError if none was named and no checkpoint was looked at."""
+        if self.conv_mode is None:
+            raise ValueError(
+                "This Decoding has no prompt template yet: name one (conv_mode=), or take the checkpoint's own with "
+                ".settled(config, tokenizer)."
+            )
+        return conv_templates[self.conv_mode]
 
     def prompt(self, question: str, use_start_end: bool = False, images: int = 1) -> str:
         """The whole prompt for a question about so many images; `use_start_end` is `mm_use_im_start_end`.
@@ -102,8 +101,7 @@ class Decoding:
 
     def ids(self, question: str, tokenizer, config, images: int = 1) -> list[int]:
         """The same as ids, with one IMAGE_TOKEN_INDEX for each image."""
-        decoding = self.settled(config, tokenizer)
-        prompt = decoding.prompt(question, getattr(config, "mm_use_im_start_end", False), images)
+        prompt = self.prompt(question, getattr(config, "mm_use_im_start_end", False), images)
         return tokenizer_image_token(prompt, tokenizer, IMAGE_TOKEN_INDEX)
 
     @property
@@ -158,9 +156,10 @@ def generate_batch(
     model, tokenizer, questions: Sequence[str], pictures: Sequence[Sequence[Picture]], decoding: Decoding
 ) -> Answers:
     """Answer B questions, each about its own pictures, of which there may be none. One that several of them are about
-    is read once."""
+    is read once. Without `decoding.conv_mode` the checkpoint's template is taken."""
     if not questions:
         return Answers([], [])
+    decoding = decoding.settled(model.config, tokenizer)
     ((batch, answers),) = generate_batches(model, tokenizer, questions, pictures, decoding, len(questions))
     _, texts, tokens = zip(*sorted(zip(batch, *answers, strict=True)), strict=True)  # in the order of the questions
     return Answers(list(texts), list(tokens))
@@ -187,8 +186,8 @@ def generate_batches(
 
     Raises:
         NotFinite: the model's numbers are NaN or infinite.
+        ValueError: `decoding` is not settled.
     """
-    decoding = decoding.settled(model.config, tokenizer)
     prompts = [
         decoding.ids(question, tokenizer, model.config, images=len(own))
         for question, own in zip(questions, pictures, strict=True)
@@ -313,7 +312,7 @@ def answer_questions(
         num_workers: processes that prepare images; by default `pictures.free_workers`.
         progress: what to call the progress bar on stderr; None for no bar.
     """
-    decoding = decoding or GREEDY
+    decoding = (decoding or GREEDY).settled(model.config, tokenizer)
     chunks = make_chunks(questions, batch_size)
     names = [name for chunk in chunks for name in chunk.images]
     workers = free_workers(model.device, len(names)) if num_workers is None else num_workers

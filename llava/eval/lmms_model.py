@@ -66,7 +66,7 @@ class LlavaVisionZip(lmms):
         self.tokenizer, self.model, self.image_processor, _ = load_pretrained_model(
             pretrained, model_base, device=str(self.device), visionzip=budget, fast=fast, **options
         )
-        self.conv_template = choose_template(conv_template, self.model.config, self.tokenizer, "conv_template=")
+        self.conv_template = choose_template(conv_template, self.model.config, self.tokenizer, "conv_template")
 
     @property
     def rank(self) -> int:

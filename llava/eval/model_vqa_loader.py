@@ -12,12 +12,10 @@ from dataclasses import asdict
 from llava.cli import (
     EXIT_STATUSES,
     QUESTIONS_REFUSED,
-    add_conv_mode,
+    add_decoding_options,
     add_verbose,
     completed,
-    not_negative,
     positive,
-    share,
     status_of,
     tell,
     whole,
@@ -26,7 +24,7 @@ from llava.eval.chunks import get_chunk
 from llava.eval.chunks import split_list as split_list  # upstream has it here
 from llava.eval.cli import require_images
 from llava.eval.questions import Question, read_questions
-from llava.inference.budget import add_budget_options, budget_of, carried_budget, require_possible
+from llava.inference.budget import add_budget_options, choose_budget
 from llava.shard import current_shard
 
 
@@ -73,13 +71,12 @@ def answer(
     from llava.model.builder import read_config
 
     decoding = Decoding(args.conv_mode, args.max_new_tokens, args.temperature, args.top_p, args.num_beams)
-    questions, model_path = list(questions), os.path.expanduser(args.model_path)
-    config, tower = read_config(model_path, args.model_base)
-    if budget := budget_of(args, carried_budget(tower)):
-        require_possible(budget, config, tower)
-    decoding = decoding.settled(config, read_tokenizer(model_path, args.model_base))
+    questions = list(questions)
+    config, tower = read_config(args.model_path, args.model_base)
+    budget = choose_budget(args, config, tower, usual=False)
+    decoding = decoding.settled(config, read_tokenizer(args.model_path, args.model_base))
     settings = describe_settings(
-        model_path,
+        args.model_path,
         args.model_base,
         tower.vision_tower_name,
         questions,
@@ -88,7 +85,7 @@ def answer(
         **({"prompt_suffix": prompt_suffix} if prompt_suffix else {}),
         **asdict(decoding),
     )
-    shard, name = current_shard(), get_model_name_from_path(model_path)
+    shard, name = current_shard(), get_model_name_from_path(args.model_path)
     with process_group(shard):
         answers = AnswerFile(
             args.answers_file,
@@ -105,7 +102,7 @@ def answer(
         loaded = None
         if answers.todo:
             device = device_of("auto", shard)
-            loaded = load(model_path, model_base=args.model_base, device=device, visionzip=budget)
+            loaded = load(args.model_path, model_base=args.model_base, device=device, visionzip=budget)
         options = {"decoding": decoding, "prompt_suffix": prompt_suffix, "batch_size": args.batch_size}
         options["progress"] = None if shard.index else name
         if not answer_and_merge(answers, loaded, args.image_folder, **options):
@@ -141,13 +138,9 @@ def make_parser(
     add("--image-folder", default="", help="what `image` is relative to")
     add("--question-file", default=question_file, help=form)
     add("--answers-file", default="answer.jsonl", help="JSONL to write")
-    add_conv_mode(parser)
     add("--num-chunks", type=positive, default=1, help="parts the questions are cut into")
     add("--chunk-idx", type=whole, default=0, help="which part to answer, from 0")
-    add("--temperature", type=not_negative, default=0.2, help="0 is greedy; above, answers are sampled")
-    add("--top_p", type=share, help="sample from the likeliest tokens that hold this share of the probability")
-    add("--num_beams", type=positive, default=1, help="beams of beam search")
-    add("--max_new_tokens", type=positive, default=max_new_tokens, help="longest answer, in tokens")
+    add_decoding_options(parser, max_new_tokens=max_new_tokens)
     add("--batch-size", type=positive, default=16, help="questions at a time")
     add("--skip-bad", action="store_true", help="leave out questions whose image cannot be used, and count them")
     add("--overwrite", action="store_true", help="throw earlier answers away instead of going on from them")
@@ -164,12 +157,15 @@ class CustomDataset:
     Args:
         questions: dicts with `image` and `text`.
         model_config: for `image_aspect_ratio`, `image_grid_pinpoints` and `mm_use_im_start_end`.
-        conv_mode: prompt template, which upstream reads from its command line.
+        conv_mode: prompt template, which upstream reads from its command line; by default the checkpoint's own.
     """
 
-    def __init__(self, questions, image_folder, tokenizer, image_processor, model_config, conv_mode: str = "vicuna_v1"):
-        self.questions, self.image_folder, self.conv_mode = questions, image_folder, conv_mode
+    def __init__(self, questions, image_folder, tokenizer, image_processor, model_config, conv_mode: str | None = None):
+        from llava.eval.generate import Decoding
+
+        self.questions, self.image_folder = questions, image_folder
         self.tokenizer, self.image_processor, self.model_config = tokenizer, image_processor, model_config
+        self.decoding = Decoding(conv_mode).settled(model_config, tokenizer)
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -177,12 +173,11 @@ class CustomDataset:
     def __getitem__(self, index: int) -> tuple:
         import torch
 
-        from llava.eval.generate import Decoding
         from llava.mm_utils import load_image, process_images
 
         question = self.questions[index]
         image = load_image(os.path.join(self.image_folder, question["image"]))
-        ids = Decoding(self.conv_mode).ids(question["text"], self.tokenizer, self.model_config)
+        ids = self.decoding.ids(question["text"], self.tokenizer, self.model_config)
         return torch.tensor(ids), process_images(image, self.image_processor, self.model_config)[0], image.size
 
 

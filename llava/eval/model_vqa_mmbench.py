@@ -32,7 +32,7 @@ def eval_model(args) -> int:
         ValueError: also for a file that is not MMBench's.
     """
     args = completed(args, parse_arguments([]))
-    file = Path(args.question_file).expanduser()
+    file = Path(args.question_file)
     args.image_folder = args.image_folder or str(folder_of(file))
     rows = get_chunk([*enumerate(read_rows(file), start=1)], args.num_chunks, args.chunk_idx)
     unpack(Data(file, Path(args.image_folder), None))
@@ -64,7 +64,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--all-rounds", action="store_true", help="ask each question once for every rotation of its options")
     add("--single-pred-prompt", action="store_true", help="ask for the letter of an option alone")
-    add("--lang", default="en", help="of that request: en, or cn for Chinese")
+    add("--lang", choices=("en", "cn"), default="en", help="of that request: en, or cn for Chinese")
     return parser.parse_args(argv)
 
 

@@ -1,7 +1,7 @@
 """Question files: LLaVA's JSONL with `question_id`, `image` and `text` in each line, and some benchmarks' own."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,15 +26,27 @@ class Question(NamedTuple):
     line: int  # line in the file, or number in its list, from 1, for messages
 
 
-FIELDS = (  # of a line: name, type, and how that is called
-    ("question_id", (str, int), "text or a whole number"),
-    ("image", str, "text or a list of texts"),
-    ("text", str, "text"),
-)
+FIELDS = {  # of a line: type, and how that is called
+    "question_id": ((str, int), "text or a whole number"),
+    "image": (str, "text or a list of texts"),
+    "text": (str, "text"),
+    "prompt": (str, "text"),
+}
 
 
 def as_list(value) -> list:
     return value if isinstance(value, list) else [value]
+
+
+def require_fields(fields: Mapping, names: Sequence[str], where: str, what: str) -> None:
+    """ValueError if a line lacks one of the named fields, or has something else there. `what` it is goes into that."""
+    for name in names:
+        kinds, expected = FIELDS[name]
+        if name not in fields:
+            raise ValueError(f"{where}: no {name!r}; {what} needs {', '.join(names[:-1])} and {names[-1]}.")
+        values = as_list(fields[name]) if name == "image" else [fields[name]]
+        if not values or not all(isinstance(value, kinds) and not isinstance(value, bool) for value in values):
+            raise ValueError(f"{where}: {name} is {fields[name]!r}; expected {expected}.")
 
 
 def read_questions(path: str | Path, limit: int | None = None) -> list[Question]:
@@ -49,12 +61,7 @@ def read_questions(path: str | Path, limit: int | None = None) -> list[Question]
         where = f"{path}, line {line}"
         if media := other_media(fields, [str(fields.get("text"))]):
             raise ValueError(f"{where}: the question brings {media[0].kind}: {media[0].detail}.")
-        for name, kinds, expected in FIELDS:
-            if name not in fields:
-                raise ValueError(f"{where}: no {name!r}; a question needs question_id, image and text.")
-            values = as_list(fields[name]) if name == "image" else [fields[name]]
-            if not values or not all(isinstance(value, kinds) and not isinstance(value, bool) for value in values):
-                raise ValueError(f"{where}: {name} is {fields[name]!r}; expected {expected}.")
+        require_fields(fields, ("question_id", "image", "text"), where, "a question")
         if "<image>" in fields["text"]:
             raise ValueError(f"{where}: the text holds '<image>', which is added by itself. Take it out.")
         question = Question(row, fields["question_id"], tuple(as_list(fields["image"])), fields["text"], line)
@@ -63,6 +70,22 @@ def read_questions(path: str | Path, limit: int | None = None) -> list[Question]
     if not questions:
         raise ValueError(f"{path}: no questions in it.")
     return questions
+
+
+def read_answers(path: str | Path, *names: str) -> list[dict]:
+    """The answers of a JSONL file, each of which has the named `FIELDS`.
+
+    Raises:
+        ValueError: an unreadable file, no answer in it, or a line without one of these fields, or with one of another
+            type; file and line are named.
+    """
+    answers = []
+    for line, answer in read_jsonl(path):
+        require_fields(answer, names, f"{path}, line {line}", "an answer")
+        answers.append(answer)
+    if not answers:
+        raise ValueError(f"{path}: no answers in it.")
+    return answers
 
 
 def read_scienceqa(path: str | Path, limit: int | None = None) -> list[Question]:

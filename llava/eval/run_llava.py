@@ -7,18 +7,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from llava.cli import (
-    EXIT_STATUSES,
-    add_conv_mode,
-    add_verbose,
-    completed,
-    not_negative,
-    positive,
-    share,
-    status_of,
-)
+from llava.cli import EXIT_STATUSES, add_decoding_options, add_verbose, completed, status_of
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER
-from llava.inference.budget import add_budget_options, budget_of, carried_budget, require_possible
+from llava.inference.budget import add_budget_options, choose_budget
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,13 +46,10 @@ def eval_model(args) -> str:
     question = args.query.replace(IMAGE_PLACEHOLDER, DEFAULT_IMAGE_TOKEN)
     if (places := question.count(DEFAULT_IMAGE_TOKEN)) not in (0, len(images)):
         raise ValueError(f"The query has places for {places} images, but {len(images)} were given: {args.image_file}.")
-    config, tower = read_config(args.model_path, args.model_base)
-    if budget := budget_of(args, carried_budget(tower)):
-        require_possible(budget, config, tower)
+    decoding = Decoding(args.conv_mode, args.max_new_tokens, args.temperature, args.top_p, args.num_beams)
+    budget = choose_budget(args, *read_config(args.model_path, args.model_base), usual=False)
     options = {"model_base": args.model_base, "device": device_of("auto", ALONE), "visionzip": budget}
     tokenizer, model, processor = load(args.model_path, **options)
-    decoding = Decoding(args.conv_mode, args.max_new_tokens, args.temperature, args.top_p, args.num_beams)
-    decoding = decoding.settled(model.config, tokenizer)
     pictures = [Picture(process_images(image, processor, model.config)[0], image.size) for image in images]
     (answer,) = generate_batch(model, tokenizer, [question], [pictures], decoding).texts
     print(answer)
@@ -98,12 +86,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--query", required=True, metavar="TEXT", help=f"the question; {IMAGE_PLACEHOLDER} in it is where an image goes"
     )
-    add_conv_mode(parser)
     add("--sep", default=",", help="what parts the names of images (default: a comma)")
-    add("--temperature", type=not_negative, default=0.2, help="0 is greedy; above, answers are sampled (default: 0.2)")
-    add("--top_p", type=share, help="sample from the likeliest tokens that hold this share of the probability")
-    add("--num_beams", type=positive, default=1, help="beams of beam search (default: 1)")
-    add("--max_new_tokens", type=positive, default=512, help="longest answer, in tokens (default: 512)")
+    add_decoding_options(parser, max_new_tokens=512)
     add_budget_options(parser, default="what the checkpoint carries, else all tokens")
     add_verbose(parser)
     return parser.parse_args(argv)

@@ -5,7 +5,8 @@ they do not belong together. Only answered questions count, unless a benchmark's
 A part of a benchmark of which no question is answered has no score.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 
@@ -20,6 +21,15 @@ from llava.files import read_bytes, read_json, read_jsonl
 Rows = Sequence[Mapping]
 POPE_LISTS = ("random", "popular", "adversarial")
 POPE_FILES = tuple(f"coco_pope_{name}.json" for name in POPE_LISTS)
+
+
+@contextmanager
+def blaming(benchmark: str, *files: Path) -> Iterator[None]:
+    """Say that some of these are not a benchmark's own files where what reads them stumbles. Raises ValueError so."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(f"{' or '.join(map(str, files))} is not {benchmark}'s annotation file: {error!r}.") from error
 
 
 def answered_in(rows: Rows, known: Iterable, path: Path) -> set[str]:

@@ -146,14 +146,21 @@ def usual_budget(tower, ninths: int = 1) -> "VisionZipConfig":
     return VisionZipConfig(*tokens.per_crop(1, tower.num_patches + tower.has_cls))
 
 
-def choose_budget(args: argparse.Namespace, config, tower) -> "VisionZipConfig":
+def choose_budget(args: argparse.Namespace, config, tower, *, usual: bool = True) -> "VisionZipConfig | None":
     """Choose what the options ask for, else what the checkpoint carries, else the usual budget of its tower.
+
+    Args:
+        args: as of `budget_of`.
+        config: of the checkpoint.
+        tower: its vision tower, perhaps without weights.
+        usual: False gives None, all tokens, in place of the usual budget.
 
     Raises:
         ValueError: as `budget_of` and `require_possible`; nothing needs to be loaded for either.
     """
-    budget = budget_of(args, carried_budget(tower) or usual_budget(tower))
-    require_possible(budget, config, tower)
+    budget = budget_of(args, carried_budget(tower) or (usual_budget(tower) if usual else None))
+    if budget:
+        require_possible(budget, config, tower)
     return budget
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from llava.cli import EXIT_STATUSES, status_of
+from llava.eval.run_llava import load_image as load_image  # upstream has it here
 from llava.inference.budget import add_budget_options
 from llava.serve.options import add_talk_options
 
@@ -22,13 +23,6 @@ def run(args: argparse.Namespace) -> int:
     from llava.serve.terminal import talk  # torch and all: not before the flags are known to be right
 
     return talk(args)
-
-
-def load_image(image_file: str):
-    """Open an RGB image of a file, or of a http(s) URL. Raises ValueError if there is none that can be used."""
-    from llava.mm_utils import fetch_image
-
-    return fetch_image(image_file)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

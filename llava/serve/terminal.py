@@ -17,7 +17,7 @@ from llava.eval.loading import describe_device
 from llava.eval.results import budget_name
 from llava.eval.tasks import playground
 from llava.files import UNSEALED, is_sealed, read_bytes, seal, write_bytes
-from llava.inference.budget import budget_of, carried_budget, require_possible, set_budget
+from llava.inference.budget import choose_budget, require_possible, set_budget
 from llava.mm_utils import fetch_image
 from llava.serve.cost import Cost, TimedAnswer
 from llava.serve.opening import read_options
@@ -244,8 +244,7 @@ def talk(args: argparse.Namespace) -> int:
     asked = read_options(args)
     names = args.image_file or [str(playground() / EMBEDDED_PICTURE)] * asked.is_embedded
     pictures = [load_picture(name) for name in names]  # before the model, which may have to be fetched
-    if budget := budget_of(args, carried_budget(asked.tower)):
-        require_possible(budget, asked.config, asked.tower)
+    budget = choose_budget(args, asked.config, asked.tower, usual=False)
     tokenizer, model, processor = asked.load(visionzip=budget, fast=args.fast)
     with ChatSession(model, tokenizer, processor, asked.decoding) as session:
         tokens = session.budget or f"all {asked.tower.num_patches} tokens per crop"

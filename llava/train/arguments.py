@@ -33,6 +33,7 @@ from llava.cli import add_verbose
 from llava.conversation import conv_templates
 from llava.files import read_bytes, read_json
 from llava.inference.budget import budget_of
+from llava.model.values import Kind
 from visionzip_patch import VisionZipConfig
 
 SOURCE_ROOT = Path(__file__).resolve().parents[2]
@@ -49,10 +50,10 @@ DECISIVE_TRAINING = (
 )
 
 
-COUNT = (lambda value: value >= 1, "a whole number of at least 1")
-ABOVE_0 = (lambda value: 0 < value < math.inf, "a number above 0")
-FROM_0 = (lambda value: 0 <= value < math.inf, "a number of at least 0")
-BELOW_1 = (lambda value: 0 <= value < 1, "a share from 0 to below 1")
+COUNT = Kind("a whole number of at least 1", lambda value: value >= 1)
+ABOVE_0 = Kind("a number above 0", lambda value: 0 < value < math.inf)
+FROM_0 = Kind("a number of at least 0", lambda value: 0 <= value < math.inf)
+BELOW_1 = Kind("a share from 0 to below 1", lambda value: 0 <= value < 1)
 
 # What numbers of a run can be; not a number passes no comparison. Those that are None are not set.
 RANGES = {
@@ -62,7 +63,7 @@ RANGES = {
     **dict.fromkeys(("learning_rate", "mm_projector_lr", "weight_decay", "warmup_steps", "max_grad_norm"), FROM_0),
     **dict.fromkeys(("neftune_noise_alpha", "seed", "data_seed", "dataloader_num_workers"), FROM_0),
     **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor", "lora_dropout"), BELOW_1),
-    "max_steps": (lambda value: value == -1 or value >= 1, "at least 1, or -1 to go by --num_train_epochs"),
+    "max_steps": Kind("at least 1, or -1 to go by --num_train_epochs", lambda value: value == -1 or value >= 1),
 }
 
 
@@ -356,11 +357,11 @@ def make_parser() -> Parser:
     # What LLaVA's scripts pass and transformers has renamed.
     old = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
     parser.add_argument("--evaluation_strategy", dest="eval_strategy", **old)
-    parser.add_argument("--warmup_ratio", dest="warmup_steps", type=share, **old)
+    parser.add_argument("--warmup_ratio", dest="warmup_steps", type=warmup_share, **old)
     return parser
 
 
-def share(text: str) -> float:
+def warmup_share(text: str) -> float:
     """A number from 0 up to, but not, 1: transformers takes it as a share of all steps, and from 1 on as steps."""
     value = float(text)
     if not 0 <= value < 1:
@@ -460,10 +461,10 @@ def find_deepspeed(name: str | None) -> str | None:
 
 def require_in_range(arguments: Any) -> None:
     """Raises ValueError, which names the option, for a number that no run can have."""
-    for name, (is_possible, possible) in RANGES.items():
+    for name, kind in RANGES.items():
         value = getattr(arguments, name)
-        if value is not None and not is_possible(value):
-            raise ValueError(f"--{name} {value}: give {possible}.")
+        if value is not None and not kind.fits(value):
+            raise ValueError(f"--{name} {value}: give {kind.expected}.")
 
 
 def require_reporters(asked: Sequence[str]) -> None:

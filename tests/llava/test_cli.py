@@ -56,7 +56,6 @@ def test_another_broken_pipe_is_told(capsys):
 
 
 def test_upstreams_script_ends_quietly_too(tmp_path):
-    """`eval_textvqa` has statuses of its own."""
     known = {"data": [{"image_id": "i", "question": "Q?", "answers": ["yes"] * 10}]}
     (tmp_path / "a.json").write_text(json.dumps(known))
     (tmp_path / "r.jsonl").write_text('{"question_id": "i", "prompt": "Q?\\nBriefly.", "text": "yes"}\n')

@@ -13,6 +13,7 @@ from llava.files import (
     read_json,
     read_jsonl,
     require_apart,
+    require_distinct,
     require_own,
     seal,
     whole_file,
@@ -106,3 +107,12 @@ def test_own_files_are_replaced_and_others_are_not(tmp_path):
         require_own(outputs, "tokens,score")
     outputs[1].write_text("tokens,score\n64,1.0\n")
     require_own(outputs, "tokens,score")
+
+
+def test_two_outputs_need_two_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    require_distinct({"--a": "x", "--b": "y", "--c": None, "--d": None})
+    (tmp_path / "link").symlink_to(tmp_path / "x")
+    for same in ("x", tmp_path / "x", "sub/../x", "link"):
+        with pytest.raises(ValueError, match=rf"^--a and --b both name {same}: give each a file of its own\.$"):
+            require_distinct({"--a": "x", "--b": same})

@@ -63,7 +63,7 @@ def test_pictures_are_the_scenes(made):
 def test_a_record_asks_as_the_evaluation_and_the_first_training_do(made):
     record = next(record for record in read(made) if "image" in record)
     question = record["conversations"][0]["value"].removeprefix(f"{DEFAULT_IMAGE_TOKEN}\n")
-    prompt = Decoding().prompt(question)
+    prompt = Decoding("vicuna_v1").prompt(question)
     assert prompt == f"{BEFORE_IMAGE}{DEFAULT_IMAGE_TOKEN}{after_image(question.split(chr(10))[0])}"
 
 

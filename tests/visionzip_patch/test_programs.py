@@ -101,6 +101,7 @@ def test_a_trainer_replaces_forward(kind):
 
 @pytest.mark.slow
 def test_trl_trains(tmp_path):
+    """In an environment that has trl, which no extra brings: `pip install trl datasets`, then `pytest -m slow` here."""
     trl = pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
     template = (

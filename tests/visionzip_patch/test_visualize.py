@@ -113,6 +113,19 @@ def test_bad_requests_end_with_a_reason(tmp_path, capsys, monkeypatch, arguments
     assert list(folder.iterdir()) == []
 
 
+def test_a_checkpoint_that_goes_on_a_base_is_read_with_it(monkeypatch, capsys):
+    read = []
+
+    def read_config(checkpoint, model_base=None):
+        read.append((checkpoint, model_base))
+        raise ValueError("far enough")
+
+    monkeypatch.setattr("llava.analysis.drawing.read_config", read_config)
+    assert main([str(SIGN), "--model", "adapter", "--model-base", "base"]) == 2
+    assert read == [("adapter", "base")]
+    assert capsys.readouterr().err == "far enough\n"
+
+
 def test_help_names_units_and_defaults(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])

@@ -187,6 +187,19 @@ def test_nothing_is_found_in_good_records(varied):
         ({"img_path": "b.JPG"}, "images elsewhere", "b.JPG"),
         ({"question": "<image-placeholder>\nWhy?"}, "images elsewhere", "<image-placeholder>"),
         ({"embedding": "e.npy"}, "other media", "e.npy"),
+        ({"pdf_file": "a.pdf"}, "other media", "a.pdf"),
+        ({"path": "scan.pdf"}, "other media", "scan.pdf"),
+        ({"video_path": "clips/7"}, "video", "clips/7"),
+        ({"videoFile_2": "clips/7"}, "video", "clips/7"),
+        ({"input_videos": [{"id": "x"}]}, "video", '"input_videos"'),
+        ({"audio_url": "https://a.org/listen?v=1"}, "audio", "listen"),
+        ({"input_audio": {"array": [0.0]}}, "audio", '"input_audio"'),
+        ({"left_point_clouds": ["a"]}, "point clouds", '"left_point_clouds"'),
+        ({"url": "https://a.org/a.mp4"}, "video", "a.mp4"),
+        ({"image_url": "https://a.org/a.jpg"}, "images elsewhere", "a.jpg"),
+        ({"Image": "b.jpg"}, "images elsewhere", "b.jpg"),
+        ({"image": "a.pdf", "question": "<image>\nWhy?"}, "other media", "a.pdf"),
+        ({"frames": ["1.png", "2.png"]}, "images elsewhere", "1.png"),
         ({"question": "<depth>\nHow far?"}, "other media", "<depth>"),
     ],
 )
@@ -216,4 +229,10 @@ def test_what_only_looks_like_a_medium_is_none():
     assert inspect(record(answer="<video>", image="1.jpg")) == []  # an answer is learnt, not seen
     fields = {"source": "clips.mp4", "id": "v/1.mp4", "images": [], "video": "", "audio": None, "url": "https://a.org"}
     assert inspect(record("Why?", image=None, **fields)) == []
-    assert inspect(record(original="raw/1.png", cut_from="7.mp4")) == []  # the image is there: these belong to it
+    fields = {"url": "https://a/b.pdf", "model": "ckpt.pt", "document_url": "https://a/b.pdf", "notes": "see page.png"}
+    fields |= {"num_videos": 3, "videos_2": "3", "video_id": "v7", "video_caption": "A dog.", "has_audio": True}
+    for field, value in fields.items():
+        assert inspect(record("Why?", image=None, **{field: value})) == [], field
+    assert (
+        inspect(record(original="raw/1.png", cut_from="7.mp4", video_path="7.mp4")) == []
+    )  # the image is there: these belong to it

@@ -1,5 +1,6 @@
 import json
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -26,11 +27,22 @@ def answers(tmp_path):
 
 def run(annotation, **flags):
     flags = [part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    eval_textvqa.main(["--annotation-file", str(annotation), *flags])
+    return eval_textvqa.main(["--annotation-file", str(annotation), *flags])
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs what must be refused, and returns what is said."""
+
+    def check(annotation, **flags) -> str:
+        assert run(annotation, **flags) == 2
+        return capsys.readouterr().err
+
+    return check
 
 
 def test_prints_the_golden_output(annotation, answers, capsys):
-    run(annotation, result_file=answers)
+    assert run(annotation, result_file=answers) == 0
     assert capsys.readouterr().out == GOLDEN["stdout"]
 
 
@@ -67,32 +79,40 @@ def test_unknown_pairs_are_told(annotation):
     [
         ('{"question_id": "img0"\n', "line 1"),
         ("", "no answers"),
-        ('{"question_id": "img0", "text": "x"}\n', "Answer 1 lacks a prompt"),
-        ('{"prompt": "a", "text": "x"}\n', "Answer 1 lacks a question_id"),
+        (
+            '\n{"question_id": "img0", "text": "x"}\n',
+            "line 2: no 'prompt'; an answer needs question_id, prompt and text",
+        ),
+        ('{"prompt": "a", "text": "x"}\n', "line 1: no 'question_id'"),
+        ('{"question_id": ["img0"], "prompt": "a", "text": "x"}\n', r"line 1: question_id is \['img0'\]"),
         ('{"question_id": "img0", "prompt": "odd", "text": "x"}\n', "No question found"),
     ],
 )
-def test_a_broken_answer_file_is_named(annotation, tmp_path, content, message):
+def test_a_broken_answer_file_is_named(annotation, tmp_path, refused, content, message):
     path = tmp_path / "broken.jsonl"
     path.write_text(content)
-    with pytest.raises(SystemExit, match=rf"broken.jsonl.*{message}"):
-        run(annotation, result_file=path)
+    assert re.search(rf"broken.jsonl.*{message}", refused(annotation, result_file=path))
 
 
-def test_missing_files_are_named(annotation, answers, tmp_path):
-    with pytest.raises(SystemExit, match=r"nowhere\.jsonl"):
-        run(annotation, result_file=tmp_path / "nowhere.jsonl")
-    with pytest.raises(SystemExit, match=r"nowhere\.json"):
-        run(tmp_path / "nowhere.json", result_file=answers)
-    with pytest.raises(SystemExit, match=r"no \*.jsonl file"):
-        run(annotation, result_dir=tmp_path)
-    with pytest.raises(SystemExit):
+def test_missing_files_are_named(annotation, answers, tmp_path, refused):
+    assert f"{tmp_path}/nowhere.jsonl: cannot be read" in refused(annotation, result_file=tmp_path / "nowhere.jsonl")
+    assert f"{tmp_path}/nowhere.json: cannot be read" in refused(tmp_path / "nowhere.json", result_file=answers)
+    assert "no *.jsonl file" in refused(annotation, result_dir=tmp_path)
+    with pytest.raises(SystemExit) as refusal:
         run(annotation)
+    assert refusal.value.code == 2
 
 
-@pytest.mark.parametrize("content", [[], {"data": [{"question": "q"}]}, {"data": [{"image_id": 1, "question": "q"}]}])
-def test_a_file_that_is_no_annotation_is_named(answers, tmp_path, content):
+ENTRY = {"image_id": 1, "question": "q", "answers": ["a"] * 10}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [[], *({"data": [entry]} for entry in (
+        {"question": "q"}, {"image_id": 1, "question": "q"}, {**ENTRY, "image_id": [1]}, {**ENTRY, "question": None},
+        {**ENTRY, "answers": None}, {**ENTRY, "answers": 10}, {**ENTRY, "answers": [1] * 10}))],
+)  # fmt: skip
+def test_a_file_that_is_no_annotation_is_named(answers, tmp_path, refused, content):
     path = tmp_path / "other.json"
     path.write_text(json.dumps(content))
-    with pytest.raises(SystemExit, match=r"other\.json is no TextVQA annotation"):
-        run(path, result_file=answers)
+    assert "other.json is no TextVQA annotation" in refused(path, result_file=answers)

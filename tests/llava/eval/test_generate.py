@@ -7,7 +7,7 @@ from itertools import chain
 import pytest
 import torch
 
-from llava.conversation import conv_templates
+from llava.conversation import choose_template, conv_templates
 from llava.eval import pictures
 from llava.eval.answers import AnswerFile
 from llava.eval.generate import (
@@ -18,6 +18,7 @@ from llava.eval.generate import (
     answer_questions,
     even_batches,
     generate_batch,
+    generate_batches,
     make_chunks,
     pad_left,
 )
@@ -363,10 +364,38 @@ def test_sampling_is_passed_on(loaded, benchmark):
 
 
 def test_prompt_puts_the_image_before_the_question():
-    assert Decoding().prompt("Why?").endswith("USER: <image>\nWhy? ASSISTANT:")
-    assert Decoding().prompt("Why?", use_start_end=True).endswith("USER: <im_start><image><im_end>\nWhy? ASSISTANT:")
-    assert Decoding().prompt("Why?", images=3).endswith("USER: <image> <image> <image>\nWhy? ASSISTANT:")
-    assert Decoding().prompt("Why?", images=0).endswith("USER: Why? ASSISTANT:")
+    ask = Decoding("vicuna_v1").prompt
+    assert ask("Why?").endswith("USER: <image>\nWhy? ASSISTANT:")
+    assert ask("Why?", use_start_end=True).endswith("USER: <im_start><image><im_end>\nWhy? ASSISTANT:")
+    assert ask("Why?", images=3).endswith("USER: <image> <image> <image>\nWhy? ASSISTANT:")
+    assert ask("Why?", images=0).endswith("USER: Why? ASSISTANT:")
+
+
+def test_nothing_is_asked_before_the_template_is_known(loaded):
+    tokenizer, model, _ = loaded
+    asks = (
+        lambda: Decoding().template,
+        lambda: Decoding().stop,
+        lambda: Decoding().cut("Yes.</s>"),
+        lambda: Decoding().prompt("Why?"),
+        lambda: Decoding().ids("Why?", tokenizer, model.config),
+        lambda: Decoding().options(model, tokenizer),
+        lambda: next(generate_batches(model, tokenizer, ["Why?"], [[]], Decoding(), 1)),
+    )
+    for ask in asks:
+        with pytest.raises(ValueError, match=r"no prompt template yet: .*\.settled\(config, tokenizer\)"):
+            ask()
+
+
+def test_the_template_is_chosen_once_for_all_questions(loaded, benchmark, tmp_path, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(
+        "llava.eval.generate.choose_template", lambda *given: chosen.append(given[0]) or choose_template(*given)
+    )
+    run(loaded, benchmark, tmp_path / "a.jsonl", decoding=FOUR, batch_size=2)
+    tokenizer, model, _ = loaded
+    generate_batch(model, tokenizer, ["Why?", "How?"], [[], []], FOUR)
+    assert chosen == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -384,20 +413,21 @@ def test_cut_stops_where_the_turn_ends(conv_mode, text, expected):
 
 
 def test_the_end_of_a_template_ends_an_answer_though_the_checkpoint_names_another(tiny_llava, llama_3, loaded):
-    model, decoding = tiny_llava("llama"), Decoding(max_new_tokens=5)
+    model = tiny_llava("llama")
+    decoding = Decoding(max_new_tokens=5).settled(model.config, llama_3)
     call = {"inputs": torch.tensor([decoding.ids("Why?", llama_3, model.config, images=0)])}
     first = model.generate(**call, do_sample=False, max_new_tokens=1)[0, 0].item()
     end = llama_3.convert_tokens_to_ids("<|eot_id|>")
     swapped = model.lm_head.weight.data[[end, first]]
     model.lm_head.weight.data[[first, end]] = swapped  # now it says this end at once
-    options = decoding.settled(model.config, llama_3).options(model, llama_3)
+    options = decoding.options(model, llama_3)
     assert options["eos_token_id"] == [model.generation_config.eos_token_id, end] == [2, end]
     for fast in ("static", "off"):
         assert model.generate(**call, **options, fast=fast).tolist() == [[end]]
     assert generate_batch(model, llama_3, ["Why?"], [[]], decoding).texts == [""]
 
     model.generation_config.eos_token_id = None
-    assert decoding.settled(model.config, llama_3).ends(model, llama_3) == [end]
+    assert decoding.ends(model, llama_3) == [end]
     tokenizer, vicuna, _ = loaded
     assert Decoding("vicuna_v1").ends(vicuna, tokenizer) == [2]
     assert Decoding("v0").ends(vicuna, tokenizer) == [2]  # ### is several tokens, and is cut off
@@ -408,7 +438,6 @@ def test_a_checkpoint_is_asked_in_its_own_template(tiny_llava, llama_3, ascii_to
     for family, tokenizer, name in (("llama", llama_3, "llava_llama_3"), ("qwen", qwen, "qwen_1_5")):
         model = tiny_llava(family)
         assert Decoding().settled(model.config, tokenizer) == Decoding(name)
-        assert Decoding().ids("Why?", tokenizer, model.config) == Decoding(name).ids("Why?", tokenizer, model.config)
         with ChatSession(model, tokenizer, model.get_vision_tower().image_processor) as chat:
             assert chat.decoding.conv_mode == name
             assert len(list(chat.ask("Why?"))) <= chat.answered

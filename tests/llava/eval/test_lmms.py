@@ -5,12 +5,17 @@ LMMS/bin/pip install --no-deps lmms-eval==0.7.3   # and of its requirements, wit
 LMMS_PYTHON=LMMS/bin/python bash scripts/test.sh -m slow tests/llava/eval/test_lmms.py
 """
 
+import importlib
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from visionzip_patch import VisionZipConfig
 
 ROOT = Path(__file__).parents[3]
 CHECKPOINT = ROOT / "playground/checkpoints/llava-signs"
@@ -94,3 +99,38 @@ def test_our_plug_in_and_its_own_llava_agree(lmms):
     zipped = lmms("llava_visionzip", "dominant=2,contextual=0,device=cpu", 16)
     assert zipped < own - 0.05
     assert lmms("llava_visionzip", "dominant=2,contextual=0,device=cpu,fast=off", 7) == zipped
+
+
+@pytest.fixture
+def plug_in(monkeypatch, tiny_llava, llama_3):
+    """The plug-in with stand-ins for lmms-eval and for the loader, whose options it notes: (class, options)."""
+    api = {"instance": SimpleNamespace(Instance=object), "model": SimpleNamespace(lmms=object)}
+    for name, module in {"": SimpleNamespace(), ".api": SimpleNamespace()}.items():
+        monkeypatch.setitem(sys.modules, f"lmms_eval{name}", module)
+    for name, module in api.items():
+        monkeypatch.setitem(sys.modules, f"lmms_eval.api.{name}", module)
+    monkeypatch.delitem(sys.modules, "llava.eval.lmms_model", raising=False)
+    found = importlib.import_module("llava.eval.lmms_model")
+    monkeypatch.delitem(sys.modules, "llava.eval.lmms_model")  # made with a stand-in: nobody else's
+    loaded = []
+    load = lambda *_, **options: loaded.append(options) or (llama_3, tiny_llava(), None, None)  # noqa: E731
+    monkeypatch.setattr(found, "load_pretrained_model", load)
+    return found.LlavaVisionZip, loaded
+
+
+def test_half_a_budget_is_refused_in_its_spelling_before_anything_is_loaded(plug_in):
+    make, loaded = plug_in
+    make("checkpoint", dominant="27", contextual=5, device="cpu")
+    make("checkpoint", device="cpu")
+    assert [options["visionzip"] for options in loaded] == [VisionZipConfig(27, 5), None]
+    with pytest.raises(ValueError, match=r"^dominant and contextual go together; got 27 and None\. With dominant 27"):
+        make("checkpoint", dominant=27, device="cpu")
+    assert len(loaded) == 2
+
+
+def test_the_template_is_the_checkpoints_or_the_one_asked_for_by_a_known_name(plug_in):
+    make, _ = plug_in
+    assert make("checkpoint", device="cpu").conv_template == "llava_llama_3"
+    assert make("checkpoint", conv_template="v0", device="cpu").conv_template == "v0"
+    with pytest.raises(ValueError, match=r"^conv_template vicuna is unknown; choose one of .*vicuna_v1"):
+        make("checkpoint", conv_template="vicuna", device="cpu")

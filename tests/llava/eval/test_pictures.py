@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import SequentialSampler
 
 from llava.eval.pictures import WORTH_A_WORKER, Picture, free_workers, lost_workers, read_picture, read_pictures
 from llava.mm_utils import load_image, process_images
@@ -69,17 +70,31 @@ def test_what_cannot_be_used_is_named_and_the_others_go_on(files, tmp_path, imag
                 read_picture(tmp_path / name, image_processor, PAD)
 
 
-@pytest.mark.parametrize(("workers", "most"), [(0, 1), (2, 9)])  # images; fewer where workers are slow
-def test_few_are_read_before_they_are_asked_for(files, tmp_path, image_processor, workers, most):
+@pytest.fixture
+def given(monkeypatch):
+    """The images that workers were given to read, by their place, as the main process draws them."""
+    draw, places = SequentialSampler.__iter__, []
+
+    def drawing(self):
+        for place in draw(self):
+            places.append(place)
+            yield place
+
+    monkeypatch.setattr(SequentialSampler, "__iter__", drawing)
+    return places
+
+
+@pytest.mark.parametrize(("workers", "most"), [(0, 1), (2, 9)])  # images: the first one, and a batch ahead of it
+def test_few_are_read_before_they_are_asked_for(files, tmp_path, image_processor, given, workers, most):
     names = files(30)
     pictures = read_pictures(names, tmp_path, image_processor, PAD, workers, batch_size=8)
     found = [next(pictures)]
-    time.sleep(0.2)  # longer than reading them all takes, as a rule
-    for name in names:
+    count = len(given)
+    for name in names[count:]:
         (tmp_path / name).unlink()
     found += pictures
-    assert len(found) == 30
-    assert sum(isinstance(picture, Picture) for picture in found) in range(1, most + 1)
+    assert 1 <= count <= most
+    assert [isinstance(picture, Picture) for picture in found] == [True] * count + [False] * (30 - count)
 
 
 def test_workers_end_with_their_reader(files, tmp_path, image_processor):

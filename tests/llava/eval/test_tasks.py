@@ -227,7 +227,7 @@ def test_mmmu_is_asked_as_lmms_eval_asks_llava(here, checkpoint):
     names = [tuple(name.removeprefix(f"{q.question_id}_") for name in q.images) for q in questions]
     assert names == [("1.png",), ("1.png", "2.png"), ("1.png",), ("1.png", "2.png")]
     assert (
-        Decoding()
+        Decoding("vicuna_v1")
         .prompt(questions[1].text, images=2)
         .endswith(
             " USER: <image> <image>\nIs 1 in <image 2> or in <image 1>?\nA. yes\nB. no\nC. neither\n\n"

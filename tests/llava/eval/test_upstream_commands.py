@@ -22,6 +22,7 @@ from llava.eval import (
     model_vqa_science,
     run_llava,
 )
+from llava.eval.generate import Decoding
 from llava.eval.tasks import SOURCE_ROOT
 from llava.files import write_jsonl
 from llava.mm_utils import get_model_name_from_path
@@ -66,7 +67,8 @@ def test_images_stand_where_the_query_says(monkeypatch):
     seen = []
 
     def generate_batch(model, tokenizer, questions, pictures, decoding):
-        seen.append((decoding.prompt(questions[0], images=len(pictures[0])), len(pictures[0])))
+        prompt = decoding.settled(model.config, tokenizer).prompt(questions[0], images=len(pictures[0]))
+        seen.append((prompt, len(pictures[0])))
         return SimpleNamespace(texts=["an answer"])
 
     monkeypatch.setattr("llava.eval.generate.generate_batch", generate_batch)
@@ -211,6 +213,12 @@ def test_what_mmbench_asks_for(mmbench, tmp_path, monkeypatch, flags, asked):
     assert [row["round_id"] for row in given["fields"].values()] == [0, 0]
 
 
+def test_mmbench_asks_in_the_languages_that_it_knows(capsys):
+    with pytest.raises(SystemExit):
+        model_vqa_mmbench.parse_arguments(["--lang", "fr"])
+    assert "invalid choice: 'fr'" in capsys.readouterr().err
+
+
 def pope_rows(count: int) -> list[dict]:
     lines = (SIGNS / "llava_pope_test.jsonl").read_text().splitlines()
     return [{"question_id": json.loads(line)["question_id"], "text": "yes"} for line in lines[:count]]
@@ -224,9 +232,91 @@ def test_pope_is_scored_list_by_list(tmp_path, capsys):
     assert out.count("Category: ") == out.count("F1 score: ") == 3
     assert "# samples: 256\nTP\tFP\tTN\tFN\t\n128\t128\t0\t0\nAccuracy: 0.5\n" in out
     assert eval_pope.main([*flags, "--result-file", str(SIGNS / "llava_pope_test.jsonl")]) == 0
-    (tmp_path / "b.jsonl").write_text("{}\n")
-    assert eval_pope.main([*flags, "--result-file", str(tmp_path / "b.jsonl")]) == 2
-    assert "answer 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({}, "line 2: no 'question_id'; an answer needs question_id"),
+        ({"question_id": 1, "prompt": "a"}, "line 2: no 'text'"),
+        ({"question_id": 1, "prompt": "a", "text": 5}, "line 2: text is 5; expected text"),
+        ({"question_id": 1, "prompt": "a", "text": None}, "line 2: text is None; expected text"),
+        ({"question_id": [1], "prompt": "a", "text": "b"}, "line 2: question_id is [1]; expected text or a whole"),
+        ({"question_id": True, "prompt": "a", "text": "b"}, "line 2: question_id is True"),
+        (None, "no answers in it"),
+    ],
+)
+@pytest.mark.parametrize("scorer", [eval_pope, eval_science_qa, eval_textvqa])
+def test_answers_that_cannot_be_scored_are_named_by_every_scorer(tmp_path, capsys, scorer, line, message):
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text("\n" if line is None else "\n" + json.dumps(line))
+    for name, content in (("problems.json", "{}"), ("pid_splits.json", '{"test": []}')):
+        (tmp_path / name).write_text(content)
+    flags = {
+        eval_pope: ["--annotation-dir", SIGNS / "coco", "--question-file", SIGNS / "llava_pope_test.jsonl"],
+        eval_science_qa: ["--base-dir", tmp_path],
+        eval_textvqa: ["--annotation-file", SIGNS / "TextVQA_0.5.1_val.json"],
+    }[scorer]
+    assert scorer.main([*map(str, flags), "--result-file", str(answers)]) == 2
+    assert f"{answers}{':' if line is None else ','} {message}" in capsys.readouterr().err
+
+
+@pytest.fixture
+def science(tmp_path):
+    """Runs the scorer of ScienceQA on one answer, with these flags: (status, files by their names)."""
+    files = {
+        "problems.json": {"1": {"choices": ["a", "b"], "answer": 0}},
+        "pid_splits.json": {"test": ["1"]},
+        "answers.jsonl": {"question_id": "1", "prompt": "a?", "text": "A"},
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+
+    def run(**flags):
+        given = [part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+        base = ["--base-dir", str(tmp_path), "--result-file", str(tmp_path / "answers.jsonl")]
+        return eval_science_qa.main([*base, *given])
+
+    return run
+
+
+@pytest.mark.parametrize("option", ["output_file", "output_result"])
+def test_scores_are_written_over_nothing_that_is_read(science, tmp_path, capsys, option):
+    for name in ("answers.jsonl", "problems.json", "pid_splits.json"):
+        before = (tmp_path / name).read_bytes()
+        assert science(**{option: tmp_path / name}) == 2
+        assert f"{tmp_path / name} would be written over" in capsys.readouterr().err
+        assert (tmp_path / name).read_bytes() == before
+    both = dict.fromkeys(("output_file", "output_result"), tmp_path / "o.json")
+    assert science(**both) == 2
+    assert f"--output-file and --output-result both name {tmp_path}/o.json" in capsys.readouterr().err
+    assert not (tmp_path / "o.json").exists()
+    assert science(output_file=tmp_path / "o.json", output_result=tmp_path / "r.json") == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("pid_splits.json", ["test"], "pid_splits.json: expected an object of lists of ids"),
+        ("pid_splits.json", {"test": "1"}, "pid_splits.json: expected an object of lists of ids"),
+        ("pid_splits.json", {"test": [["1"]]}, "pid_splits.json is not ScienceQA's annotation file: TypeError"),
+        ("problems.json", [], "1 of the split's 1 questions are not in problems.json"),
+        ("problems.json", {"1": {"choices": ["a"]}}, "is not ScienceQA's annotation file: KeyError('answer')"),
+        ("problems.json", {"1": {"choices": 2, "answer": "A"}}, "is not ScienceQA's annotation file: TypeError"),
+    ],
+)
+def test_files_that_are_not_scienceqas_are_named(science, tmp_path, capsys, name, content, message):
+    (tmp_path / name).write_text(json.dumps(content))
+    assert science() == 2
+    assert message in capsys.readouterr().err
+
+
+def test_files_that_are_not_popes_are_named(tmp_path, capsys):
+    (tmp_path / "q.jsonl").write_text('{"category": "random"}\n')
+    write_jsonl(tmp_path / "a.jsonl", [{"question_id": 1, "text": "yes"}])
+    flags = ["--annotation-dir", str(tmp_path), "--question-file", str(tmp_path / "q.jsonl")]
+    assert eval_pope.main([*flags, "--result-file", str(tmp_path / "a.jsonl")]) == 2
+    assert "is not POPE's annotation file: KeyError('question_id')" in capsys.readouterr().err
 
 
 def test_pope_of_one_list_is_the_golden_one(golden_json, tmp_path, capsys):
@@ -273,6 +363,48 @@ def test_the_loader_of_upstream(loaded, golden):
     with pytest.raises(ValueError, match="1 alone"):
         model_vqa_loader.create_data_loader(*parts, batch_size=2)
     assert model_vqa_loader.split_list([1, 2, 3], 2) == [[1, 2], [3]]
+
+
+def test_the_loader_of_upstream_asks_in_the_checkpoints_template(tiny_llava, llama_3):
+    model = tiny_llava()
+    processor = model.get_vision_tower().image_processor
+    question = {"image": str(IMAGES / "sign000000000.png"), "text": "Why?"}
+    for changes, name in (({}, "llava_llama_3"), ({"conv_mode": "v0"}, "v0")):
+        dataset = model_vqa_loader.CustomDataset([question], "", llama_3, processor, model.config, **changes)
+        assert dataset[0][0].tolist() == Decoding(name).ids("Why?", llama_3, model.config)
+
+
+def test_a_home_folder_is_found_by_every_command_of_upstream(signs, tmp_path, monkeypatch, read_rows, mmbench):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").symlink_to(MODEL)
+    (tmp_path / "images").symlink_to(IMAGES)
+    assert run_llava.eval_model(quick_start(model_path="~/model")) == "sale"
+    fields = {"model_path": "~/model", "model_base": None, "temperature": 0, "answers_file": "~/a.jsonl"}
+    pope, science = signs("llava_pope_test.jsonl", 1), signs("llava_test_CQM-A.json", 1)
+    files = {model_vqa: pope, model_vqa_loader: pope, model_vqa_science: science, model_vqa_mmbench: mmbench}
+    for command, file in files.items():
+        asked = SimpleNamespace(**fields, question_file=f"~/{file.name}", image_folder="~/images")
+        if command is model_vqa_mmbench:
+            asked.image_folder = "~/unpacked"
+        assert command.eval_model(asked) == 0
+        assert read_rows(tmp_path / "a.jsonl")
+        for path in tmp_path.glob("a.jsonl*"):
+            path.unlink()
+
+
+def test_commands_of_upstream_draw_answers_by_the_same_flags():
+    flags = ["--conv-mode", "v0", "--temperature", "0.5", "--top_p", "0.9", "--num_beams", "2", "--max_new_tokens", "7"]
+    one = run_llava.parse_arguments(["--model-path", "m", "--image-file", "i", "--query", "q", *flags])
+    for command in (model_vqa, model_vqa_loader, model_vqa_mmbench, model_vqa_science):
+        other = command.parse_arguments(flags)
+        names = ("conv_mode", "temperature", "top_p", "num_beams", "max_new_tokens")
+        assert [getattr(other, name) for name in names] == [getattr(one, name) for name in names]
+
+
+def test_an_unknown_template_is_refused_before_anything_is_loaded(monkeypatch):
+    monkeypatch.setattr("llava.eval.loading.load", lambda *_, **__: pytest.fail("something was loaded"))
+    with pytest.raises(ValueError, match="conv_mode='vicuna' is unknown"):
+        run_llava.eval_model(quick_start(conv_mode="vicuna"))
 
 
 def test_pictures_are_rgb(tmp_path):

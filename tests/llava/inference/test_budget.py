@@ -1,9 +1,7 @@
 """All commands mean the same by the options of a budget."""
 
 import argparse
-import importlib
 import re
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -77,29 +75,6 @@ def test_training_refuses_it_in_its_own_spelling():
         arguments.ModelArguments(dominant=54, contextual=10, tokens_per_image=64)
 
 
-def test_the_plug_in_of_lmms_eval_refuses_it_in_its_own_spelling(monkeypatch):
-    """lmms-eval itself need not be installed to see what is refused before the model is loaded."""
-    api = {"instance": SimpleNamespace(Instance=object), "model": SimpleNamespace(lmms=object)}
-    for name, module in {"": SimpleNamespace(), ".api": SimpleNamespace()}.items():
-        monkeypatch.setitem(sys.modules, f"lmms_eval{name}", module)
-    for name, module in api.items():
-        monkeypatch.setitem(sys.modules, f"lmms_eval.api.{name}", module)
-    monkeypatch.delitem(sys.modules, "llava.eval.lmms_model", raising=False)
-    plug_in = importlib.import_module("llava.eval.lmms_model")
-    monkeypatch.delitem(sys.modules, "llava.eval.lmms_model")  # made with a stand-in: nobody else's
-    loaded = []
-    model = SimpleNamespace(config=None)
-    load = lambda *_, **options: loaded.append(options) or (None, model, None, None)  # noqa: E731
-    monkeypatch.setattr(plug_in, "load_pretrained_model", load)
-    monkeypatch.setattr(plug_in, "choose_template", lambda *_: "vicuna_v1")
-    plug_in.LlavaVisionZip("checkpoint", dominant="27", contextual=5, device="cpu")
-    plug_in.LlavaVisionZip("checkpoint", device="cpu")
-    assert [options["visionzip"] for options in loaded] == [VisionZipConfig(27, 5), None]
-    with pytest.raises(ValueError, match=r"^dominant and contextual go together; got 27 and None\. With dominant 27"):
-        plug_in.LlavaVisionZip("checkpoint", dominant=27, device="cpu")
-    assert len(loaded) == 2
-
-
 def asked(**options) -> argparse.Namespace:
     return argparse.Namespace(**{"dominant": None, "contextual": None, "tokens_per_image": None, **options})
 
@@ -124,6 +99,11 @@ def test_a_command_with_a_picture_prefers_what_was_asked_then_what_is_carried_th
     assert choose_budget(asked(dominant=5, contextual=0), CONFIG, carrying) == VisionZipConfig(5, 0)
     assert choose_budget(asked(), CONFIG, carrying) == VisionZipConfig(9, 2)
     assert choose_budget(asked(), CONFIG, TOWER) == VisionZipConfig(6, 1)
+    assert choose_budget(asked(), CONFIG, TOWER, usual=False) is None
+    assert choose_budget(asked(), CONFIG, carrying, usual=False) == VisionZipConfig(9, 2)
+    for usual in (True, False):
+        with pytest.raises(ValueError, match="asks for 70 tokens"):
+            choose_budget(asked(dominant=60, contextual=10), CONFIG, carrying, usual=usual)
 
 
 @pytest.mark.parametrize(
