@@ -28,7 +28,7 @@ from llava.model.multimodal_encoder.builder import build_vision_tower, vision_co
 from llava.model.multimodal_encoder.tower import VisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.save import all_or_nothing, upstream_keys, without_idle_sampling
-from llava.model.seams import is_hooked, is_replaced, warn_of_idle_encoder
+from llava.model.seams import changes_forward, is_hooked, is_replaced, warn_of_idle_encoder
 from llava.model.splice import Spliced, splice
 from llava.model.vocabulary import add_image_tokens
 from llava.model.weights import load_projector
@@ -406,6 +406,8 @@ class LlavaMetaForCausalLM:
         if fast in (None, OFF):
             return None, None
         config, beyond = configure(self, kwargs)
+        if changes_forward(self, OUR_FORWARD) or changes_forward(self.model):
+            beyond = beyond | {"another program's forward or hooks of the language model"}
         if beyond:
             warn_once(logger, "fast=%r cannot do %s: transformers' loop runs.", fast, ", ".join(sorted(beyond)))
             return None, None
@@ -425,7 +427,7 @@ class LlavaMetaForCausalLM:
         tower = self.get_vision_tower()
         return tower is not None and (
             is_replaced(self, "encode_images", OUR_ENCODING)
-            or is_replaced(tower, "forward", VisionTower.forward)
+            or is_replaced(tower, "forward", OUR_TOWER)
             or is_hooked(tower)
         )
 
@@ -433,6 +435,13 @@ class LlavaMetaForCausalLM:
         """Warn, once, if another program has changed what encodes images, and it takes no effect on these."""
         tower = self.get_vision_tower()
         warn_of_idle_encoder(tower.vision_tower)
+        warn_of_idle_encoder(tower.vision_tower.encoder)
+        if is_replaced(tower, "feature_select", OUR_FEATURE_SELECT):
+            warn_once(
+                logger,
+                "Another program has changed the tower's feature_select, which takes no effect: the tower stops at the "
+                "layer that is read. Replace its forward, or choose tokens by tower.reducer.",
+            )
         if in_list and tower.reducer is not None and self.has_changed_encoding():
             warn_once(
                 logger,
@@ -524,6 +533,9 @@ class LlavaMetaForCausalLM:
             )
 
 
+OUR_FORWARD = LlavaMetaForCausalLM.forward
+OUR_TOWER = VisionTower.forward
+OUR_FEATURE_SELECT = VisionTower.feature_select
 OUR_ENCODING = LlavaMetaForCausalLM.encode_images
 OUR_PREPARATION = LlavaMetaForCausalLM.prepare_inputs_labels_for_multimodal
 NOT_OURS = (

@@ -36,15 +36,26 @@ def is_by_mover(function: Callable) -> bool:
     return (getattr(function, "__module__", None) or "").startswith(MOVERS)
 
 
+def changes_forward(module: nn.Module, ours: Callable | None = None) -> bool:
+    """Tell whether a call of `module` would run another program's forward, or hooks.
+
+    Args:
+        module: one of transformers, or of ours.
+        ours: its forward, where that is not transformers' own.
+    """
+    forward = module._old_forward if hasattr(module, "_hf_hook") else module.forward
+    forward = getattr(forward, "__func__", forward)
+    is_known = forward is ours or (forward.__module__ or "").startswith("transformers.") or is_by_mover(forward)
+    return is_hooked(module) or not is_known
+
+
 def warn_of_idle_encoder(encoder: nn.Module) -> None:
-    """Warn if another program waits for a call of the encoder inside a vision tower: there is none."""
-    forward = encoder._old_forward if hasattr(encoder, "_hf_hook") else encoder.forward
-    hooked = is_hooked(encoder)
-    if hooked or not ((forward.__module__ or "").startswith("transformers.") or is_by_mover(forward)):
+    """Warn if another program waits for a call of an encoder inside a vision tower: there is none."""
+    if changes_forward(encoder):
         warn_once(
             logger,
             "%s has %s of another program, which take no effect: the vision tower runs the layers of its encoder "
             "itself, and stops at the one that is read. Hook those layers, or replace the tower's forward.",
             type(encoder).__name__,
-            "hooks" if hooked else "a forward",
+            "hooks" if is_hooked(encoder) else "a forward",
         )

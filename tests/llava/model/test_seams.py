@@ -112,3 +112,37 @@ def test_hooks_of_what_cuts_up_or_compiles_modules_are_nobodys_change(checkpoint
     assert ask(model, images) == before
     assert not model.has_changed_encoding()
     assert not caplog.records
+
+
+@pytest.mark.parametrize("part", ["feature_select", "inner encoder"])
+def test_what_upstreams_tower_would_call_is_told_to_be_idle(checkpoint, caplog, images, part):
+    _, model = checkpoint(**PINPOINTS)
+    before, tower = ask(model, images), model.get_vision_tower()
+    if part == "feature_select":
+        tower.feature_select = lambda outputs: 0 * outputs.hidden_states[-1]
+    else:
+        tower.vision_tower.encoder.register_forward_hook(lambda module, args, output: None)
+    assert ask(model, images) == before
+    assert {"feature_select": "feature_select", "inner encoder": "CLIPEncoder has hooks"}[part] in caplog.text
+
+
+@pytest.mark.parametrize("change", ["decoder", "hook on the decoder", "model"])
+def test_another_forward_of_the_language_model_is_not_passed_by_in_a_fast_mode(checkpoint, caplog, images, change):
+    _, model = checkpoint(**PINPOINTS)
+    calls = []
+
+    def counted(forward):
+        def run(*args, **kwargs):
+            calls.append(1)
+            return forward(*args, **kwargs)
+
+        return run
+
+    if change == "hook on the decoder":
+        model.model.register_forward_hook(lambda module, args, output: calls.append(1))
+    else:
+        changed = model.model if change == "decoder" else model
+        changed.forward = counted(changed.forward)
+    ask(model, images, fast="static")
+    assert calls
+    assert "another program's forward or hooks of the language model" in caplog.text
