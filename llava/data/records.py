@@ -33,7 +33,7 @@ class Medium(NamedTuple):
 
     kind: str
     fields: tuple[str, ...]  # that bring it, whatever they hold
-    placeholders: tuple[str, ...]  # that stand for it in a question
+    placeholders: tuple[str, ...]  # that stand for it in a question, as `plain` writes them
     suffixes: tuple[str, ...]  # of its files
     possible: str
     words: tuple[str, ...] = ()  # in the name of a field that may name such files; without any, each field may
@@ -64,7 +64,7 @@ MEDIA = (
     Medium(
         "images elsewhere",
         ("images",),
-        ("<images>", "<img>", "<image-placeholder>", "<image_placeholder>", "<ImageHere>", "<|image|>"),
+        ("<images>", "<img>", "<image_>", "<im_patch>", "<start_of_image>", "<vision_start>"),
         (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"),
         'name its files under "image", a text or a list, and put an <image> for each into the question',
         ("image", "img", "picture", "pic", "photo", "frame", "view", "crop", "scan", "screenshot", "figure", "diagram"),
@@ -79,11 +79,20 @@ MEDIA = (
     ),
 )
 PLACEHOLDERS = {mark: medium for medium in MEDIA for mark in medium.placeholders}
+FILLED = re.compile(r"<(video|audio|img|image)>([^<>\n]*)</\1>", re.IGNORECASE)  # <video>a.mp4</video>
 WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+")  # of video_path, videoPath or VIDEO-2
 MARK = re.compile(r"<\|?[\w-]+\|?>")
 PLACES = ("path", "file", "filename", "url", "uri", "folder", "dir")  # words that say where something is
-NAMED_AFTER = {  # input_video, video_path, video_file_2
-    medium: re.compile(rf"(.+_)?({'|'.join(medium.fields)})(_({'|'.join(PLACES)})s?|_\d+)*")
+OTHER_NAMES = {  # of a field, which with an image in the record may mean something else
+    "video": ("clip", "clips"),
+    "audio": ("speech", "sound"),
+    "point clouds": ("point", "points"),
+    "images elsewhere": ("image", "picture", "pictures"),
+}
+NAMED_AFTER = {  # input_video, video_path, video_file_2, image_base64
+    medium: re.compile(
+        rf"(.+_)?({'|'.join(medium.fields + OTHER_NAMES[medium.kind])})(_({'|'.join(PLACES)})s?|_base_64|_\d+)*"
+    )
     for medium in MEDIA
     if medium.fields
 }
@@ -201,7 +210,7 @@ def other_media(record: Mapping, questions: Iterable[str], *, named_only: bool =
         for medium in media_in(field, value, named_only or (field != "image" and bool(record.get("image")))):
             signs[medium].append(f'"{field}": {shorten(str(value))}')
     for mark in dict.fromkeys(marks_in(list(questions))):
-        signs[PLACEHOLDERS[mark]].append(f"{mark} in a question")
+        signs[PLACEHOLDERS[plain(mark)]].append(f"{mark} in a question")
     return [
         Problem(medium.kind, f"{', '.join(found)}; only images are seen: {medium.possible}")
         for medium, found in signs.items()
@@ -218,7 +227,8 @@ def media_in(field: str, value, named_only: bool) -> list[Medium]:
         return []
     words = [word.lower() for word in WORD.findall(field)]
     is_count = isinstance(value, int | float) or (isinstance(value, str) and value.strip().isdecimal())  # num_videos
-    if not is_count and (named := [one for one, name in NAMED_AFTER.items() if name.fullmatch("_".join(words))]):
+    named = [medium for medium, name in NAMED_AFTER.items() if name.fullmatch("_".join(words))]
+    if named and field != "image" and not is_count:
         return named
     names = [text.strip().lower() for text in texts_in(value)]
     if field == "image":  # images belong there, and nothing else does
@@ -244,12 +254,22 @@ def marks_in(texts: Sequence[str]) -> Iterator[str]:
     for text in texts:
         for found in MARK.finditer(text):
             mark = found.group()
-            if mark not in PLACEHOLDERS:
+            if mark == DEFAULT_IMAGE_TOKEN or plain(mark) not in PLACEHOLDERS:
+                continue
+            filled = FILLED.match(text, found.start())
+            if filled and (not filled[2].strip() or any(is_of(filled[2].strip().lower(), one) for one in MEDIA)):
+                yield mark
                 continue
             before, after = text[: found.start()].rpartition("\n")[2], text[found.end() :].partition("\n")[0]
             is_tag = any(mark.replace("<", "</") in other for other in texts) or (before.strip() and after.strip())
             if not (mark[1:-1].isalpha() and is_tag):
                 yield mark
+
+
+def plain(mark: str) -> str:
+    """Write a placeholder in one way: <|video_pad|>, <VIDEO> and <video_1> are <video>, <image_1> is <image_>."""
+    word = re.sub(r"[_-]?(pad|token|placeholder|here|\d+)$", "", mark.strip("<|>").lower())
+    return "<image_>" if word == "image" else f"<{word}>"
 
 
 def texts_in(value) -> Iterator[str]:

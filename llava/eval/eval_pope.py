@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from llava.cli import add_verbose, status_of
+from llava.cli import add_verbose, status_of, tell
 from llava.eval.metrics import pope
 from llava.eval.questions import read_answers
 from llava.eval.scores import blaming, pope_results
@@ -28,6 +28,9 @@ def evaluate(args: argparse.Namespace) -> int:
         results = pope_results(questions, labels, rows)
     for name, result in sorted(results.items()):
         print(f"Category: {name}, # samples: {result.count}\n{result.report()}\n{'=' * 36}")
+    asked, answered = len(read_jsonl(questions)), sum(result.count for result in results.values())
+    if answered < asked:
+        tell(f"{asked - answered} of {asked} questions are not answered; they are left out of the scores.")
     return 0
 
 

@@ -1,6 +1,8 @@
 """One loader for every kind of LLaVA checkpoint."""
 
 import logging
+import re
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,12 +24,12 @@ from llava.model.checkpoint import (
 from llava.model.description import CLASSES, find_base, make_config
 from llava.model.description import read_config as read_config
 from llava.model.engine import require_sdpa
+from llava.model.fields import owns_tower
 from llava.model.finite import require_finite_weights
 from llava.model.graphs import MODES, OFF
 from llava.model.hf_format import HF_KEYS
-from llava.model.llava_arch import owns_tower
 from llava.model.values import check_small_file
-from llava.model.vocabulary import add_image_tokens, fit_vocabulary, require_rows, untie
+from llava.model.vocabulary import add_image_tokens, fit_vocabulary, require_rows, untie, warn_of_untrained_tokens
 from llava.model.weights import claim_tower, copy_weights, refuse, without_peft_prefix
 from llava.tokenizer import load_tokenizer
 from visionzip_patch.config import VisionZipConfig
@@ -120,6 +122,7 @@ def load_pretrained_model(
     image_processor = None
     if (tower := model.get_vision_tower()) is not None:
         require_rows(model, tokenizer)
+        warn_of_untrained_tokens(model, tokenizer)
         add_image_tokens(model, tokenizer)
         image_processor = tower.image_processor
 
@@ -235,15 +238,32 @@ def trained_beside(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def own_weights(model: nn.Module, checkpoint: Checkpoint, trained: dict[str, Tensor]) -> set[str]:
-    """Names of the projector's weights if the checkpoint must hold them, even where its base has a projector too."""
+    """Name the weights that a projector-only or LoRA checkpoint must hold, even where its base has them, too.
+
+    These are the projector's, and of a tower all weights of the parts of which it holds some.
+    """
+    weights = {name for name, _ in model.named_parameters()}
+    of_projector = {name for name in weights if name.startswith(PROJECTOR_KEYS)}
     is_whole = checkpoint.kind == "projector" or (
         checkpoint.kind == "lora"
         and checkpoint.find(*NON_LORA)
         and not getattr(model.config, "freeze_mm_mlp_adapter", False)
     )
-    if is_whole or any(name.startswith(PROJECTOR_KEYS) for name in trained):
-        return {name for name, _ in model.named_parameters() if name.startswith(PROJECTOR_KEYS)}
-    return set()
+    needed = of_projector if is_whole or not of_projector.isdisjoint(trained) else set()
+
+    of_tower = {name for name in weights if name.startswith(TOWER_KEYS)}
+    layers = group(of_tower, lambda name: re.match(r"(.*\.layers\.\d+\.)|(?:[^.]+\.){4}", name)[0])
+    is_by_layer = any(part <= trained.keys() for prefix, part in layers.items() if ".layers." in prefix)
+    parts = layers if is_by_layer else group(of_tower, lambda name: name.rpartition(".")[0])
+    return needed.union(*(part for part in parts.values() if not part.isdisjoint(trained)))
+
+
+def group(names: Iterable[str], part_of: Callable[[str], str]) -> dict[str, set[str]]:
+    """Sort names into the parts that they belong to."""
+    parts: dict[str, set[str]] = {}
+    for name in names:
+        parts.setdefault(part_of(name), set()).add(name)
+    return parts
 
 
 def source_of(name: str, model: nn.Module, checkpoint: Checkpoint) -> str:

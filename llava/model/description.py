@@ -4,7 +4,6 @@ Nothing is loaded here, so a command can check what it was asked for before any 
 """
 
 import logging
-import re
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
@@ -16,18 +15,16 @@ from llava.conversation import RECORDED
 from llava.files import read_object
 from llava.model.checkpoint import (
     CONTENTS,
-    TOWER_KEYS,
     Checkpoint,
     language_model,
     resolve_beside,
     resolve_tower,
 )
-from llava.model.fields import check_fields, check_tower
+from llava.model.fields import settle_tower
 from llava.model.hf_format import HF_FIELDS, from_hf_config
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
 from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
-from llava.model.llava_arch import owns_tower
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.tower import VisionTower
 from llava.model.values import blaming
@@ -125,12 +122,7 @@ def make_config(
         values["visionzip"] = visionzip.to_dict()
     with blaming(f"config.json of {checkpoint.path!r} makes no model"):
         config = CLASSES[kind].config_class.from_dict({**values, "model_type": kind})
-    check_fields(config)
-    if getattr(config, "mm_vision_tower", None):
-        tower = build_vision_tower(config, delay_load=True)
-        check_tower(config, tower)
-        if trained_its_tower(config, tower, base):
-            config.unfreeze_mm_vision_tower = True
+    settle_tower(config, base)
     return config
 
 
@@ -203,18 +195,3 @@ def described_by(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
             f"model_base."
         )
     return replace(base, config=checkpoint.config or base.config)
-
-
-def trained_its_tower(config: PretrainedConfig, tower: VisionTower, base: Checkpoint) -> bool:
-    """Tell whether a model's tower was trained, so that its weights are the checkpoint's and not mm_vision_tower's.
-
-    LLaVA says so by `unfreeze_mm_vision_tower`, LLaVA-NeXT by `mm_tunable_parts`. Forks say nothing; but a checkpoint
-    that holds a whole tower was saved with it.
-    """
-    parts = getattr(config, "mm_tunable_parts", None) or ""
-    if owns_tower(config) or "mm_vision_tower" in re.split(r"[\s,]+", str(parts)):
-        return True
-    if getattr(config, "unfreeze_mm_vision_tower", None) is not None or base.kind != "full":
-        return False
-    names = "\n".join(name for name in base.weight_names() if name.startswith(TOWER_KEYS))
-    return all(f".encoder.layers.{i}." in names for i in range(tower.depth))

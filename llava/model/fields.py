@@ -8,6 +8,9 @@ import logging
 import re
 
 from llava.model.anyres import KNOWN_ASPECTS, MERGE_TYPES, POSSIBLE_ASPECTS, is_anyres, parse_pinpoints
+from llava.model.checkpoint import TOWER_KEYS, Checkpoint
+from llava.model.multimodal_encoder.builder import build_vision_tower
+from llava.model.multimodal_encoder.tower import VisionTower
 from llava.model.multimodal_projector.builder import KNOWN_PROJECTORS, POSSIBLE_PROJECTORS
 from llava.model.values import LENGTH, SWITCH, WIDTH, Kind, one_of, whole
 from visionzip_patch.once import warn_once
@@ -60,6 +63,25 @@ IDLE = re.compile(
 CLOSE = re.compile(r"mm_\w+|\w+_(tower|projector|resampler)\w*")  # a name that sounds decisive
 
 
+def settle_tower(config, base: Checkpoint) -> None:
+    """Check a LLaVA config, and say in it whether the tower's weights are the checkpoint's own.
+
+    Args:
+        config: one of our classes'; `unfreeze_mm_vision_tower` is set if the tower was trained.
+        base: where the weights are.
+
+    Raises:
+        ValueError: as `check_fields` and `check_tower`.
+    """
+    check_fields(config)
+    if not getattr(config, "mm_vision_tower", None):
+        return
+    tower = build_vision_tower(config, delay_load=True)
+    check_tower(config, tower)
+    if trained_its_tower(config, tower, base):
+        config.unfreeze_mm_vision_tower = True
+
+
 def check_fields(config) -> None:
     """Refuse a LLaVA config that asks for something that is not computed here.
 
@@ -75,6 +97,15 @@ def check_fields(config) -> None:
         value = getattr(config, name, None)
         if value is not None and not kind.fits(value):
             raise ValueError(f"config.json has {name}={value!r}; expected {kind.expected}.")
+    if config.model_type == "llava_llama" and getattr(config, "sliding_window", None):
+        raise ValueError(
+            f"config.json has sliding_window={config.sliding_window!r}, but LLaMA has none: this checkpoint is of "
+            f"another kind (llava_mistral?), or the field has to go."
+        )
+    if {"sliding_attention"} & set(getattr(config, "layer_types", None) or ()) and not getattr(
+        config, "sliding_window", None
+    ):
+        raise ValueError("config.json has layer_types with 'sliding_attention', but no sliding_window.")
     strange = [name for name in vars(config) if CLOSE.fullmatch(name) and name not in DECISIVE]
     if strange := [name for name in strange if not IDLE.fullmatch(name) and getattr(config, name) not in (None, False)]:
         warn_once(
@@ -112,3 +143,23 @@ def check_tower(config, tower) -> None:
             f"image_grid_pinpoints holds {uneven[0]}, which cannot be cut into crops of {side}x{side} pixels, the size "
             f"that the vision tower takes."
         )
+
+
+def owns_tower(config) -> bool:
+    """Whether the tower's weights belong to the checkpoint, as LLaVA-1.6's fine-tuned ones do."""
+    return bool(getattr(config, "unfreeze_mm_vision_tower", False))
+
+
+def trained_its_tower(config, tower: VisionTower, base: Checkpoint) -> bool:
+    """Tell whether a model's tower was trained, so that its weights are the checkpoint's and not mm_vision_tower's.
+
+    LLaVA says so by `unfreeze_mm_vision_tower`, LLaVA-NeXT by `mm_tunable_parts`. Forks say nothing; but a checkpoint
+    that holds a whole tower was saved with it.
+    """
+    parts = getattr(config, "mm_tunable_parts", None) or ""
+    if owns_tower(config) or "mm_vision_tower" in re.split(r"[\s,]+", str(parts)):
+        return True
+    if getattr(config, "unfreeze_mm_vision_tower", None) is not None or base.kind != "full":
+        return False
+    names = "\n".join(name for name in base.weight_names() if name.startswith(TOWER_KEYS))
+    return all(f".encoder.layers.{i}." in names for i in range(tower.depth))

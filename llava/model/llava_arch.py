@@ -19,8 +19,9 @@ from llava.constants import (
 )
 from llava.model.anyres import VisionFeatures, get_anyres_image_grid_shape, is_anyres, most_tiles, pack
 from llava.model.anyres import unpad_image as unpad_image  # upstream has it here
-from llava.model.checkpoint import load_tensors, resolve_beside
+from llava.model.checkpoint import HUB_ARGUMENTS, Checkpoint, load_tensors, resolve_beside
 from llava.model.engine import Engine, configure
+from llava.model.fields import check_fields, owns_tower, settle_tower
 from llava.model.finite import FiniteLogits, NotFinite, explain
 from llava.model.graphs import MODES, OFF
 from llava.model.loss import next_token_loss
@@ -98,6 +99,26 @@ class LlavaMetaForCausalLM:
     """
 
     fast: str | None = None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """Load a LLaVA checkpoint as transformers does, with config.json checked, and the tower that was trained.
+
+        `llava.model.builder.load_pretrained_model` brings tokenizer, image processor and mm_vision_tower's weights too.
+
+        Raises:
+            ValueError: config.json asks for something that is not computed here; it is named.
+        """
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        config = (loaded[0] if isinstance(loaded, tuple) else loaded).config  # a tuple with output_loading_info
+        if pretrained_model_name_or_path is None or owns_tower(config):
+            check_fields(config)
+            return loaded
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        settle_tower(config, Checkpoint.inspect(pretrained_model_name_or_path, **hub))
+        if owns_tower(config):  # which transformers, not knowing, has left out
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **{**kwargs, "config": config})
+        return loaded
 
     def get_model(self):
         return self.model
@@ -552,11 +573,6 @@ def require_images_only(modalities: Sequence[str] | None) -> None:
 
 def merge_type(config) -> str:
     return getattr(config, "mm_patch_merge_type", None) or "flat"
-
-
-def owns_tower(config) -> bool:
-    """Whether the tower's weights belong to the checkpoint, as LLaVA-1.6's fine-tuned ones do."""
-    return bool(getattr(config, "unfreeze_mm_vision_tower", False))
 
 
 def infer_mask(input_ids: Tensor, pad_token_id: int | None) -> Tensor:

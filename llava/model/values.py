@@ -179,12 +179,12 @@ TOKENIZER = {
     "chat_template": either(TEXT, list_of(OBJECT), table_of(TEXT)),
 }
 PIXELS = either(SIDE, table_of(SIDE))
-CHANNELS = either(list_of(number(-1e3, 1e3), 3), number(-1e3, 1e3))
+CHANNELS = list_of(number(-1e3, 1e3), 3)
 PROCESSOR = {
     "size": PIXELS,
     "crop_size": PIXELS,
     "image_mean": CHANNELS,
-    "image_std": CHANNELS,
+    "image_std": list_of(number(1e-6, 1e3), 3),
     "rescale_factor": number(1e-9, 1e3),
     "resample": whole(0, 5),
     **dict.fromkeys(("do_resize", "do_center_crop", "do_normalize", "do_rescale", "do_convert_rgb", "do_pad"), SWITCH),

@@ -1,9 +1,14 @@
 """Tokens that a model knows: rows of its embeddings, which training, adapters and tokenizers may have added to."""
 
+import logging
+
 import torch
 from torch import Tensor, nn
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
+from visionzip_patch.once import warn_once
+
+logger = logging.getLogger(__name__)
 
 EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 
@@ -70,4 +75,20 @@ def require_rows(model: nn.Module, tokenizer) -> None:
         raise ValueError(
             f"The tokenizer of {tokenizer.name_or_path!r} has {', '.join(beyond)}, but the model's embeddings have "
             f"{rows} rows: the tokenizer files of another model may have been used."
+        )
+
+
+def warn_of_untrained_tokens(model: nn.Module, tokenizer) -> None:
+    """Warn of tokens that were added to a tokenizer and have no row in the model's embeddings."""
+    rows = model.get_input_embeddings().num_embeddings
+    known = (DEFAULT_IMAGE_PATCH_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN)
+    added = [token for token, index in tokenizer.get_added_vocab().items() if index >= rows and token not in known]
+    if added:
+        warn_once(
+            logger,
+            "The tokenizer of %s has %d added tokens that no weights were saved for, %s among them: they mean nothing "
+            "to the model.",
+            tokenizer.name_or_path,
+            len(added),
+            min(added),
         )

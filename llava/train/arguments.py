@@ -32,7 +32,7 @@ from transformers.training_args import ParallelMode
 from llava.cli import add_verbose
 from llava.conversation import conv_templates
 from llava.files import read_bytes, read_json
-from llava.inference.budget import budget_of
+from llava.inference.budget import asked_counts, budget_of
 from llava.model.values import Kind
 from visionzip_patch import VisionZipConfig
 
@@ -273,7 +273,7 @@ def parse(argv: Sequence[str] | None = None) -> Run:
     values = read_recipe(recipe, parser) if recipe else {}
     if typed.tokens_per_image is not None:  # a budget on the command line replaces the recipe's, of either kind
         values = {name: value for name, value in values.items() if name not in ("dominant", "contextual")}
-    elif (typed.dominant, typed.contextual) != (None, None):
+    elif asked_counts(typed, "--{}".format):
         values.pop("tokens_per_image", None)
     asked = parser.parse_args([*to_options(values), *argv])
     require_coherence(asked)

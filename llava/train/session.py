@@ -19,7 +19,7 @@ from llava.data.records import image_names, other_media, questions_of, read_reco
 from llava.data.subset import draw
 from llava.data.verify import check
 from llava.files import drop_lock, read_json, take_lock, write_json
-from llava.model.llava_arch import owns_tower
+from llava.model.fields import owns_tower
 from llava.model.save import all_or_nothing
 from llava.train.arguments import Run, TrainingArguments
 from llava.train.loading import compute_dtype

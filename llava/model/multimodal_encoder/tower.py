@@ -58,9 +58,14 @@ class VisionTower(nn.Module):
         if self.is_loaded:
             return
         self.image_processor = self.read_processor()
-        self.vision_tower, absent, _ = read_model(
+        self.vision_tower, absent, strange = read_model(
             self.model_class, self.vision_tower_name, device_map=device_map, dtype=dtype or torch.float32
         )
+        if further := [name for name in strange if re.match(r"(vision_model\.)?encoder\.layers\.", name)]:
+            raise ValueError(
+                f"mm_vision_tower={self.vision_tower_name!r} has {len(further)} weights of layers that its config.json "
+                f"does not describe, {min(further)} among them: the layer that is read is counted from the end."
+            )
         if needed := self.drop_unread(absent):
             raise ValueError(
                 f"mm_vision_tower={self.vision_tower_name!r} lacks {len(needed)} weights that its config.json asks "

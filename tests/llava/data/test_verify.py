@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from llava.data import verify
-from llava.data.records import read_records, write_records
+from llava.data.records import inspect, read_records, write_records
 from llava.data.verify import check
 
 
@@ -253,3 +253,26 @@ def test_an_interrupted_command_writes_nothing(command, tmp_path, monkeypatch):
     monkeypatch.setattr(verify, "look_at", interrupted)
     assert verify.main([*command, "--clean", str(tmp_path / "out/clean.json")]) == 130
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"point": "8882c"}, {"clip": "b"}, {"speech": "a"}, {"image_url": "http://x/y"}, {"image_base64": "iVBORw0"},
+        {"question": "<VIDEO>\nWhat?"}, {"question": "<video_1>\nWhat?"}, {"question": "<|audio|>\nWhat?"},
+        {"question": "<|video_pad|>What?"}, {"question": "<Image>\nWhat?"}, {"question": "<image_1>\nWhat?"},
+        {"question": "<video></video>\nWhat?"}, {"question": "<video>a.mp4</video>\nWhat?"},
+        {"question": "<start_of_image>\nWhat?"}, {"question": "<im_patch><im_patch>\nWhat?"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_other_names_and_spellings_of_what_is_not_seen(fields):
+    question = fields.pop("question", "What?")
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": "A dog runs."}]
+    assert inspect({"id": "a", **fields, "conversations": turns})
+
+
+def test_html_in_a_text_is_no_medium():
+    text = "Why does <video controls>, or <video> in <section>, not play?\n<audio>\n  <source src='a'>\n</audio>"
+    turns = [{"from": "human", "value": text}, {"from": "gpt", "value": "<video> needs a source."}]
+    assert not inspect({"id": "a", "conversations": turns})

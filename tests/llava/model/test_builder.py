@@ -762,6 +762,65 @@ def test_a_field_that_is_not_computed_here_is_refused_by_name(checkpoint, change
         read_config(str(folder))
 
 
+def test_the_classes_own_from_pretrained_looks_at_the_fields_too(checkpoint):
+    folder, _ = checkpoint()
+    change_config(folder, s2=True)
+    for load_class in (LlavaLlamaForCausalLM, AutoModelForCausalLM):
+        with pytest.raises(ValueError, match="s2=True"):
+            load_class.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("said", [{"mm_tunable_parts": "mm_vision_tower"}, {}], ids=str)
+def test_the_classes_own_from_pretrained_uses_a_trained_tower(checkpoint, outputs, same, said):
+    folder, model = tuned(checkpoint, **said)
+    same(outputs(LlavaLlamaForCausalLM.from_pretrained(folder).eval()), outputs(model))
+
+
+def test_a_window_that_llama_does_not_have_is_refused(checkpoint):
+    folder, _ = checkpoint()
+    change_config(folder, sliding_window=4)
+    with pytest.raises(ValueError, match="sliding_window=4, but LLaMA has none"):
+        load(folder)
+    change_config(folder, drop=["sliding_window"], layer_types=["sliding_attention"] * 2)
+    with pytest.raises(ValueError, match="'sliding_attention', but no sliding_window"):
+        load(folder)
+
+
+def test_a_tower_with_more_layers_than_its_config_says_is_refused(checkpoint, tmp_path, tower_of):
+    tower = Path(shutil.copytree(tower_of("clip"), tmp_path / "tower"))
+    folder, _ = checkpoint()
+    change_config(folder, mm_vision_tower=str(tower))
+    change_config(tower, num_hidden_layers=2)
+    with pytest.raises(ValueError, match=r"weights of layers that its config.json does not describe, .*layers\.2\."):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "lost", ["layers.1.mlp.fc1", "layers.0.mlp.fc2.bias", "patch_embedding", "mm_projector.0.bias"]
+)
+def test_a_tower_beside_a_projector_is_whole_or_refused(checkpoint, tmp_path, lost):
+    whole, model = checkpoint(name="whole")
+    folder = tmp_path / "projector"
+    folder.mkdir()
+    shutil.copy(whole / "config.json", folder)
+    parts = ("mm_projector", "embeddings", "encoder.layers")
+    state = {key: value for key, value in model.state_dict().items() if any(part in key for part in parts)}
+    torch.save(state, folder / "mm_projector.bin")
+    load(folder, whole)
+    torch.save({key: value for key, value in state.items() if lost not in key}, folder / "mm_projector.bin")
+    with pytest.raises(ValueError, match="weights are missing from"):
+        load(folder, whole)
+
+
+def test_added_tokens_without_weights_are_told(checkpoint, caplog):
+    folder, _ = checkpoint()
+    tokenizer = load(folder)[0]
+    tokenizer.add_tokens(["<never trained>"])
+    tokenizer.save_pretrained(folder)
+    load(folder)
+    assert "1 added tokens that no weights were saved for, <never trained> among them" in caplog.text
+
+
 def test_fields_that_sound_decisive_are_named_and_records_of_training_are_not(checkpoint, caplog):
     folder, _ = checkpoint()
     change_config(
