@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from transformers.generation import BaseStreamer
 
-from visionzip_patch.adapters.caches import cache_in, check_continuation, forgotten, recall, remember, with_one_cache
+from visionzip_patch.adapters.caches import check_continuation, forgotten, recall, remember
 from visionzip_patch.adapters.placeholders import Layout, Prompt, pick, shorten, tokens_in
+from visionzip_patch.compat import cache_in, with_one_cache
 
 # transformers' own criteria and processors that count from the prompt. `generate` looks at their types, so a copy with
 # another number takes their place; those that callers wrote get the ids as they were given.
