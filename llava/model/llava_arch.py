@@ -502,6 +502,7 @@ class LlavaMetaForCausalLM:
                 spliced.cut,
                 limit,
                 about=limit,
+                everywhere=True,
             )
         for dummy in dummies:  # adds nothing, but keeps tower and projector in the graph of a text-only batch
             spliced = spliced._replace(embeds=spliced.embeds + dummy[:0].sum())
@@ -520,6 +521,7 @@ class LlavaMetaForCausalLM:
                 "belong, and tokenize with tokenizer_image_token.",
                 len(images),
                 about="images",
+                everywhere=True,
             )
 
 
