@@ -6,7 +6,6 @@ The texts, spaces and separators are part of every checkpoint trained with them;
 import base64
 import io
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
@@ -393,13 +392,11 @@ def choose_template(asked: str | None, config, tokenizer, flag: str = "--conv-mo
         own = recorded_template(config) or marked_template(config, tokenizer)
         styles = [conv_templates[name].sep_style for name in (asked, own.name if own else asked)]
         if SeparatorStyle.PLAIN not in styles and styles[0] is not styles[1]:
-            warn_in_one_process(
-                f"The prompt template is {asked}, as asked. The checkpoint's own seems {own.name}: {own.reason}."
-            )
+            warn(f"The prompt template is {asked}, as asked. The checkpoint's own seems {own.name}: {own.reason}.")
         return asked
     found = template_for(config, tokenizer)
     if found.is_assumed:
-        warn_in_one_process(
+        warn(
             f"The checkpoint does not say its prompt template: {found.name} is assumed ({found.reason}). If it was "
             f"trained with another, choose that with {flag}: {', '.join(conv_templates)}."
         )
@@ -445,9 +442,8 @@ def token_id(tokenizer, text: str) -> int | None:
     return found if found is not None and tokenizer.convert_ids_to_tokens(found) == text else None
 
 
-def warn_in_one_process(message: str) -> None:
-    """Warn once, and only in the first of several processes."""
-    from visionzip_patch.once import warn_once  # its package imports torch, and templates alone need none
+def warn(message: str) -> None:
+    """Warn once, as all of the library does."""
+    from visionzip_patch.once import warn_once  # now: its package imports torch, and templates alone need none
 
-    if os.environ.get("RANK", "0") == "0":
-        warn_once(logger, message)
+    warn_once(logger, message)

@@ -30,7 +30,7 @@ def every_warning_anew():
     """What one test has made the library say once, it says to the next one, too."""
     from visionzip_patch import once  # imports torch: not before `pytest_configure`
 
-    once.forget()
+    once.said.clear()
 
 
 class Clock:

@@ -17,8 +17,8 @@ HF_LLAVA = ("llava", "llava_next")  # model types of transformers' own LLaVA cla
 
 def visionzip(
     model: nn.Module,
-    dominant: int = 191,
-    contextual: int = 30,
+    dominant: int | None = None,
+    contextual: int | None = None,
     *,
     tokens_per_image: int | None = None,
     merge: str = "sum",
@@ -35,11 +35,12 @@ def visionzip(
     and count everything they return by it. On load they keep a saved setting but do not apply it: call
     `visionzip(model, **model.config.visionzip)`.
 
-    Args: see `VisionZipConfig`. Without numbers the budget is that of the published code, 191 + 30 of CLIP-L's 577
-        tokens; other towers, and commands, want their own.
+    Args: see `VisionZipConfig`. A count that is not given is that of the published code, whose signature this is:
+        191 dominant, 30 contextual, of CLIP-L's 577 tokens. `dominant=54` alone asks for 54 + 30.
 
     Raises:
-        ValueError: a bad budget, with what was asked and what the tower gives; the model is untouched.
+        ValueError: a bad budget, with what was asked and what the tower gives, or counts beside `tokens_per_image`; the
+            model is untouched.
         TypeError: `model` has no vision tower that can be zipped; the kinds that have are named.
 
     Example:
@@ -47,10 +48,8 @@ def visionzip(
         >>> visionzip(model)  # 221, as the published code without numbers
         >>> visionzip(model, tokens_per_image=160)  # anyres: 160 over all crops in place of 2880
     """
-    options = {"merge": merge, "selector": selector, "seed": seed}
-    if tokens_per_image is not None:  # in place of the two, whose defaults must not make equal settings differ
-        return attach(model, VisionZipConfig(tokens_per_image=tokens_per_image, **options))
-    return attach(model, VisionZipConfig(dominant, contextual, **options))
+    config = VisionZipConfig(dominant, contextual, tokens_per_image, merge=merge, selector=selector, seed=seed)
+    return attach(model, config)
 
 
 def attach(model: nn.Module, config: VisionZipConfig) -> nn.Module:
@@ -72,7 +71,9 @@ def unzip(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def zipped(model: nn.Module, dominant: int = 191, contextual: int = 30, **options) -> Iterator[nn.Module]:
+def zipped(
+    model: nn.Module, dominant: int | None = None, contextual: int | None = None, **options
+) -> Iterator[nn.Module]:
     """`visionzip` inside a `with` block; afterwards the model has the setting, or none, that it had before."""
     before, setting = find_tower(model).reducer, getattr(model.config, "visionzip", None)
     visionzip(model, dominant, contextual, **options)

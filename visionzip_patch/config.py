@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from visionzip_patch.selection import MERGES, check_counts
 
 SELECTORS = ("attention", "random", "uniform")
+PUBLISHED = {"dominant": 191, "contextual": 30}  # tokens of a crop where nobody says, as in the published code
 CONTEXTUAL_SHARE = 10 / 64  # of a budget, as in every budget of the paper: 54 + 10, 108 + 20, 162 + 30
 
 
@@ -13,33 +14,42 @@ class VisionZipConfig:
     """How many tokens describe an image, and how they are chosen.
 
     Args:
-        dominant: tokens kept as they are, per crop; CLS counts as one where the tower has it. At least 1.
-        contextual: tokens merged from the rest, per crop. 0 drops the rest.
-        tokens_per_image: a budget for the whole image in place of the two above. It is split evenly over the image's
-            crops (base and tiles of an anyres model), rounded down, 54 : 10 within a crop. A crop never gets more
-            tokens than the tower gives.
+        dominant: tokens kept as they are, per crop; CLS counts as one where the tower has it. At least 1. By default
+            191, as in the published code.
+        contextual: tokens merged from the rest, per crop. 0 drops the rest. By default 30, whatever `dominant` is.
+        tokens_per_image: a budget for the whole image in place of the two above, which are None then. It is split
+            evenly over the image's crops (base and tiles of an anyres model), rounded down, 54 : 10 within a crop. A
+            crop never gets more tokens than the tower gives.
         merge: "sum" (target + mean of the rest, the published code) or "mean" (average of all, the paper's text).
         selector: "attention" is VisionZip; "random" and "uniform" choose the dominant patches blindly, to compare with.
         seed: of the "random" selector: one pattern per seed, the same for every image, so that answers do not depend
             on how images are batched.
 
     Raises:
-        ValueError: a value that no vision tower could satisfy. What a particular tower can give is checked when the
-            setting is attached to it.
+        ValueError: a value that no vision tower could satisfy, or counts beside `tokens_per_image`. What a particular
+            tower can give is checked when the setting is attached to it.
     """
 
-    dominant: int = 54
-    contextual: int = 10
+    dominant: int | None = None
+    contextual: int | None = None
     tokens_per_image: int | None = None
     merge: str = "sum"
     selector: str = "attention"
     seed: int = 0
 
     def __post_init__(self):
-        counts = {"dominant": self.dominant, "contextual": self.contextual, "seed": self.seed}
-        if self.tokens_per_image is not None:
-            counts["tokens_per_image"] = self.tokens_per_image
-        for name, value in counts.items():
+        if self.tokens_per_image is None:
+            for name, count in PUBLISHED.items():
+                if getattr(self, name) is None:
+                    object.__setattr__(self, name, count)  # the way into a frozen instance
+        elif given := [f"{name}={value!r}" for name in PUBLISHED if (value := getattr(self, name)) is not None]:
+            raise ValueError(
+                f"tokens_per_image={self.tokens_per_image!r} stands in place of dominant and contextual, but "
+                f"{' and '.join(given)} came with it: give one or the other."
+            )
+        counts = PUBLISHED if self.tokens_per_image is None else ("tokens_per_image",)
+        for name in (*counts, "seed"):
+            value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
                 raise ValueError(f"{name}={value!r}: expected a whole number.")
         if not 0 <= self.seed < 2**63:
@@ -49,7 +59,8 @@ class VisionZipConfig:
         for name, value, known in (("merge", self.merge, MERGES), ("selector", self.selector, SELECTORS)):
             if value not in known:
                 raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(known)}.")
-        check_counts(self.dominant, self.contextual)
+        if self.tokens_per_image is None:
+            check_counts(self.dominant, self.contextual)
 
     @classmethod
     def from_dict(cls, values: dict) -> "VisionZipConfig":
@@ -59,10 +70,13 @@ class VisionZipConfig:
             raise ValueError(f"VisionZip settings are {values!r}; expected a table of {', '.join(known)}.")
         if unknown := sorted(set(values) - set(known)):
             raise ValueError(f"Unknown VisionZip setting {', '.join(unknown)}; known are {', '.join(known)}.")
+        if values.get("tokens_per_image") is not None:  # earlier versions wrote the other two beside it
+            values = {name: value for name, value in values.items() if name not in PUBLISHED}
         return cls(**values)
 
     def to_dict(self) -> dict:
-        return asdict(self)
+        """Arguments that make the setting again, ready for JSON: no `dominant` or `contextual` per image."""
+        return {name: value for name, value in asdict(self).items() if name not in PUBLISHED or value is not None}
 
     def per_crop(self, crops: int, available: int) -> tuple[int, int]:
         """(dominant, contextual) of each crop of an image that has `crops` of them, `available` tokens in each."""

@@ -1,25 +1,26 @@
-"""Warnings that are said once, however often their cause comes up."""
+"""Warnings that are said once, however often their cause comes up, and however many processes it comes up in."""
 
 import logging
+import os
 from collections.abc import Hashable
 
-_said: set[Hashable] = set()
+said: set[Hashable] = set()
 
 
-def warn_once(logger: logging.Logger, message: str, *args: Hashable, about: Hashable = None) -> None:
-    """Log a warning unless this process has logged it already.
+def warn_once(
+    logger: logging.Logger, message: str, *args: Hashable, about: Hashable = None, everywhere: bool = False
+) -> None:
+    """Log a warning unless this process has logged it already. Of several processes only the first one speaks.
 
     Args:
         logger: of the module that warns.
         message: as of `logger.warning`, with the `args` that go into it.
         about: what tells two warnings apart, where `args` differ from one time to the next (default: `args`).
+        everywhere: let each process speak, for what may come up in one of them alone, as it does with its own data.
     """
+    if not everywhere and os.environ.get("RANK", "0") != "0":
+        return
     key = (logger.name, message, args if about is None else about)
-    if key not in _said:
-        _said.add(key)
+    if key not in said:
+        said.add(key)
         logger.warning(message, *args, stacklevel=2)
-
-
-def forget() -> None:
-    """Let every warning be said once more."""
-    _said.clear()

@@ -33,8 +33,7 @@ from llava.model.seams import changes_forward, is_hooked, is_replaced, warn_of_i
 from llava.model.splice import Spliced, splice
 from llava.model.vocabulary import add_image_tokens
 from llava.model.weights import load_projector
-from visionzip_patch.adapters.caches import with_one_cache
-from visionzip_patch.compat import CACHE
+from visionzip_patch.compat import CACHE, cache_in, with_one_cache
 from visionzip_patch.once import warn_once
 
 logger = logging.getLogger(__name__)
@@ -160,7 +159,7 @@ class LlavaMetaForCausalLM:
         require_images_only(modalities)
         if inputs_embeds is not None and images is not None:
             raise ValueError("inputs_embeds stand in the place of input_ids and images: give one or the other.")
-        past_key_values = cache if past_key_values is None else past_key_values
+        past_key_values = cache_in({"cache": cache, "past_key_values": past_key_values})
         if vision_tokens is not None:
             positions = vision_positions or [None] * len(vision_tokens)
             side = self.get_vision_tower().num_patches_per_side
@@ -533,6 +532,7 @@ class LlavaMetaForCausalLM:
                 spliced.cut,
                 limit,
                 about=limit,
+                everywhere=True,
             )
         for dummy in dummies:  # adds nothing, but keeps tower and projector in the graph of a text-only batch
             spliced = spliced._replace(embeds=spliced.embeds + dummy[:0].sum())
@@ -551,6 +551,7 @@ class LlavaMetaForCausalLM:
                 "belong, and tokenize with tokenizer_image_token.",
                 len(images),
                 about="images",
+                everywhere=True,
             )
 
 

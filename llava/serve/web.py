@@ -11,7 +11,6 @@ import socket
 import sys
 import tempfile
 import threading
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -93,20 +92,27 @@ def note_failure() -> None:
     logger.debug("Where it comes from:", exc_info=True)
 
 
-@contextlib.contextmanager
-def without_traces() -> Iterator[None]:
-    """Within the block gradio notes failures as `note_failure` does, in place of printing a trace of each."""
-    from gradio import queueing, route_utils, routes
+def page_class() -> type:
+    """Make the class of the page: a `gradio.Blocks` whose failed requests are noted, in place of a trace of each.
 
-    quiet = SimpleNamespace(**{**vars(traceback), "print_exc": note_failure})
-    modules = [module for module in (queueing, route_utils, routes) if getattr(module, "traceback", None) is traceback]
-    for module in modules:
-        module.traceback = quiet
-    try:
-        yield
-    finally:
-        for module in modules:
-            module.traceback = traceback
+    Whatever a page asks for goes through `process_api`; what fails before that, `KeepAtHome` answers.
+    """
+    import gradio as gr
+
+    class Page(gr.Blocks):
+        async def process_api(self, *args, **kwargs):
+            try:
+                return await super().process_api(*args, **kwargs)
+            except gr.Error as error:  # of a handler, which has said it; or of gradio, about a value
+                if error.print_exception:
+                    note_failure()
+                    error.print_exception = False
+                raise
+            except Exception:
+                note_failure()
+                raise gr.Error("This request failed.", print_exception=False) from None
+
+    return Page
 
 
 def serve(args: argparse.Namespace) -> int:
@@ -118,7 +124,7 @@ def serve(args: argparse.Namespace) -> int:
     Image.MAX_IMAGE_PIXELS = MOST_PIXELS  # Pillow's own, for this process: looked at before a picture is decoded
     with tempfile.TemporaryDirectory() as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
-        with without_traces(), running(build(studio, heading, samples), args.host, args.port) as url:
+        with running(build(studio, heading, samples), args.host, args.port) as url:
             print(f"The demo is at {url} (Ctrl-C ends it).", flush=True)
             with contextlib.suppress(KeyboardInterrupt):
                 threading.Event().wait()
@@ -167,9 +173,7 @@ def running(page, host: str, port: int) -> Iterator[str]:
 
 def build(studio: Studio, heading: str, samples: Sequence[Sample]):
     """The page, a `gradio.Blocks`. Visitors share the model and nothing else."""
-    import gradio as gr
-
-    with gr.Blocks(title="VisionZip", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+    with page_class()(title="VisionZip", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         parts = lay_out(heading, [sample.path for sample in samples], studio.most_tokens)
         connect(page, parts, handlers(studio, samples))
     return page

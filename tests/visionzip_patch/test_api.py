@@ -81,12 +81,29 @@ def test_without_numbers_the_budget_is_that_of_the_published_code(tiny_llava, go
         assert tower.reducer.tokens() == 64
     with zipped(large):
         assert large.config.visionzip == VisionZipConfig(191, 30).to_dict()
+    visionzip(large, dominant=54)
+    assert large.config.visionzip == VisionZipConfig(54, 30).to_dict()
     with pytest.raises(ValueError, match=r"asks for 221 tokens, but the vision tower gives 17"):
         visionzip(tiny_llava())
 
 
 def test_equal_budgets_of_an_image_are_equal_settings(model):
     assert visionzip(model, tokens_per_image=8).config.visionzip == VisionZipConfig(tokens_per_image=8).to_dict()
+
+
+@pytest.mark.parametrize("budget", [{"dominant": 5, "contextual": 2, "merge": "mean"}, {"tokens_per_image": 8}])
+def test_a_saved_setting_can_be_given_again(model, budget):
+    setting = visionzip(model, **budget).config.visionzip
+    assert visionzip(unzip(model), **setting).config.visionzip == setting
+
+
+def test_two_budgets_are_refused_and_the_model_stays_as_it_was(model):
+    visionzip(model, 5, 2)
+    with pytest.raises(ValueError, match=r"tokens_per_image=8 .* dominant=9 came"):
+        visionzip(model, dominant=9, tokens_per_image=8)
+    with pytest.raises(ValueError, match=r"tokens_per_image=8 .* dominant=9 and contextual=3"):
+        zipped(model, 9, 3, tokens_per_image=8).__enter__()
+    assert model.config.visionzip == VisionZipConfig(5, 2).to_dict()
 
 
 @pytest.mark.parametrize("budget", [(0, 5), (-1, 5), (5, -1), (16, 2), (18, 0), (5, 1.5)])

@@ -24,6 +24,7 @@ from transformers.generation import BaseStreamer, MinLengthLogitsProcessor
 
 from tests.visionzip_patch.test_adapters import ONE, OTHER, SQUARE, WIDE, inputs_for, make_model, pixels
 from visionzip_patch import visionzip
+from visionzip_patch.adapters.wrapping import named
 from visionzip_patch.compat import CACHE
 
 MODELS = ["llava", "llava_next"]
@@ -331,3 +332,37 @@ def test_labels_given_by_another_name_are_shortened_too():
     shifted = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
     loss = model(**given, labels=labels, shift_labels=shifted).loss
     torch.testing.assert_close(loss, model(**given, labels=labels).loss)
+
+
+REFUSED = {
+    "ids twice": lambda model, given: model(given["input_ids"], **given),
+    "more than there is a name for": lambda model, given: model(*[None] * 99),
+    "ids twice, in generate": lambda model, given: model.generate(given["input_ids"], inputs=given["input_ids"]),
+    "pixels twice": lambda model, given: model.get_image_features(given["pixel_values"], **pixels(given)),
+    "no pixels": lambda model, given: model.model.get_image_features(),
+}
+
+
+@pytest.mark.parametrize("call", REFUSED)
+def test_a_call_that_the_plain_model_refuses_is_refused(call):
+    (model, given), _ = pair("llava_next")
+    for either in (make_model("llava_next"), model):
+        with pytest.raises(TypeError):
+            REFUSED[call](either, given)
+
+
+@torch.no_grad()
+def test_arguments_by_position_are_those_of_the_plain_model():
+    (model, given), _ = pair()
+    rest = {name: value for name, value in given.items() if name not in ("input_ids", "pixel_values")}
+    positional = model(given["input_ids"], given["pixel_values"], **rest)
+    assert torch.equal(positional.logits, model(**given).logits)
+
+
+def test_arguments_without_a_name_cannot_be_told_apart():
+    def method(first, *args, second=None, **kwargs):
+        raise AssertionError
+
+    assert named(method, (1,), {"second": 2, "third": 3}) == {"first": 1, "second": 2, "third": 3}
+    with pytest.raises(TypeError, match="pass them by name"):
+        named(method, (1, 2), {})

@@ -8,9 +8,33 @@ def test_a_config_survives_json():
     assert VisionZipConfig.from_dict(config.to_dict()) == config
 
 
+def test_a_count_that_nobody_says_is_that_of_the_published_code():
+    assert VisionZipConfig() == VisionZipConfig(191, 30)
+    assert VisionZipConfig(500) == VisionZipConfig(500, 30)
+    assert VisionZipConfig(contextual=0) == VisionZipConfig(191, 0)
+
+
+def test_a_budget_per_image_is_saved_without_counts_per_crop():
+    config = VisionZipConfig(tokens_per_image=160, merge="mean")
+    saved = config.to_dict()
+    assert not {"dominant", "contextual"} & set(saved)
+    assert VisionZipConfig.from_dict(saved) == VisionZipConfig(**saved) == config
+    assert VisionZipConfig.from_dict({**saved, "dominant": 54, "contextual": 10}) == config  # of earlier versions
+
+
+def test_a_budget_per_crop_is_saved_whole():
+    assert VisionZipConfig(27, 5).to_dict() == {
+        **{"dominant": 27, "contextual": 5, "tokens_per_image": None},
+        **{"merge": "sum", "selector": "attention", "seed": 0},
+    }
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
+        ({"dominant": 30, "contextual": 2, "tokens_per_image": 64}, "image=64 .* dominant=30 and contextual=2"),
+        ({"contextual": 0, "tokens_per_image": 64}, "image=64 .* but contextual=0 came"),
+        ({"tokens_per_image": 2.5}, "whole number"),
         ({"dominant": 0}, "dominant=0"),
         ({"dominant": 2.5}, "whole number"),
         ({"dominant": True}, "whole number"),

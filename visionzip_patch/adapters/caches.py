@@ -7,22 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from visionzip_patch.adapters.placeholders import Layout, Prompt, tokens_in
-from visionzip_patch.compat import CACHE
+from visionzip_patch.compat import cache_in
 
-CACHES = ("cache", "past_key_values")  # the argument's names
 MEMORY = "_visionzip_prompt"  # an attribute of a cache, so that a copy of it remembers too
-
-
-def with_one_cache(given: dict) -> dict:
-    """Arguments with the cache under the name that this version of transformers gives it, whatever the caller's."""
-    cache = cache_in(given)
-    rest = {name: value for name, value in given.items() if name not in CACHES}
-    return rest if cache is None else {**rest, CACHE: cache}
-
-
-def cache_in(values: dict):
-    """The cache among arguments or outputs."""
-    return next((values[name] for name in CACHES if values.get(name) is not None), None)
 
 
 def held_by(cache) -> int:

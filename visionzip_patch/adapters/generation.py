@@ -8,13 +8,15 @@ Shapes as in `placeholders`.
 
 import copy
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers.generation import BaseStreamer
 
-from visionzip_patch.adapters.caches import cache_in, check_continuation, forgotten, recall, remember, with_one_cache
+from visionzip_patch.adapters.caches import check_continuation, forgotten, recall, remember
 from visionzip_patch.adapters.placeholders import Layout, Prompt, pick, shorten, tokens_in
+from visionzip_patch.compat import cache_in, with_one_cache
 
 # transformers' own criteria and processors that count from the prompt. `generate` looks at their types, so a copy with
 # another number takes their place; those that callers wrote get the ids as they were given.
@@ -77,30 +79,22 @@ def run_generate(family, model, original: Callable, given: dict):
     if call is None:
         return original(**given)
 
-    short, prompt = dict(call.arguments), given.get("input_ids")
+    short, ids = dict(call.arguments), given.get("input_ids")
     gone = tokens.shape[1] - tokens_in(short).shape[1]  # ids of a row
-    own = copy.copy(given.get("generation_config"))
-    configs = [config.to_dict() for config in (model.generation_config, own) if config is not None]
-    setting = ({name: value for config in configs for name, value in config.items() if value is not None} | given).get
-    # Limits of the whole length count the prompt, so they move with it; they do not hold beside a limit on new tokens.
-    for limit, instead in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
-        if setting(limit) and setting(instead) is None and setting(limit) > tokens.shape[1]:
-            if own is None or given.get(limit) is not None:
-                short[limit] = setting(limit) - gone
-            else:
-                short["generation_config"] = own
-                setattr(own, limit, setting(limit) - gone)
-    is_beam_search = (setting("num_beams") or 1) > 1
-    if prompt is not None:
-        copies = 1 if is_beam_search else setting("num_return_sequences") or 1
-        short |= callbacks(given, Given(prompt, gone), copies)
+    settings = settings_of(model, given)
+    short |= moved_limits(given, settings, tokens.shape[1], gone)
+    is_beam_search = (settings.get("num_beams") or 1) > 1
+    prompt = None if ids is None else OriginalPrompt(ids, gone)
+    if prompt:
+        copies = 1 if is_beam_search else settings.get("num_return_sequences") or 1
+        short |= callbacks(given, prompt, copies)
 
     with forgotten(cache):
         output = original(**short)
     sequences = output if isinstance(output, Tensor) else output.sequences
-    if prompt is not None:
-        sequences = Given(prompt, gone).lengthen(sequences)
-    known = sequences if whole and prompt is not None else None
+    if prompt:
+        sequences = prompt.lengthen(sequences)
+    known = sequences if whole and prompt else None
     memory = None if is_beam_search else Prompt(call.whole.repeat(len(sequences)), known)  # beams change places
     remember(cache if isinstance(output, Tensor) else cache_in(output), memory)
     if isinstance(output, Tensor):
@@ -109,38 +103,66 @@ def run_generate(family, model, original: Callable, given: dict):
     return spread_steps(output, call.new, call.whole)
 
 
-class Given:
-    """A prompt as it was given, to be put in place of the short one.
+def settings_of(model, given: dict) -> dict:
+    """Collect what holds for a call of `generate`: its arguments, else its `generation_config`, else the model's."""
+    configs = [config for config in (model.generation_config, given.get("generation_config")) if config is not None]
+    return {name: value for config in configs for name, value in config.to_dict().items() if value is not None} | given
+
+
+def moved_limits(given: dict, settings: dict, length: int, gone: int) -> dict:
+    """Move limits of the whole length, which count the prompt, as the prompt becomes shorter.
+
+    Beside a limit on new tokens they do not hold, and stay.
 
     Args:
-        prompt: (B, T) ids.
-        gone: how many of them the short rows lack.
-    """
+        given: arguments of `generate`.
+        settings: what holds for the call, from `settings_of`.
+        length: T, of the prompt as it was given.
+        gone: how many ids of a row the short one lacks.
 
-    def __init__(self, prompt: Tensor, gone: int):
-        self.prompt, self.start = prompt, prompt.shape[1] - gone
+    Returns:
+        Arguments to take the place of those that were given.
+    """
+    moved, own = {}, copy.copy(given.get("generation_config"))
+    for name, instead in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+        limit = settings.get(name)
+        if not limit or limit <= length or settings.get(instead) is not None:
+            continue
+        if own is None or given.get(name) is not None:
+            moved[name] = limit - gone
+        else:
+            setattr(own, name, limit - gone)
+            moved["generation_config"] = own
+    return moved
+
+
+class OriginalPrompt(NamedTuple):
+    """A prompt as it was given, to be put in place of the short one."""
+
+    ids: Tensor  # (B, T)
+    gone: int  # how many ids of a row the short one lacks
 
     def lengthen(self, ids: Tensor) -> Tensor:
         """Ids that begin with the short prompt; a prompt may have several rows in succession."""
-        prompt = self.prompt.repeat_interleave(len(ids) // len(self.prompt), dim=0).to(ids.device)
-        return torch.cat([prompt, ids[:, self.start :]], dim=1)
+        prompt = self.ids.repeat_interleave(len(ids) // len(self.ids), dim=0).to(ids.device)
+        return torch.cat([prompt, ids[:, prompt.shape[1] - self.gone :]], dim=1)
 
 
 class Streamer(BaseStreamer):
     """Hands on what `generate` puts, but first the prompt as it was given."""
 
-    def __init__(self, streamer, given: Given):
-        self.streamer, self.given = streamer, given
+    def __init__(self, streamer, prompt: OriginalPrompt):
+        self.streamer, self.prompt = streamer, prompt
 
     def put(self, value: Tensor) -> None:
-        given, self.given = self.given, None
-        self.streamer.put(given.lengthen(value) if given else value)
+        prompt, self.prompt = self.prompt, None
+        self.streamer.put(prompt.lengthen(value) if prompt else value)
 
     def end(self) -> None:
         self.streamer.end()
 
 
-def callbacks(arguments: dict, given: Given, copies: int) -> dict:
+def callbacks(arguments: dict, prompt: OriginalPrompt, copies: int) -> dict:
     """Arguments of `generate` that are called with ids, and see the prompt as it was given.
 
     Args:
@@ -150,11 +172,11 @@ def callbacks(arguments: dict, given: Given, copies: int) -> dict:
     def see(part):
         name = COUNTED_BY.get(type(part).__name__)
         if not type(part).__module__.startswith("transformers."):
-            return lambda ids, *rest, **options: part(given.lengthen(ids), *rest, **options)
+            return lambda ids, *rest, **options: part(prompt.lengthen(ids), *rest, **options)
         if name is None or getattr(part, name) is None:
             return part
         part = copy.copy(part)
-        setattr(part, name, getattr(part, name) - (given.prompt.shape[1] - given.start))
+        setattr(part, name, getattr(part, name) - prompt.gone)
         return part
 
     found = {}
@@ -162,10 +184,10 @@ def callbacks(arguments: dict, given: Given, copies: int) -> dict:
         if arguments.get(name) is not None:
             found[name] = type(arguments[name])(see(part) for part in arguments[name])
     if (allowed := arguments.get("prefix_allowed_tokens_fn")) is not None:
-        rows = [Given(row[None], given.prompt.shape[1] - given.start) for row in given.prompt]
+        rows = [OriginalPrompt(row[None], prompt.gone) for row in prompt.ids]
         found["prefix_allowed_tokens_fn"] = lambda i, ids: allowed(i, rows[i // copies].lengthen(ids[None])[0])
     if arguments.get("streamer") is not None:
-        found["streamer"] = Streamer(arguments["streamer"], given)
+        found["streamer"] = Streamer(arguments["streamer"], prompt)
     return found
 
 

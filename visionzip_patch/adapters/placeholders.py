@@ -36,17 +36,17 @@ class Layout(NamedTuple):
 
     @property
     def length(self) -> int:
-        """T"""
+        """Count the positions of a row: T."""
         return self.lost.shape[1] - 1
 
     @property
     def slots(self) -> int:
-        """S"""
+        """Count the slots of a row: S."""
         return self.index.shape[1]
 
     @property
     def held(self) -> Tensor:
-        """(B, S): whether a slot is more than padding."""
+        """Tell which slots are more than padding: (B, S)."""
         return self.index >= 0
 
     def then(self, other: "Layout") -> "Layout":
@@ -152,19 +152,16 @@ def shorten(family, given: dict, past: Layout | None = None, *, whole: bool = Fa
     fewer = family.tokens(given)
     if fewer is None and past is None:
         return None
-    rows, count = len(tokens), tokens.shape[1] - (past.length if past and whole else 0)
+    count = tokens.shape[1] - (past.length if past and whole else 0)  # of the new ids
     is_image = family.is_placeholder(tokens[:, tokens.shape[1] - count :])
     fits = fewer is None or int(is_image.sum()) == sum(fewer)
     if fits and past is None:
         return None
     mask = given.get("attention_mask")
-    known = {count, (past.length if past else 0) + count, past.slots + count if past and fits else count}
-    if mask is not None and (mask.ndim != 2 or mask.shape[1] not in known):
-        raise ValueError(
-            f"attention_mask {tuple(mask.shape)} and input_ids {tuple(tokens.shape[:2])}: shapes must be the same."
-        )
+    if mask is not None:
+        check_mask(mask, tokens, count, past, fits)
     if fits:
-        new = Layout.same(rows, count, tokens.device)
+        new = Layout.same(len(tokens), count, tokens.device)
     else:
         require_rows(given)
         lengths = family.placeholders(given)
@@ -176,25 +173,65 @@ def shorten(family, given: dict, past: Layout | None = None, *, whole: bool = Fa
         own = None if mask is None else mask[:, mask.shape[1] - count :]
         new = layout_of(is_image, own, lengths, fewer, side)
     layout = past.then(new) if past else new
-    short = {}
+    return Shortened({**given, **shorten_arguments(given, layout, new, family.pad_token_id)}, layout, new)
+
+
+def check_mask(mask: Tensor, tokens: Tensor, count: int, past: Layout | None, fits: bool) -> None:
+    """Refuse an attention mask of another length than the rows.
+
+    Args:
+        mask: should be (B, n), with one of three n: the new ids, all ids as they were given, or, where the new ones
+            stay as they are, what the cache holds and the new ones.
+        tokens: ids (B, T) or embeddings (B, T, C).
+        count: of the new ids.
+        past: layout of what a cache holds.
+        fits: whether the new ids stay as they are.
+    """
+    lengths = [count]
+    if past:
+        lengths.append(past.length + count)
+    if past and fits:
+        lengths.append(past.slots + count)
+    if mask.ndim != 2 or mask.shape[1] not in lengths:
+        raise ValueError(
+            f"attention_mask {tuple(mask.shape)} and input_ids {tuple(tokens.shape[:2])}: shapes must be the same."
+        )
+
+
+def shorten_arguments(given: dict, whole: Layout, new: Layout, pad_token_id: int) -> dict:
+    """Shorten the arguments that have the length of the rows, and make a mask if rows need one now.
+
+    Args:
+        given: all arguments by name.
+        whole, new: as in `Shortened`.
+        pad_token_id: what ids are filled up with.
+
+    Returns:
+        Arguments to take the place of those that were given.
+
+    Raises:
+        ValueError: rows need a mask, but hold several prompts each.
+    """
+    rows, short = len(new.index), {}
+    before = whole.lost[:, [whole.length - new.length]]  # placeholders that are gone in what the cache holds
     for name, value in given.items():
         if name in BY_IMAGE or not isinstance(value, Tensor) or value.ndim < 2:
             continue
-        fill = IGNORED if name.endswith("labels") else family.pad_token_id if name == "input_ids" else 0
-        for part, before in ((layout, 0), (new, past.lost[:, -1:] if past else 0)):
-            if name == "position_ids" and value.shape[1] == part.length:
-                short[name] = part.to(value.device).positions(value) - before
-            elif value.shape[:2] == (rows, part.length):
-                short[name] = part.to(value.device).gather(value, fill)
+        fill = IGNORED if name.endswith("labels") else pad_token_id if name == "input_ids" else 0
+        for layout, gone in ((whole, 0), (new, before)):
+            if name == "position_ids" and value.shape[1] == layout.length:
+                short[name] = layout.to(value.device).positions(value) - gone
+            elif value.shape[:2] == (rows, layout.length):
+                short[name] = layout.to(value.device).gather(value, fill)
             else:
                 continue
             break
-    if mask is None and not new.held.all():
-        short["attention_mask"] = layout.held.long()
+    if given.get("attention_mask") is None and not new.held.all():
+        short["attention_mask"] = whole.held.long()
         positions = given.get("position_ids")
         if positions is not None and (positions.diff() <= 0).any():
             raise ValueError("position_ids begin anew inside of rows: VisionZip takes such rows one at a time.")
-    return Shortened({**given, **short}, layout, new)
+    return short
 
 
 def tokens_in(given: dict) -> Tensor | None:

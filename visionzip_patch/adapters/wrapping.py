@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from inspect import signature
+from inspect import Parameter, signature
 from types import MethodType
 
 
@@ -47,5 +47,12 @@ def _replicate_for_data_parallel(owner, original: Callable):
 
 
 def named(original: Callable, args: tuple, kwargs: dict) -> dict:
-    """All arguments by name."""
-    return {**dict(zip(signature(original).parameters, args, strict=False)), **kwargs} if args else dict(kwargs)
+    """All arguments by name. Raises TypeError for a call that `original` would not take."""
+    call = signature(original)
+    given = dict(call.bind(*args, **kwargs).arguments)
+    for name, parameter in call.parameters.items():
+        if parameter.kind is Parameter.VAR_KEYWORD:
+            given |= given.pop(name, {})
+        elif parameter.kind is Parameter.VAR_POSITIONAL and given.pop(name, ()):
+            raise TypeError("This method was replaced by one that has no names for its arguments: pass them by name.")
+    return given

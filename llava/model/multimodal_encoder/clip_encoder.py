@@ -1,7 +1,12 @@
 from torch import Tensor
-from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig
+from transformers import CLIPVisionModel as Encoder
 
-from llava.model.multimodal_encoder.tower import VisionTower
+from llava.model.multimodal_encoder.tower import AlsoNested, VisionTower
+
+
+class CLIPVisionModel(AlsoNested, Encoder):
+    """transformers' CLIP encoder, which also answers to `vision_model`."""
 
 
 class CLIPVisionTower(VisionTower):

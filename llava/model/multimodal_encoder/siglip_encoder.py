@@ -1,6 +1,11 @@
-from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisionModel
+from transformers import SiglipImageProcessorPil, SiglipVisionConfig
+from transformers import SiglipVisionModel as Encoder
 
-from llava.model.multimodal_encoder.tower import VisionTower
+from llava.model.multimodal_encoder.tower import AlsoNested, VisionTower
+
+
+class SiglipVisionModel(AlsoNested, Encoder):
+    """transformers' SigLIP encoder, which also answers to `vision_model`."""
 
 
 class SiglipVisionTower(VisionTower):

@@ -19,6 +19,24 @@ from llava.model.values import blaming
 from visionzip_patch.encoder import layers_to_run, run_layers
 
 
+class AlsoNested:
+    """Mixed into an encoder's class of transformers: programs that look for its layers one level down find them.
+
+    There they were before transformers 5. A property, because an encoder that refers to itself keeps its memory until
+    the garbage collector comes by, and because no state dict has it. The subclass keeps the name of its class, by which
+    transformers knows how weights were called before.
+    """
+
+    @property
+    def vision_model(self):
+        return self
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Tell transformers that what it knows of its own class holds for this one."""
+        return False
+
+
 class VisionTower(nn.Module):
     """A Hugging Face vision encoder behind LLaVA's names. Subclasses say which classes and whether there is a CLS.
 
@@ -86,8 +104,6 @@ class VisionTower(nn.Module):
 
     def adopt(self, encoder: nn.Module) -> None:
         """Take an encoder as this tower's, frozen."""
-        # Before transformers 5 its layers were one level down; programs that go there find them, a state dict does not.
-        encoder.__dict__["vision_model"] = encoder
         self.vision_tower = encoder.requires_grad_(False)
         self.is_loaded = True
 

@@ -1,5 +1,7 @@
 """Towers of any depth, grid, select layer and dtype, CLIP and SigLIP, with and without VisionZip."""
 
+import gc
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -243,3 +245,17 @@ def test_the_reducer_is_no_module(tiny_tower):
     zip_tower(tower, 5, 2)
     assert list(tower.state_dict()) == keys
     assert not isinstance(tower.reducer, nn.Module)
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_the_memory_of_a_tower_that_nobody_holds_is_free_at_once(tiny_tower, kind):
+    """On a GPU it would else stay taken until the garbage collector comes by."""
+    tower = tiny_tower(kind)
+    encoder = weakref.ref(tower.vision_tower)
+    assert encoder().vision_model is encoder()
+    gc.disable()
+    try:
+        del tower
+        assert encoder() is None
+    finally:
+        gc.enable()

@@ -1,10 +1,11 @@
 """The web demo without a browser: what it draws, what it refuses, and that its page can be built."""
 
 import asyncio
-import logging
+import json
 import re
 import socket
-import traceback
+import urllib.error
+import urllib.request
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -169,19 +170,34 @@ def test_other_values_that_no_page_sends_are_taken_for_the_usual(visitor, caplog
     assert not caplog.records
 
 
-def test_gradio_prints_no_traces(caplog, capsys):
-    queueing = pytest.importorskip("gradio.queueing", reason="gradio is not installed: the demo extra has it")
-    for _ in range(2):
-        with web.without_traces():
-            try:
-                raise KeyError("hostile")
-            except KeyError:
-                queueing.traceback.print_exc()
-    assert queueing.traceback is traceback
-    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
-        """A request failed in gradio, which is answered so: KeyError, "'hostile'\""""
-    ]
-    assert capsys.readouterr().err == ""
+def send(url, **body):
+    """Status and content of gradio's answer to a request of a page."""
+    data = json.dumps({"session_hash": "a", **body}).encode()
+    request = urllib.request.Request(f"{url}gradio_api/run/predict", data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_what_no_page_sends_is_answered_and_noted_in_a_line(studio, caplog, capfd):
+    pytest.importorskip("gradio", reason="gradio is not installed: the demo extra has it")
+    page = web.build(studio, "", [])
+    enter, redraw = (next(i for i, fn in page.fns.items() if fn.name == name) for name in ("enter", "handle"))
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    with web.running(page, "127.0.0.1", port) as url:
+        for _ in range(2):
+            status, content = send(url, fn_index=enter, data=[])
+            assert status == 500
+            assert "This request failed." in content
+        assert send(url, fn_index=redraw, data=["Hostile"])[0] == 500
+    noted = [record.getMessage() for record in caplog.records if record.name == "llava.serve.web"]
+    assert [line.split(":")[1].split(",")[0] for line in noted] == [" ValueError", " Error"]
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("begins", [False, True])
