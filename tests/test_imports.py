@@ -24,7 +24,7 @@ LAYERS = (
         *("llava", "llava.model.multimodal_encoder", "llava.model.multimodal_projector"),
         *("llava.model.anyres", "llava.model.splice", "llava.model.checkpoint", "llava.model.save", "llava.model.loss"),
         *("llava.model.adapter", "llava.model.fields", "llava.model.finite", "llava.model.hf_format"),
-        *("llava.model.seams", "llava.model.values", "llava.model.vocabulary", "llava.model.weights"),
+        *("llava.model.values", "llava.model.vocabulary", "llava.model.weights"),
         *("llava.model.engine", "llava.model.graphs", "llava.model.kv_cache"),
     ),
     ("llava.constants",),

@@ -29,11 +29,11 @@ from llava.model.multimodal_encoder.builder import build_vision_tower, vision_co
 from llava.model.multimodal_encoder.tower import VisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.save import all_or_nothing, upstream_keys, without_idle_sampling
-from llava.model.seams import changes_forward, is_hooked, is_replaced, warn_of_idle_encoder
 from llava.model.splice import Spliced, splice
 from llava.model.vocabulary import add_image_tokens
 from llava.model.weights import load_projector
 from visionzip_patch.compat import CACHE, cache_in, with_one_cache
+from visionzip_patch.hooks import changes_forward, is_hooked, is_replaced, warn_of_idle_encoder
 from visionzip_patch.once import warn_once
 
 logger = logging.getLogger(__name__)
@@ -454,8 +454,7 @@ class LlavaMetaForCausalLM:
     def _warn_of_idle_changes(self, *, in_list: bool) -> None:
         """Warn, once, if another program has changed what encodes images, and it takes no effect on these."""
         tower = self.get_vision_tower()
-        warn_of_idle_encoder(tower.vision_tower)
-        warn_of_idle_encoder(tower.vision_tower.encoder)
+        warn_of_idle_encoder(tower.vision_tower, tower.vision_tower.encoder)
         if is_replaced(tower, "feature_select", OUR_FEATURE_SELECT):
             warn_once(
                 logger,

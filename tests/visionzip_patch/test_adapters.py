@@ -526,3 +526,17 @@ def test_the_package_needs_no_transformers_until_such_a_model_comes():
     code = "import sys, visionzip_patch; sys.exit('transformers' in sys.modules or 'llava' in sys.modules)"
     root = Path(visionzip_patch.__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("part", ["vision_tower", "encoder"])
+def test_a_hook_that_takes_no_effect_on_a_zipped_model_is_told(part, caplog):
+    model, seen = make_model("llava"), []
+    vision = model.model.vision_tower
+    (vision if part == "vision_tower" else vision.encoder).register_forward_hook(lambda *call: seen.append(part))
+    model(**inputs_for("llava"))
+    assert seen
+    assert not caplog.records
+    visionzip(model, 4, 2)
+    model(**inputs_for("llava"))
+    assert len(seen) == 1
+    assert "hooks of another program, which take no effect" in caplog.text

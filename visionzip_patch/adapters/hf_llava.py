@@ -19,6 +19,7 @@ from transformers.models.llava_next.modeling_llava_next import get_anyres_image_
 from visionzip_patch.adapters.generation import run_forward, run_generate
 from visionzip_patch.adapters.wrapping import named, unwrap, wrap
 from visionzip_patch.encoder import layers_to_run, run_layers
+from visionzip_patch.hooks import warn_of_idle_encoder
 from visionzip_patch.tiles import order_by_position
 
 MODELS = (LlavaForConditionalGeneration, LlavaNextForConditionalGeneration, LlavaModel, LlavaNextModel)
@@ -123,6 +124,7 @@ class HFLlavaTower:
             layer: as `vision_feature_layer`. The layers after it are not run.
         """
         vision, project = self.inner.vision_tower, self.inner.multi_modal_projector
+        warn_of_idle_encoder(vision, vision.encoder)
         hidden = vision.embeddings(pixels)
         if self.has_cls:
             hidden = vision.pre_layrnorm(hidden)

@@ -1,8 +1,7 @@
-"""Methods and hooks by which other programs change LLaVA: found out, so that they take effect or are told that not.
+"""Methods and hooks of other programs: found out, so that they take effect or are told that they do not.
 
-Upstream's `generate` goes through `encode_images`, the tower's `forward` and transformers' encoder. Token-reduction and
-analysis code replaces or hooks these. Ours encodes several images in one pass and runs the encoder's layers itself, so
-what is put in the place of a method would be passed by without a word.
+Token-reduction and analysis code replaces methods of a model, or hooks its parts. A vision encoder's layers are run here
+one by one, as far as the one that is read: what waits for a call of the whole would be passed by without a word.
 """
 
 import logging
@@ -49,13 +48,13 @@ def changes_forward(module: nn.Module, ours: Callable | None = None) -> bool:
     return is_hooked(module) or not is_known
 
 
-def warn_of_idle_encoder(encoder: nn.Module) -> None:
-    """Warn if another program waits for a call of an encoder inside a vision tower: there is none."""
-    if changes_forward(encoder):
+def warn_of_idle_encoder(*modules: nn.Module) -> None:
+    """Warn if another program waits for a call of one of these modules around an encoder's layers: there is none."""
+    for module in filter(changes_forward, modules):
         warn_once(
             logger,
-            "%s has %s of another program, which take no effect: the vision tower runs the layers of its encoder "
-            "itself, and stops at the one that is read. Hook those layers, or replace the tower's forward.",
-            type(encoder).__name__,
-            "hooks" if is_hooked(encoder) else "a forward",
+            "%s has %s of another program, which take no effect: the layers of the vision encoder are run one by one, "
+            "as far as the one that is read. Hook those layers.",
+            type(module).__name__,
+            "hooks" if is_hooked(module) else "a forward",
         )
