@@ -1,7 +1,7 @@
 """Methods and hooks of other programs: found out, so that they take effect or are told that they do not.
 
-Token-reduction and analysis code replaces methods of a model, or hooks its parts. A vision encoder's layers are run here
-one by one, as far as the one that is read: what waits for a call of the whole would be passed by without a word.
+Token-reduction and analysis code replaces methods of a model, or hooks its parts. A vision encoder's layers are run
+here one by one, as far as the one that is read: what waits for a call of the whole would be passed by without a word.
 """
 
 import logging
