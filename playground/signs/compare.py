@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from llava.cli import add_verbose, status_of, tell
-from llava.model.checkpoint import read_json
+from llava.files import read_json
 
 
 def compare(args: argparse.Namespace) -> int:
