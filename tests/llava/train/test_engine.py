@@ -296,12 +296,14 @@ def test_a_share_of_the_data_and_images_only(flags, tmp_path):
     assert samples["with_image"] == samples["used"] == samples["drawn"] < samples["in_file"] / 2
 
 
-def test_accumulated_batches_weigh_every_label_alike(flags, tmp_path):
+def test_accumulated_batches_weigh_every_label_alike(flags, tmp_path, base):
+    """As a whole: of a single weight, Adam may make much of what rounding has left in a tiny gradient."""
     assert main(flags(output_dir=tmp_path / "one", max_steps=3)) == 0
     assert main(flags(per_device_train_batch_size=2, gradient_accumulation_steps=4, max_steps=3)) == 0
     torch.testing.assert_close(losses(tmp_path / "out"), losses(tmp_path / "one"), rtol=1e-4, atol=1e-5)
     for key, value in projector(tmp_path / "one").items():
-        torch.testing.assert_close(projector(tmp_path / "out")[key], value, rtol=1e-3, atol=1e-5)
+        learnt, differs = value - base[key], value - projector(tmp_path / "out")[key]
+        assert differs.norm() < 0.01 * learnt.norm(), key
 
 
 def test_lora_loads_through_the_builder(flags, tmp_path):
