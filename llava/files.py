@@ -1,4 +1,4 @@
-"""Files of an evaluation: reads whose errors name file and line, writes that are whole or not there at all."""
+"""Files: reads whose errors name file and line, writes that are whole or not there at all and spare what is others'."""
 
 import contextlib
 import fcntl

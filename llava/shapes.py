@@ -71,7 +71,7 @@ class Shape(NamedTuple):
 
     @classmethod
     def from_config(cls, config, tower) -> "Shape":
-        """Of a LLaVA config and its tower without weights, as `llava.model.builder.read_config` returns them."""
+        """Of a LLaVA config and its tower without weights, as `llava.model.description.read_config` returns them."""
         vision = tower.cfg_only
         aspect = getattr(config, "image_aspect_ratio", None) or "square"
         return cls(
@@ -127,7 +127,7 @@ def find_shape(model: str, known: Mapping[str, Shape] = SHAPES) -> tuple[str, Sh
     if "/" not in model and not Path(model).exists():  # a hub would be asked in vain, for half a minute if offline
         raise ValueError(f"{unknown}: a folder, or a hub id, which has an owner: owner/name.")
     from llava.mm_utils import get_model_name_from_path
-    from llava.model.builder import read_config
+    from llava.model.description import read_config
 
     try:
         return get_model_name_from_path(model), Shape.from_config(*read_config(model))

@@ -84,6 +84,12 @@ TOWER = {
 
 
 @pytest.fixture(scope="session")
+def tower_sizes() -> dict:
+    """The numbers of a small vision encoder, for its config."""
+    return dict(TOWER)
+
+
+@pytest.fixture(scope="session")
 def tower_folder(tmp_path_factory):
     """Makes a folder with a small random vision encoder: `tower_folder("clip", image_size=28)` -> its path."""
 

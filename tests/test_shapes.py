@@ -5,7 +5,7 @@ import torch
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.model.builder import read_config
+from llava.model.description import read_config
 from llava.shapes import SHAPES, Shape, build_model, find_shape
 from visionzip_patch import zipped
 

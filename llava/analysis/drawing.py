@@ -14,7 +14,7 @@ from llava.eval.tasks import EMBEDDED_CHECKPOINT, playground
 from llava.files import make_folder, require_apart, require_own, write_bytes, write_text
 from llava.inference.budget import choose_budget
 from llava.mm_utils import get_model_name_from_path
-from llava.model.builder import read_config
+from llava.model.description import read_config
 from llava.shard import ALONE
 from llava.sight import SIDE, view_of
 from visionzip_patch.pictures import GENERATOR, KEPT, View, average_figure, figure, map_view, on_one_scale, page

@@ -15,12 +15,12 @@ from llava.eval.generate import Decoding, answer_and_merge
 from llava.eval.loading import describe_device, device_of, load, read_tokenizer, use_one_thread
 from llava.eval.questions import Question
 from llava.eval.results import budget_name, print_report, summarize
-from llava.eval.scores import blaming
+from llava.eval.scores import naming_files
 from llava.eval.tasks import EMBEDDED_CHECKPOINT, TASKS, Task, playground
 from llava.files import read_json, write_bytes, write_json
 from llava.inference.budget import asked_counts, carried_budget, choose_budget, most_crops, require_possible, set_budget
 from llava.mm_utils import get_model_name_from_path
-from llava.model.builder import read_config
+from llava.model.description import read_config
 from llava.model.graphs import OFF
 from llava.shard import ALONE, Shard, current_shard
 from visionzip_patch import VisionZipConfig
@@ -200,7 +200,7 @@ def require_annotations(task: Task, data: Data, questions: list[Question], limit
     if use is None:
         return
     rows = [{"question_id": q.question_id, "prompt": q.text, "text": ""} for q in questions]
-    with quiet(), blaming(task.name, *(data.texts()[1:] or data.texts())):
+    with quiet(), naming_files(task.name, *(data.texts()[1:] or data.texts())):
         try:
             use(data, rows)
         except ValueError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 from llava.cli import add_verbose, status_of, tell
 from llava.eval.metrics import pope
 from llava.eval.questions import read_answers
-from llava.eval.scores import blaming, pope_results
+from llava.eval.scores import naming_files, pope_results
 from llava.files import read_jsonl
 
 
@@ -24,7 +24,7 @@ def evaluate(args: argparse.Namespace) -> int:
     """Print the scores of each list of objects, as upstream's script does."""
     rows = read_answers(args.result_file, "question_id", "text")
     questions, labels = Path(args.question_file), Path(args.annotation_dir)
-    with blaming("POPE", questions, labels):
+    with naming_files("POPE", questions, labels):
         results = pope_results(questions, labels, rows)
     for name, result in sorted(results.items()):
         print(f"Category: {name}, # samples: {result.count}\n{result.report()}\n{'=' * 36}")

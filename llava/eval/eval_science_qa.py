@@ -11,7 +11,7 @@ from pathlib import Path
 from llava.cli import add_verbose, status_of
 from llava.eval.metrics import scienceqa
 from llava.eval.questions import read_answers
-from llava.eval.scores import blaming
+from llava.eval.scores import naming_files
 from llava.files import make_folder, read_json, require_apart, require_distinct, write_json
 
 
@@ -27,7 +27,7 @@ def evaluate(args: argparse.Namespace) -> int:
     require_apart(filter(None, outputs.values()), [args.result_file, problems, splits])
     require_distinct(outputs)
     rows = read_answers(args.result_file, "question_id", "prompt", "text")
-    with blaming("ScienceQA", problems, splits):
+    with naming_files("ScienceQA", problems, splits):
         result = scienceqa.score(read_json(problems), read_split(splits, args.split), rows, args.options)
     print(result.report())
     for path, content in zip(outputs.values(), (result.analysis(), result.summary()), strict=True):

@@ -4,8 +4,9 @@ import os
 
 import torch
 
-from llava.model.builder import find_base, load_pretrained_model
+from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import Checkpoint
+from llava.model.description import find_base
 from llava.shard import Shard
 from llava.tokenizer import load_tokenizer
 
@@ -25,8 +26,7 @@ def load(checkpoint: str, **options) -> tuple:
 def read_tokenizer(checkpoint: str, model_base: str | None):
     """The tokenizer that `load` will give, before any weights. Raises ValueError if it, or a base, is missing."""
     found = Checkpoint.inspect(checkpoint)
-    has_none = found.kind in ("projector", "lora") and not found.has_tokenizer()
-    source = find_base(found, model_base) if has_none else found
+    source = found if found.has_tokenizer() else find_base(found, model_base)
     return load_tokenizer(source.path, **source.hub)
 
 

@@ -68,7 +68,7 @@ def answer(
     from llava.eval.generate import Decoding, answer_and_merge
     from llava.eval.loading import device_of, load, read_tokenizer
     from llava.mm_utils import get_model_name_from_path
-    from llava.model.builder import read_config
+    from llava.model.description import read_config
 
     decoding = Decoding(args.conv_mode, args.max_new_tokens, args.temperature, args.top_p, args.num_beams)
     questions = list(questions)

@@ -38,7 +38,7 @@ def eval_model(args) -> str:
     from llava.eval.loading import device_of, load
     from llava.eval.pictures import Picture
     from llava.mm_utils import process_images
-    from llava.model.builder import read_config
+    from llava.model.description import read_config
     from llava.shard import ALONE
 
     args = completed(args, parse_arguments(["--model-path", "", "--image-file", "", "--query", ""]))

@@ -24,8 +24,8 @@ POPE_FILES = tuple(f"coco_pope_{name}.json" for name in POPE_LISTS)
 
 
 @contextmanager
-def blaming(benchmark: str, *files: Path) -> Iterator[None]:
-    """Say that some of these are not a benchmark's own files where what reads them stumbles. Raises ValueError so."""
+def naming_files(benchmark: str, *files: Path) -> Iterator[None]:
+    """Raise ValueError, which names `files`, where what reads them finds that they are not a benchmark's own."""
     try:
         yield
     except (AttributeError, IndexError, KeyError, TypeError) as error:

@@ -22,7 +22,6 @@ from llava.model.checkpoint import (
     weight_map,
 )
 from llava.model.description import CLASSES, find_base, make_config
-from llava.model.description import read_config as read_config
 from llava.model.engine import require_sdpa
 from llava.model.fields import owns_tower
 from llava.model.finite import require_finite_weights
@@ -71,7 +70,8 @@ def load_pretrained_model(
         visionzip: a VisionZip setting; it replaces one that the checkpoint carries.
         fast: what `generate` does if its caller does not say: "static", "graphs" or "compile" (see there); None, or
             "off", is transformers' own loop.
-        overwrite_config: fields of config.json and the values to put in their place, under LLaVA's names.
+        overwrite_config: fields of config.json and the values to put in their place, under LLaVA's names; of a
+            checkpoint in Hugging Face's format also under its own.
         kwargs: `dtype` (or `torch_dtype`; default fp16 on a GPU, fp32 on a CPU), `attn_implementation`, `revision`,
             `token`, and what else `from_pretrained` takes. `multimodal`, which evaluators pass, is not needed.
 
@@ -218,7 +218,8 @@ def report_other_tower(model: nn.Module, base: Checkpoint, names: set[str]) -> N
             continue
         like = min(ours.dtype, theirs.dtype, key=lambda dtype: dtype.itemsize)  # one may be a rounded copy of the other
         if not torch.equal(ours.detach().cpu().to(like), theirs.to(like)):
-            logger.warning(
+            warn_once(
+                logger,
                 "%s holds weights of a vision tower that differ from those of %s (%s, for one). They are not used, "
                 "because config.json does not say that the tower was trained: if it was, set unfreeze_mm_vision_tower "
                 "to true there.",
@@ -252,6 +253,7 @@ def own_weights(model: nn.Module, checkpoint: Checkpoint, trained: dict[str, Ten
     needed = of_projector if is_whole or not of_projector.isdisjoint(trained) else set()
 
     of_tower = {name for name in weights if name.startswith(TOWER_KEYS)}
+    # Where whole layers were trained, each layer, and what is before or behind them, has to be whole; else each module.
     layers = group(of_tower, lambda name: re.match(r"(.*\.layers\.\d+\.)|(?:[^.]+\.){4}", name)[0])
     is_by_layer = any(part <= trained.keys() for prefix, part in layers.items() if ".layers." in prefix)
     parts = layers if is_by_layer else group(of_tower, lambda name: name.rpartition(".")[0])

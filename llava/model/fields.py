@@ -97,14 +97,13 @@ def check_fields(config) -> None:
         value = getattr(config, name, None)
         if value is not None and not kind.fits(value):
             raise ValueError(f"config.json has {name}={value!r}; expected {kind.expected}.")
-    if config.model_type == "llava_llama" and getattr(config, "sliding_window", None):
+    window = getattr(config, "sliding_window", None)
+    if window and config.model_type == "llava_llama":
         raise ValueError(
-            f"config.json has sliding_window={config.sliding_window!r}, but LLaMA has none: this checkpoint is of "
-            f"another kind (llava_mistral?), or the field has to go."
+            f"config.json has sliding_window={window!r}, but LLaMA has none: this checkpoint is of another kind "
+            f"(llava_mistral?), or the field has to go."
         )
-    if {"sliding_attention"} & set(getattr(config, "layer_types", None) or ()) and not getattr(
-        config, "sliding_window", None
-    ):
+    if not window and "sliding_attention" in (getattr(config, "layer_types", None) or ()):
         raise ValueError("config.json has layer_types with 'sliding_attention', but no sliding_window.")
     strange = [name for name in vars(config) if CLOSE.fullmatch(name) and name not in DECISIVE]
     if strange := [name for name in strange if not IDLE.fullmatch(name) and getattr(config, name) not in (None, False)]:

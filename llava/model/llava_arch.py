@@ -4,6 +4,7 @@ Shapes: B rows, T ids in a row, S slots in the longest spliced row, N tokens of 
 """
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from weakref import WeakKeyDictionary
 
@@ -113,8 +114,9 @@ class LlavaMetaForCausalLM:
         if pretrained_model_name_or_path is None or owns_tower(config):
             check_fields(config)
             return loaded
+        place = os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or "").rstrip(os.sep)
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-        settle_tower(config, Checkpoint.inspect(pretrained_model_name_or_path, **hub))
+        settle_tower(config, Checkpoint(place, "full", {}, hub))
         if owns_tower(config):  # which transformers, not knowing, has left out
             loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **{**kwargs, "config": config})
         return loaded

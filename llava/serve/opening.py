@@ -10,7 +10,7 @@ from llava.eval.loading import device_of, load, use_one_thread
 from llava.eval.questions import SHORT
 from llava.eval.tasks import EMBEDDED_CHECKPOINT, playground
 from llava.mm_utils import get_model_name_from_path
-from llava.model.builder import read_config
+from llava.model.description import read_config
 from llava.shard import ALONE
 
 

@@ -188,12 +188,16 @@ def test_a_checkpoint_is_found_from_any_folder(golden, tmp_path, monkeypatch):
         assert model.get_vision_tower().num_patches == 576
 
 
-def test_modalities_as_callers_of_llava_next_give_them(loaded, pictures):
+@pytest.fixture
+def asked(loaded, pictures):
+    """A model, and a question about one picture as ids (1, T) and pixels."""
     tokenizer, model, processor, _ = loaded
-    ids, images = (
-        ask("What is the man holding?", tokenizer)[None],
-        process_images(pictures[:1], processor, model.config),
-    )
+    ids = ask("What is the man holding?", tokenizer)[None]
+    return model, ids, process_images(pictures[:1], processor, model.config)
+
+
+def test_modalities_as_callers_of_llava_next_give_them(asked):
+    model, ids, images = asked
     options = {"images": images, "do_sample": False, "max_new_tokens": 3}
     plain = model.generate(ids, **options)
     assert torch.equal(model.generate(ids, modalities=["image"], **options), plain)
@@ -202,13 +206,9 @@ def test_modalities_as_callers_of_llava_next_give_them(loaded, pictures):
             call(ids, images=images, modalities=["image", "video"])
 
 
-def test_a_patched_preparation_is_gone_through(loaded, pictures, monkeypatch):
+def test_a_patched_preparation_is_gone_through(asked, monkeypatch):
     """As programs that drop tokens do it: on the class, and by what upstream's `generate` calls."""
-    tokenizer, model, processor, _ = loaded
-    ids, images = (
-        ask("What is the man holding?", tokenizer)[None],
-        process_images(pictures[:1], processor, model.config),
-    )
+    model, ids, images = asked
     options = {"images": images, "do_sample": False, "max_new_tokens": 6}
     plain = model.generate(ids, **options)
     prepare, lengths = LlavaMetaForCausalLM.prepare_inputs_labels_for_multimodal, []

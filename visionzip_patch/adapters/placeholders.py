@@ -163,7 +163,7 @@ def shorten(family, given: dict, past: Layout | None = None, *, whole: bool = Fa
     if fits:
         new = Layout.same(len(tokens), count, tokens.device)
     else:
-        require_rows(given)
+        refuse_packs(given)
         lengths = family.placeholders(given)
         if past and int(is_image.sum()) < sum(lengths):
             raise ValueError(
@@ -239,7 +239,7 @@ def tokens_in(given: dict) -> Tensor | None:
     return given.get("inputs_embeds") if given.get("input_ids") is None else given["input_ids"]
 
 
-def require_rows(given: dict) -> None:
+def refuse_packs(given: dict) -> None:
     """Refuse arguments that count the tokens of packed prompts."""
     if found := [name for name in BY_PACK if given.get(name) is not None]:
         raise ValueError(

@@ -82,26 +82,18 @@ def checkpoint(tower_of, add_tokenizer, tmp_path):
 
 
 @pytest.fixture
-def hf_folder(tmp_path, add_tokenizer, sizes, shaken):
+def hf_folder(tmp_path, add_tokenizer, sizes, tower_sizes, shaken):
     """Make a Hugging Face model and its folder, saved by today's transformers."""
 
     def make(family="llama", tower="clip", anyres=False, text=None, **options):
         import torch
         import transformers as hf
 
-        vision = {
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "image_size": 56,
-            "patch_size": 14,
-        }
         if tower == "clip":
-            vision = hf.CLIPVisionConfig(**vision)
+            vision = hf.CLIPVisionConfig(**tower_sizes)
             processor = hf.CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size=56)
         else:
-            vision = hf.SiglipVisionConfig(**vision, vision_use_head=False)
+            vision = hf.SiglipVisionConfig(**tower_sizes, vision_use_head=False)
             processor = hf.SiglipImageProcessorPil(size={"height": 56, "width": 56})
             options = {"vision_feature_select_strategy": "full", "vision_feature_layer": -1, **options}
         text = getattr(hf, TEXT_CONFIGS[family])(**{**sizes, "vocab_size": HF_VOCABULARY, **(text or {})})

@@ -20,7 +20,8 @@ from transformers import (
     SiglipModel,
 )
 
-from llava.model.builder import load_pretrained_model, read_config
+from llava.model.builder import load_pretrained_model
+from llava.model.description import read_config
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
 from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
@@ -774,6 +775,13 @@ def test_the_classes_own_from_pretrained_looks_at_the_fields_too(checkpoint):
 def test_the_classes_own_from_pretrained_uses_a_trained_tower(checkpoint, outputs, same, said):
     folder, model = tuned(checkpoint, **said)
     same(outputs(LlavaLlamaForCausalLM.from_pretrained(folder).eval()), outputs(model))
+
+
+def test_the_classes_own_from_pretrained_reads_a_folder_in_a_folder(checkpoint, outputs, same):
+    folder, model = tuned(checkpoint)
+    inside = shutil.copytree(folder, folder.parent / "outer/inner")
+    loaded = LlavaLlamaForCausalLM.from_pretrained(inside.parent, subfolder="inner").eval()
+    same(outputs(loaded), outputs(model))
 
 
 def test_a_window_that_llama_does_not_have_is_refused(checkpoint):

@@ -255,7 +255,7 @@ def test_uploads(tmp_path, monkeypatch):
 
 def test_budgets(golden):
     from llava.eval.tasks import EMBEDDED_CHECKPOINT, playground
-    from llava.model.builder import read_config
+    from llava.model.description import read_config
 
     def budget(name, *flags):
         known = read_config(golden / "models" / name)

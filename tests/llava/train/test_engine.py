@@ -9,7 +9,8 @@ import torch
 
 from llava.conversation import template_for
 from llava.files import drop_lock, take_lock
-from llava.model.builder import load_pretrained_model, read_config
+from llava.model.builder import load_pretrained_model
+from llava.model.description import read_config
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.train.loading import lora_targets
 from llava.train.train import main
