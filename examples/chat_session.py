@@ -2,11 +2,11 @@
 
 import time
 
-from given import CHECKPOINT, CONTEXTUAL, DOMINANT, PICTURE, SHORT
+from _common import CHECKPOINT, CONTEXTUAL, DOMINANT, PICTURE, SHORT
 from PIL import Image
 
+from llava.inference.chat import ChatSession
 from llava.model.builder import load_pretrained_model
-from llava.serve.session import ChatSession
 from visionzip_patch import visionzip
 
 tokenizer, model, processor, _ = load_pretrained_model(CHECKPOINT)

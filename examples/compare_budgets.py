@@ -7,10 +7,11 @@ import time
 from contextlib import nullcontext
 from statistics import median
 
-from given import CHECKPOINT, CONTEXTUAL, DOMINANT, PICTURE, SHORT
+from _common import CHECKPOINT, CONTEXTUAL, DOMINANT, PICTURE, SHORT
 
-from llava.eval.generate import GREEDY, generate_batch
-from llava.eval.pictures import read_picture
+from llava.inference.batch import generate_batch
+from llava.inference.decoding import GREEDY
+from llava.inference.preprocess import read_picture
 from llava.model.builder import load_pretrained_model
 from visionzip_patch import zipped
 

@@ -2,10 +2,11 @@
 
 import tempfile
 
-from given import CHECKPOINT, CONTEXTUAL, DOMINANT, PICTURE, QUESTION
+from _common import CHECKPOINT, CONTEXTUAL, DOMINANT, PICTURE, QUESTION
 
-from llava.eval.generate import GREEDY, generate_batch
-from llava.eval.pictures import read_picture
+from llava.inference.batch import generate_batch
+from llava.inference.decoding import GREEDY
+from llava.inference.preprocess import read_picture
 from llava.model.builder import load_pretrained_model
 from visionzip_patch import VisionZipConfig, visionzip
 

@@ -6,7 +6,7 @@ HUB_ID is a model in Hugging Face's format, such as llava-hf/llava-1.5-7b-hf (14
 import sys
 
 import torch
-from given import CHECKPOINT, CONTEXTUAL, DOMINANT, PICTURE, QUESTION
+from _common import CHECKPOINT, CONTEXTUAL, DOMINANT, PICTURE, QUESTION
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 

@@ -1,7 +1,7 @@
 """Zip a model in place, and undo it: `python examples/zip_in_place.py [CHECKPOINT]`."""
 
 import torch
-from given import CHECKPOINT, CONTEXTUAL, DOMINANT, PICTURE, QUESTION
+from _common import CHECKPOINT, CONTEXTUAL, DOMINANT, PICTURE, QUESTION
 from PIL import Image
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX

@@ -14,7 +14,6 @@ from PIL import Image
 from transformers import StoppingCriteria
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
-from llava.files import read_bytes
 from llava.model.anyres import (
     KNOWN_ASPECTS,
     POSSIBLE_ASPECTS,
@@ -23,6 +22,7 @@ from llava.model.anyres import (
     parse_pinpoints,
     select_best_resolution,
 )
+from llava.utils.files import read_bytes
 
 __all__ = [
     "KeywordsStoppingCriteria",

@@ -8,7 +8,7 @@
 #
 # Passes on what the three commands share: CHECKPOINT, --limit, --batch-size, --device, --out, --verbose. By itself each
 # has more options, of its own: python -m llava.analysis.attention --help (--images: other pictures than the embedded),
-# llava.analysis.misalignment, llava.eval.sweep. Tables (.csv) and plots (.png) go to playground/results.
+# llava.analysis.misalignment, llava.analysis.sweep. Tables (.csv) and plots (.png) go to playground/results.
 # Uses the python3 on PATH if it has the project's requirements and the `eval` extra, otherwise sets up .venv once.
 # PYTHON=/path/to/python uses that one.
 set -euo pipefail
@@ -17,7 +17,7 @@ source "$here/env.sh"
 
 help_if_asked "$@"
 if [[ -n ${PYTHON:-} ]]; then setup_env; else setup_env eval; fi
-for analysis in llava.analysis.attention llava.analysis.misalignment llava.eval.sweep; do
+for analysis in llava.analysis.attention llava.analysis.misalignment llava.analysis.sweep; do
   "$PY" -m "$analysis" "$@"
   echo
 done

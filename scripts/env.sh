@@ -178,7 +178,7 @@ launch() {
   [[ ${NPROC:-1} =~ ^[1-9][0-9]*$ ]] || die "NPROC=$nproc is no number of processes. Give 1 or more, or unset it for one per GPU."
   if ((nproc > 1)); then
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # one thread per process, without torchrun saying so
-    exec "$PY" -m llava.launch --standalone --nproc_per_node "$nproc" -m "$@"
+    exec "$PY" -m llava.utils.launch --standalone --nproc_per_node "$nproc" -m "$@"
   fi
   exec "$PY" -m "$@"
 }

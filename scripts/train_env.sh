@@ -49,7 +49,7 @@ launch_training() { # MODULE ARGUMENT...
     torchrun)
       where=(--standalone)
       if ((nodes > 1)); then where=(--nnodes "$nodes" --node_rank "$NODE_RANK" --master_addr "$address" --master_port "$port"); fi
-      "$PY" -m llava.launch "${where[@]}" --nproc_per_node "$nproc" -m "$@"
+      "$PY" -m llava.utils.launch "${where[@]}" --nproc_per_node "$nproc" -m "$@"
       ;;
     deepspeed)
       where=(--num_nodes 1 --num_accelerators "$nproc")

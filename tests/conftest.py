@@ -49,7 +49,7 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Gives a module a clock of its own, so that no test measures this machine: `clock("llava.serve.cost")`."""
+    """Gives a module a clock of its own, so that no test measures this machine: `clock("llava.serve.timing")`."""
 
     def give(module: str, tick: float = 0.0) -> Clock:
         given = Clock(tick)

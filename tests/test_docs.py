@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llava.eval import cost
+from llava.perf import cost
 
 ROOT = Path(__file__).parent.parent
 TEXT = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/PERFORMANCE.md"))

@@ -14,9 +14,9 @@ PACKAGES = ("llava", "visionzip_patch")
 
 # From top to bottom: a module imports from its own line or from lines below it. The longest matching name counts.
 LAYERS = (
-    ("llava.train", "llava.eval", "llava.analysis", "llava.serve", "visionzip_patch.visualize"),  # commands, all
+    ("llava.train", "llava.eval", "llava.analysis", "llava.serve", "llava.visualize"),  # commands, all
     ("llava.inference",),
-    ("llava.model.builder", "llava.data", "llava.shapes"),
+    ("llava.model.builder", "llava.data", "llava.perf.sizes"),
     ("llava.model.description",),
     ("llava.model", "llava.model.language_model"),
     ("llava.model.llava_arch",),
@@ -32,7 +32,7 @@ LAYERS = (
 )
 NEVER = (  # (importer, imported), whatever their layers
     *(("llava.data", "llava.model"), ("llava.model", "llava.data")),
-    *(("llava", "visionzip_patch.visualize"), ("visionzip_patch", "visionzip_patch.visualize")),  # a command: nobody's
+    *(("llava", "llava.visualize"), ("visionzip_patch", "llava.visualize")),  # a command: nobody's
 )
 PLUGINS = {"llava.eval.lmms_model"}  # imported by the program that they extend
 FACADES = {"llava", "llava.model"}  # hand out names of upper layers when asked for them
@@ -115,8 +115,8 @@ def test_imports_run_one_way():
     [
         ("visionzip_patch.api", "from llava.constants import IGNORE_INDEX", "llava.constants"),
         ("visionzip_patch.api", "def f():\n    import llava", "llava"),
-        ("visionzip_patch.api", "from visionzip_patch.visualize import main", "visionzip_patch.visualize"),
-        ("llava.serve.web", "from visionzip_patch.visualize import main", "visionzip_patch.visualize"),
+        ("visionzip_patch.api", "from llava.visualize import main", "llava.visualize"),
+        ("llava.serve.web", "from llava.visualize import main", "llava.visualize"),
         ("visionzip_patch.api", "import importlib\nimportlib.import_module('llava.utils')", "llava.utils"),
         ("llava.model.splice", "from ..train import trainer", "llava.train.trainer"),
         ("llava.model.splice", "from llava.model import builder", "llava.model.builder"),

@@ -263,9 +263,9 @@ def test_a_given_python_with_untested_versions_is_used(sandbox):
     [
         ({"CUDA_VISIBLE_DEVICES": ""}, "-m"),
         ({"CUDA_VISIBLE_DEVICES": "3"}, "-m"),
-        ({"CUDA_VISIBLE_DEVICES": "0,1"}, "-m llava.launch --standalone --nproc_per_node 2 -m"),
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, "-m llava.utils.launch --standalone --nproc_per_node 2 -m"),
         ({"CUDA_VISIBLE_DEVICES": "0,1", "NPROC": "1"}, "-m"),
-        ({"NPROC": "4"}, "-m llava.launch --standalone --nproc_per_node 4 -m"),
+        ({"NPROC": "4"}, "-m llava.utils.launch --standalone --nproc_per_node 4 -m"),
     ],
 )
 def test_one_process_per_gpu(sandbox, variables, module):

@@ -2,7 +2,7 @@
 
 import argparse
 
-from llava.cli import EXIT_STATUSES, add_verbose, positive
+from llava.utils.cli import EXIT_STATUSES, add_verbose, positive
 
 
 def make_parser(analysis: str, description: str, batch_of: str) -> argparse.ArgumentParser:

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from llava.eval.tasks import EMBEDDED_CHECKPOINT, playground
-from llava.files import make_folder, require_own, write_bytes, write_text
+from llava.inference.embedded import EMBEDDED_CHECKPOINT, playground
 from llava.mm_utils import get_model_name_from_path
-from llava.plots import pyplot
+from llava.utils.files import make_folder, require_own, write_bytes, write_text
+from llava.utils.plots import pyplot
 
 COLORS = 64  # of a figure
 

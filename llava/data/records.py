@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.files import dump_json, is_file, read_json, read_jsonl, shorten, whole_file
+from llava.utils.files import dump_json, is_file, read_json, read_jsonl, shorten, whole_file
 
 LFS_POINTER = b"version https://git-lfs"
 ROLES = ("human", "gpt")

@@ -10,9 +10,9 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.cli import add_verbose, positive, share, status_of
 from llava.data.records import image_names, read_records, source_of, write_records
-from llava.files import make_folder, require_apart
+from llava.utils.cli import add_verbose, positive, share, status_of
+from llava.utils.files import make_folder, require_apart
 
 
 def draw(records: Sequence[dict], fraction: float, seed: int = 0) -> list[int]:

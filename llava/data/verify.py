@@ -18,9 +18,9 @@ from typing import NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
-from llava.cli import add_verbose, positive, status_of
 from llava.data.records import Problem, image_names, inspect, read_records, write_records
-from llava.files import is_file, make_folder, require_apart, require_distinct, write_json
+from llava.utils.cli import add_verbose, positive, status_of
+from llava.utils.files import is_file, make_folder, require_apart, require_distinct, write_json
 
 BAD_RECORDS = 1  # exit status
 EXIT_STATUSES = "Exit status: 0 all can be trained on, 1 some cannot, 2 bad request, 70 a bug, 130 interrupted."

@@ -7,22 +7,34 @@ from typing import NamedTuple
 
 import torch
 
-from llava.cli import QUESTIONS_REFUSED, quiet, tell
-from llava.eval.answers import AnswerFile, describe_settings, process_group, settings_of
+from llava.eval.answers import AnswerFile, describe_settings, settings_of
 from llava.eval.cli import choose_data, require_images
 from llava.eval.data import Data
-from llava.eval.generate import Decoding, answer_and_merge
-from llava.eval.loading import describe_device, device_of, load, read_tokenizer, use_one_thread
+from llava.eval.generate import answer_and_merge
 from llava.eval.questions import Question
-from llava.eval.results import budget_name, print_report, summarize
+from llava.eval.results import print_report, summarize
 from llava.eval.scores import naming_files
-from llava.eval.tasks import EMBEDDED_CHECKPOINT, TASKS, Task, playground
-from llava.files import read_json, write_bytes, write_json
-from llava.inference.budget import asked_counts, carried_budget, choose_budget, most_crops, require_possible, set_budget
+from llava.eval.tasks import TASKS, Task
+from llava.inference.budget import (
+    asked_counts,
+    budget_name,
+    carried_budget,
+    choose_budget,
+    most_crops,
+    require_possible,
+    set_budget,
+)
+from llava.inference.decoding import Decoding
+from llava.inference.embedded import EMBEDDED_CHECKPOINT, playground
+from llava.inference.loading import load, read_tokenizer
 from llava.mm_utils import get_model_name_from_path
 from llava.model.description import read_config
 from llava.model.graphs import OFF
-from llava.shard import ALONE, Shard, current_shard
+from llava.utils.cli import QUESTIONS_REFUSED, quiet, tell
+from llava.utils.distributed import process_group
+from llava.utils.environment import describe_device, device_of, use_one_thread
+from llava.utils.files import read_json, write_bytes, write_json
+from llava.utils.processes import ALONE, Shard, current_shard
 from visionzip_patch import VisionZipConfig
 
 

@@ -5,11 +5,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from llava.cli import positive
 from llava.eval.data import Data
 from llava.eval.mmbench_file import folder_of
 from llava.eval.questions import Question, missing_images
-from llava.eval.tasks import TASKS, Task, playground
+from llava.eval.tasks import TASKS, Task
+from llava.inference.embedded import playground
+from llava.utils.cli import positive
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:

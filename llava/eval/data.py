@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llava.cli import add_verbose, status_of
-from llava.tables import to_table
+from llava.utils.cli import add_verbose, status_of
+from llava.utils.tables import to_table
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def show(args: argparse.Namespace) -> int:
     from llava.eval.judge import BENCHES
-    from llava.eval.tasks import TASKS, playground
+    from llava.eval.tasks import TASKS
+    from llava.inference.embedded import playground
 
     if args.fetch is not None:
         fetch_tasks(args.task, args.fetch)
@@ -117,7 +118,8 @@ def show(args: argparse.Namespace) -> int:
 
 def fetch_tasks(names: Sequence[str], source: str | bool) -> None:
     from llava.eval.hub.fetch import fetch
-    from llava.eval.tasks import TASKS, playground
+    from llava.eval.tasks import TASKS
+    from llava.inference.embedded import playground
 
     for name in names:
         written = fetch(TASKS[name], TASKS[name].data.below(playground()), source or None)

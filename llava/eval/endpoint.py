@@ -10,7 +10,7 @@ import urllib.request
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from llava.files import shorten
+from llava.utils.files import shorten
 from visionzip_patch.once import warn_once
 
 logger = logging.getLogger(__name__)

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from llava.cli import add_verbose, status_of, tell
 from llava.eval.metrics import pope
 from llava.eval.questions import read_answers
 from llava.eval.scores import naming_files, pope_results
-from llava.files import read_jsonl
+from llava.utils.cli import add_verbose, status_of, tell
+from llava.utils.files import read_jsonl
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.cli import add_verbose, status_of
 from llava.eval.metrics import scienceqa
 from llava.eval.questions import read_answers
 from llava.eval.scores import naming_files
-from llava.files import make_folder, read_json, require_apart, require_distinct, write_json
+from llava.utils.cli import add_verbose, status_of
+from llava.utils.files import make_folder, read_json, require_apart, require_distinct, write_json
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from llava.cli import add_verbose, status_of
 from llava.eval.metrics.textvqa import question_in_prompt, score
 from llava.eval.questions import read_answers
-from llava.files import read_json
+from llava.utils.cli import add_verbose, status_of
+from llava.utils.files import read_json
 
 logger = logging.getLogger(__name__)
 

@@ -13,25 +13,26 @@ import ast
 import hashlib
 import logging
 import os
-import queue
 import re
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from tqdm import tqdm
 
-from llava.cli import EXIT_STATUSES, QUESTIONS_REFUSED, add_verbose, positive, status_of, tell
 from llava.eval.endpoint import Judge
 from llava.eval.metrics import judged
 from llava.eval.metrics.vqa import rows_by_id
-from llava.eval.tasks import TASKS, playground
-from llava.files import drop_lock, read_bytes, read_json, read_jsonl, shorten, take_lock, to_line, write_json
-from llava.tables import to_table
+from llava.eval.tasks import TASKS
+from llava.inference.embedded import playground
+from llava.utils.cli import EXIT_STATUSES, QUESTIONS_REFUSED, add_verbose, positive, status_of, tell
+from llava.utils.files import drop_lock, read_bytes, read_json, read_jsonl, shorten, take_lock, to_line, write_json
+from llava.utils.parallel import for_all
+from llava.utils.tables import to_table
 
 logger = logging.getLogger(__name__)
 
@@ -330,63 +331,6 @@ def open_to_append(path: Path) -> Iterator[BinaryIO]:
             yield file
     finally:
         drop_lock(lock, lock_path)
-
-
-def for_all(
-    items: Sequence,
-    work: Callable[[Any], None],
-    *,
-    parallel: int,
-    stopped: threading.Event,
-    progress: Callable[[], object],
-) -> None:
-    """Do `work` on all items, several at a time. When one fails, or at Ctrl-C, those begun end and the rest is left.
-
-    At Ctrl-C after that, those begun are left too.
-
-    Args:
-        items: what `work` is called with.
-        work: called in a thread.
-        parallel: how many threads.
-        stopped: set when nothing more is to be begun, for `work` to see.
-        progress: called after each.
-    """
-    todo, done = queue.SimpleQueue(), queue.SimpleQueue()
-    for item in items:
-        todo.put(item)
-
-    def work_on() -> None:
-        while not stopped.is_set():
-            try:
-                item = todo.get_nowait()
-            except queue.Empty:
-                return
-            try:
-                work(item)
-                done.put(None)
-            except BaseException as error:  # raised again where it is waited for
-                done.put(error)
-
-    # Daemons, which the interpreter does not wait for at its end, as it does for those of a ThreadPoolExecutor.
-    threads = []
-    try:
-        for _ in range(min(parallel, len(items))):
-            thread = threading.Thread(target=work_on, daemon=True)
-            thread.start()
-            threads.append(thread)
-        for _ in items:
-            if error := done.get():
-                raise error
-            progress()
-    except BaseException:
-        stopped.set()
-        for thread in threads:
-            thread.join(0.1 / len(threads))
-        if any(thread.is_alive() for thread in threads):
-            logger.warning("Stopping; what is on its way still comes in. Ctrl-C stops at once.")
-        for thread in threads:
-            thread.join()
-        raise
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import choose_template, conv_templates
-from llava.eval.generate import Decoding, pad_left
+from llava.inference.batch import pad_left
 from llava.inference.budget import budget_of
+from llava.inference.decoding import Decoding
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 

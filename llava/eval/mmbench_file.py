@@ -8,7 +8,7 @@ from pathlib import Path
 from llava.eval.data import Data
 from llava.eval.metrics.mmbench import is_empty, options_of
 from llava.eval.questions import Fields, Question, read_entries
-from llava.files import make_folder, write_bytes
+from llava.utils.files import make_folder, write_bytes
 
 LONGEST_CELL = 2**30  # characters; an image has millions
 LONGEST_INDEX = 64  # characters; a longer cell is an image, a shorter one names the row that has it

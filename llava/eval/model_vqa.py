@@ -7,9 +7,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from llava.cli import completed, status_of
 from llava.eval import model_vqa_loader
 from llava.eval.model_vqa_loader import make_parser
+from llava.utils.cli import completed, status_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:

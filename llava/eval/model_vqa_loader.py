@@ -8,8 +8,12 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import TypeVar
 
-from llava.cli import (
+from llava.eval.cli import require_images
+from llava.eval.questions import Question, read_questions
+from llava.inference.budget import add_budget_options, choose_budget
+from llava.utils.cli import (
     EXIT_STATUSES,
     QUESTIONS_REFUSED,
     add_decoding_options,
@@ -20,12 +24,33 @@ from llava.cli import (
     tell,
     whole,
 )
-from llava.eval.chunks import get_chunk
-from llava.eval.chunks import split_list as split_list  # upstream has it here
-from llava.eval.cli import require_images
-from llava.eval.questions import Question, read_questions
-from llava.inference.budget import add_budget_options, choose_budget
-from llava.shard import current_shard
+from llava.utils.processes import current_shard
+
+T = TypeVar("T")
+
+
+def split_list(lst: Sequence[T], n: int) -> list[Sequence[T]]:
+    """Cut `lst` into `n` runs of ceil(len / n) items; the last ones are shorter, or empty where items run out.
+
+    Raises:
+        ValueError: `n` is not positive.
+    """
+    if n < 1:
+        raise ValueError(f"Cannot split {len(lst)} items into {n} chunks; ask for 1 or more.")
+    size = max(1, -(-len(lst) // n))
+    return [lst[i * size : (i + 1) * size] for i in range(n)]
+
+
+def get_chunk(lst: Sequence[T], n: int, k: int) -> Sequence[T]:
+    """The `k`-th of `n` chunks, counted from 0.
+
+    Raises:
+        ValueError: `n` is not positive or there is no `k`-th chunk.
+    """
+    chunks = split_list(lst, n)
+    if not 0 <= k < n:
+        raise ValueError(f"There is no chunk {k} among {n}: the first is 0, the last {n - 1}.")
+    return chunks[k]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,11 +89,14 @@ def answer(
         ValueError: bad files, settings or checkpoint, before any work where that can be known.
     """
     # torch and all: not before the flags are known to be right
-    from llava.eval.answers import AnswerFile, describe_settings, process_group
-    from llava.eval.generate import Decoding, answer_and_merge
-    from llava.eval.loading import device_of, load, read_tokenizer
+    from llava.eval.answers import AnswerFile, describe_settings
+    from llava.eval.generate import answer_and_merge
+    from llava.inference.decoding import Decoding
+    from llava.inference.loading import load, read_tokenizer
     from llava.mm_utils import get_model_name_from_path
     from llava.model.description import read_config
+    from llava.utils.distributed import process_group
+    from llava.utils.environment import device_of
 
     decoding = Decoding(args.conv_mode, args.max_new_tokens, args.temperature, args.top_p, args.num_beams)
     questions = list(questions)
@@ -152,7 +180,7 @@ def make_parser(
 class CustomDataset:
     """What upstream's loader makes of questions: (ids (T,) with IMAGE_TOKEN_INDEX, pixels, (width, height)) of each.
 
-    For programs that have a loop of their own; `answer` prepares pictures by `llava.eval.pictures`.
+    For programs that have a loop of their own; `answer` prepares pictures by `llava.inference.preprocess`.
 
     Args:
         questions: dicts with `image` and `text`.
@@ -161,7 +189,7 @@ class CustomDataset:
     """
 
     def __init__(self, questions, image_folder, tokenizer, image_processor, model_config, conv_mode: str | None = None):
-        from llava.eval.generate import Decoding
+        from llava.inference.decoding import Decoding
 
         self.questions, self.image_folder = questions, image_folder
         self.tokenizer, self.image_processor, self.model_config = tokenizer, image_processor, model_config

@@ -9,13 +9,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from llava.cli import completed, status_of
-from llava.eval.chunks import get_chunk
 from llava.eval.data import Data
 from llava.eval.metrics.mmbench import options_of
 from llava.eval.mmbench_file import folder_of, image_name, question_text, read_rows, unpack
-from llava.eval.model_vqa_loader import answer, make_parser
-from llava.eval.questions import LETTER, LETTER_CN, Question
+from llava.eval.model_vqa_loader import answer, get_chunk, make_parser
+from llava.eval.questions import LETTER_CN, Question
+from llava.inference.decoding import LETTER
+from llava.utils.cli import completed, status_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:

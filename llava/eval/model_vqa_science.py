@@ -8,11 +8,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from llava.cli import completed, status_of
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.eval.chunks import get_chunk
-from llava.eval.model_vqa_loader import answer, make_parser
-from llava.eval.questions import LETTER, Question, read_scienceqa
+from llava.eval.model_vqa_loader import answer, get_chunk, make_parser
+from llava.eval.questions import Question, read_scienceqa
+from llava.inference.decoding import LETTER
+from llava.utils.cli import completed, status_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:

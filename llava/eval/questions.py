@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 from llava.data.records import other_media
 from llava.eval.metrics.mmmu import read_list
-from llava.files import is_file, read_json, read_jsonl, shorten
+from llava.inference.decoding import LETTER, SHORT
+from llava.utils.files import is_file, read_json, read_jsonl, shorten
 
-SHORT = "\nAnswer the question using a single word or phrase."
-LETTER = "\nAnswer with the option's letter from the given choices directly."
 LETTER_CN = "\n请直接回答选项字母。"
 
 Fields = tuple[str | int, tuple[str, ...], str]  # id, images and text of a question

@@ -16,12 +16,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
-from llava.cli import add_verbose, status_of, tell
 from llava.eval.paper import NOTES, PAPER, PaperModel, PaperRow
-from llava.eval.tasks import TASKS, playground
-from llava.files import make_folder, read_json, require_own, write_text
-from llava.plots import pyplot
-from llava.tables import to_table
+from llava.eval.tasks import TASKS
+from llava.inference.embedded import playground
+from llava.utils.cli import add_verbose, status_of, tell
+from llava.utils.files import make_folder, read_json, require_own, write_text
+from llava.utils.plots import pyplot
+from llava.utils.tables import to_table
 
 WHOLE = "full"  # the budget that is all tokens
 ALL_ITS_OWN = " †"

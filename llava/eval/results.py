@@ -1,26 +1,16 @@
 """The result of a run: what is saved beside the answers, and the table on the screen."""
 
-import platform
 from collections.abc import Sequence
-from importlib.metadata import version
 
-from llava.cli import quiet
 from llava.eval.answers import AnswerFile
 from llava.eval.data import Data
 from llava.eval.tasks import Task
-from llava.files import read_json
-from llava.tables import to_table
+from llava.inference.budget import budget_name
+from llava.utils.cli import quiet
+from llava.utils.environment import versions
+from llava.utils.files import read_json
+from llava.utils.tables import to_table
 from visionzip_patch import VisionZipConfig
-
-
-def budget_name(budget: VisionZipConfig | None) -> str:
-    """A budget for tables and file names: full, 54+10, 160-per-image."""
-    if budget is None:
-        return "full"
-    counts = f"{budget.dominant}+{budget.contextual}"
-    name = counts if budget.tokens_per_image is None else f"{budget.tokens_per_image}-per-image"
-    options = [option for option, usual in ((budget.merge, "sum"), (budget.selector, "attention")) if option != usual]
-    return "-".join([name, *options])
 
 
 def summarize(task: Task, data: Data, budget: VisionZipConfig | None, answers: AnswerFile, timing: dict | None) -> dict:
@@ -56,11 +46,6 @@ def tokens_per_image(answers: AnswerFile) -> dict[str, float] | None:
     tokens = {row: answers.rows[row]["metadata"]["image_tokens"] for row in images}
     each = [round(tokens[row] / count) for row, count in images.items()]
     return {"mean": sum(tokens.values()) / sum(images.values()), "min": min(each), "max": max(each)}
-
-
-def versions() -> dict[str, str]:
-    packages = {name: version(name) for name in ("torch", "transformers", "pillow")}
-    return {"python": platform.python_version(), **packages}
 
 
 def print_report(results: Sequence[dict]) -> None:

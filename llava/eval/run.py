@@ -8,10 +8,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from llava.cli import EXIT_STATUSES, add_conv_mode, add_verbose, positive, status_of, whole
 from llava.eval.cli import add_data_options
 from llava.eval.tasks import TASKS
 from llava.inference.budget import add_budget_options
+from llava.utils.cli import EXIT_STATUSES, add_conv_mode, add_verbose, positive, status_of, whole
 
 
 def main(argv: Sequence[str] | None = None) -> int:

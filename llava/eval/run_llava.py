@@ -7,9 +7,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from llava.cli import EXIT_STATUSES, add_decoding_options, add_verbose, completed, status_of
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER
 from llava.inference.budget import add_budget_options, choose_budget
+from llava.utils.cli import EXIT_STATUSES, add_decoding_options, add_verbose, completed, status_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,12 +34,14 @@ def eval_model(args) -> str:
         ValueError: no checkpoint or image that can be used, other numbers of images and placeholders, a bad setting.
     """
     # torch and all: not before the flags are known to be right
-    from llava.eval.generate import Decoding, generate_batch
-    from llava.eval.loading import device_of, load
-    from llava.eval.pictures import Picture
+    from llava.inference.batch import generate_batch
+    from llava.inference.decoding import Decoding
+    from llava.inference.loading import load
+    from llava.inference.preprocess import Picture
     from llava.mm_utils import process_images
     from llava.model.description import read_config
-    from llava.shard import ALONE
+    from llava.utils.environment import device_of
+    from llava.utils.processes import ALONE
 
     args = completed(args, parse_arguments(["--model-path", "", "--image-file", "", "--query", ""]))
     images = load_images(image_parser(args))

@@ -16,7 +16,7 @@ from llava.eval.metrics import gqa, mmbench, mme, mmmu, pope, scienceqa, seed, v
 from llava.eval.metrics.tally import Tally
 from llava.eval.mmbench_file import read_rows
 from llava.eval.questions import read_scienceqa
-from llava.files import read_bytes, read_json, read_jsonl
+from llava.utils.files import read_bytes, read_json, read_jsonl
 
 Rows = Sequence[Mapping]
 POPE_LISTS = ("random", "popular", "adversarial")

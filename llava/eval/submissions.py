@@ -13,7 +13,7 @@ from typing import NamedTuple
 from llava.eval.data import Data
 from llava.eval.metrics import judged, mmbench, vqa
 from llava.eval.mmbench_file import read_rows
-from llava.files import read_jsonl
+from llava.utils.files import read_jsonl
 
 Rows = Sequence[Mapping]
 

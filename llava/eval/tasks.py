@@ -10,21 +10,10 @@ from pathlib import Path
 from llava.eval import scores, submissions
 from llava.eval.data import Data
 from llava.eval.mmbench_file import folder_of, read_mmbench, unpack
-from llava.eval.questions import (
-    LETTER,
-    LETTER_CN,
-    SHORT,
-    Question,
-    read_mmmu,
-    read_questions,
-    read_scienceqa,
-    read_vizwiz,
-    read_vqav2,
-)
+from llava.eval.questions import LETTER_CN, Question, read_mmmu, read_questions, read_scienceqa, read_vizwiz, read_vqav2
 from llava.eval.submissions import Submission
+from llava.inference.decoding import LETTER, SHORT
 
-SOURCE_ROOT = Path(__file__).resolve().parents[2]
-EMBEDDED_CHECKPOINT = "checkpoints/llava-signs"  # relative to playground/
 LONG = 1024  # tokens; LLaVA asks for free answers so
 JUDGE = "A language model grades the answers: python -m llava.eval.judge {} ANSWERS --base-url URL --model NAME."
 MMBENCH_SERVER = "MMBench's server scores the submission too: https://opencompass.org.cn/leaderboard-multimodal"
@@ -337,9 +326,3 @@ TASKS = {
         ),
     )
 }
-
-
-def playground() -> Path:
-    """The folder of data, checkpoints and results: the current directory's if it has one, else this source tree's."""
-    here = Path("playground")
-    return here if here.is_dir() else SOURCE_ROOT / "playground"

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from llava.cli import positive, whole
+from llava.utils.cli import positive, whole
+from visionzip_patch import VisionZipConfig
 
 if TYPE_CHECKING:
     from visionzip_patch import VisionZipConfig
@@ -205,3 +206,13 @@ def set_budget(model, budget: "VisionZipConfig | None") -> None:
         unzip(model)
     else:
         attach(model, budget)
+
+
+def budget_name(budget: VisionZipConfig | None) -> str:
+    """A budget for tables and file names: full, 54+10, 160-per-image."""
+    if budget is None:
+        return "full"
+    counts = f"{budget.dominant}+{budget.contextual}"
+    name = counts if budget.tokens_per_image is None else f"{budget.tokens_per_image}-per-image"
+    options = [option for option, usual in ((budget.merge, "sum"), (budget.selector, "attention")) if option != usual]
+    return "-".join([name, *options])

@@ -12,12 +12,12 @@ from dataclasses import fields
 
 from torch import Tensor, nn
 
-from llava.files import read_object
 from llava.model.checkpoint import ADAPTER, TOWER_KEYS, Checkpoint
 from llava.model.finite import require_finite_weights
 from llava.model.hf_format import HF_KEYS
 from llava.model.vocabulary import fit_vocabulary, make_room, untie
 from llava.model.weights import claim_tower, copy_weights, refuse, without_peft_prefix
+from llava.utils.files import read_object
 
 # adapter_config.json: fields that are heeded, here or by peft, and those that only record how training went.
 HEEDED = {

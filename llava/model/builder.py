@@ -27,10 +27,10 @@ from llava.model.fields import owns_tower
 from llava.model.finite import require_finite_weights
 from llava.model.graphs import MODES, OFF
 from llava.model.hf_format import HF_KEYS
+from llava.model.tokenizer import load_tokenizer
 from llava.model.values import check_small_file
 from llava.model.vocabulary import add_image_tokens, fit_vocabulary, require_rows, untie, warn_of_untrained_tokens
 from llava.model.weights import claim_tower, copy_weights, refuse, without_peft_prefix
-from llava.tokenizer import load_tokenizer
 from visionzip_patch.config import VisionZipConfig
 from visionzip_patch.once import warn_once
 

@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers.utils import cached_file
 
-from llava.files import read_object
 from llava.model.values import ADAPTER as ADAPTER_CONFIG
 from llava.model.values import blaming, check_config, check_values, reason
+from llava.utils.files import read_object
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 PROJECTOR = ("mm_projector.safetensors", "mm_projector.bin")

@@ -12,7 +12,6 @@ from pathlib import Path
 from transformers import PretrainedConfig
 
 from llava.conversation import RECORDED
-from llava.files import read_object
 from llava.model.checkpoint import (
     CONTENTS,
     Checkpoint,
@@ -28,6 +27,7 @@ from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.tower import VisionTower
 from llava.model.values import blaming
+from llava.utils.files import read_object
 from visionzip_patch.config import VisionZipConfig
 from visionzip_patch.once import warn_once
 

@@ -8,10 +8,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from llava.cli import EXIT_STATUSES, status_of
 from llava.eval.run_llava import load_image as load_image  # upstream has it here
 from llava.inference.budget import add_budget_options
 from llava.serve.options import add_talk_options
+from llava.utils.cli import EXIT_STATUSES, status_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:

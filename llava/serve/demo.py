@@ -7,9 +7,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from llava.cli import EXIT_STATUSES, add_verbose, positive, status_of
 from llava.inference.budget import add_budget_options
 from llava.serve.options import add_talk_options
+from llava.utils.cli import EXIT_STATUSES, add_verbose, positive, status_of
 
 LAST_PORT = 65535
 

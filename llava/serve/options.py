@@ -1,12 +1,12 @@
-"""Options that the commands of this package share. Imports nothing heavy, as `llava.cli`."""
+"""Options that the commands of this package share. Imports nothing heavy, as `llava.utils.cli`."""
 
 import argparse
 
-from llava.cli import add_conv_mode, not_negative, positive
+from llava.utils.cli import add_conv_mode, not_negative, positive
 
 
 def add_talk_options(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
-    """Which model answers, and how; `llava.serve.opening` makes it of them."""
+    """Which model answers, and how; `llava.serve.loading` makes it of them."""
     add = parser.add_argument_group("model").add_argument
     add("--model-base", help="language model that a projector-only or LoRA checkpoint goes on")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto, a GPU if there is one")

@@ -12,17 +12,16 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
-from llava.cli import QUESTIONS_REFUSED
-from llava.eval.loading import describe_device
-from llava.eval.results import budget_name
-from llava.eval.tasks import playground
-from llava.files import UNSEALED, is_sealed, read_bytes, seal, write_bytes
-from llava.inference.budget import choose_budget, require_possible, set_budget
+from llava.inference.budget import budget_name, choose_budget, require_possible, set_budget
+from llava.inference.chat import ChatSession
+from llava.inference.embedded import playground
 from llava.mm_utils import fetch_image
-from llava.serve.cost import Cost, TimedAnswer
-from llava.serve.opening import read_options
+from llava.serve.loading import read_options
 from llava.serve.photo import upright
-from llava.serve.session import ChatSession
+from llava.serve.timing import Cost, TimedAnswer
+from llava.utils.cli import QUESTIONS_REFUSED
+from llava.utils.environment import describe_device
+from llava.utils.files import UNSEALED, is_sealed, read_bytes, seal, write_bytes
 from visionzip_patch import VisionZipConfig
 
 EMBEDDED_PICTURE = "data/eval/signs/train_images/sign000000000.png"  # relative to playground/

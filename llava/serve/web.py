@@ -20,19 +20,19 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
-from llava.eval.loading import describe_device
-from llava.eval.tasks import playground
-from llava.files import read_json, shorten
 from llava.inference.budget import choose_budget, most_crops
+from llava.inference.embedded import playground
 from llava.mm_utils import decode_image, find_pictures
-from llava.serve import cards
+from llava.serve import markup
+from llava.serve.comparison import Comparison, Studio
 from llava.serve.layout import LAYERS, lay_out
-from llava.serve.opening import read_options
+from llava.serve.loading import read_options
 from llava.serve.photo import upright
-from llava.serve.studio import Comparison, Studio
+from llava.utils.environment import describe_device
+from llava.utils.files import read_json, shorten
+from llava.visualize import overlay
 from visionzip_patch import VisionZipConfig
 from visionzip_patch.once import warn_once
-from visionzip_patch.pictures import overlay
 from visionzip_patch.reducer import VisionZip
 
 SIGNS = "data/eval/signs"  # relative to playground/
@@ -138,7 +138,7 @@ def open_studio(args: argparse.Namespace) -> tuple[Studio, str]:
     budget = per_crop(choose_budget(args, asked.config, asked.tower), asked.config, asked.tower)
     studio = Studio(*asked.load(), asked.decoding, budget=budget, suffix=asked.suffix, visitors=args.visitors)
     warm_up(studio)
-    return studio, cards.heading(asked.name, describe_device(asked.device), asked.suffix)
+    return studio, markup.heading(asked.name, describe_device(asked.device), asked.suffix)
 
 
 @contextlib.contextmanager
@@ -156,7 +156,7 @@ def running(page, host: str, port: int) -> Iterator[str]:
         server_port=port,
         share=False,
         theme=theme,
-        css=cards.STYLE,
+        css=markup.STYLE,
         footer_links=[],
         max_file_size=MOST_BYTES,
         app_kwargs={"middleware": [Middleware(KeepAtHome)]},
@@ -218,7 +218,7 @@ def handlers(studio: Studio, samples: Sequence[Sample]) -> SimpleNamespace:
 
     def drawn(comparison: Comparison, layer: str) -> tuple:
         image = overlay(comparison.view, **LAYERS.get(layer, LAYERS["Tokens"])) if comparison.view else None
-        return image, cards.count(comparison), cards.talk(comparison.turns)
+        return image, markup.count(comparison), markup.talk(comparison.turns)
 
     def after(change: Callable[[Comparison], None]) -> Callable:
         """A handler that changes what the visitor has, or says why not, and draws what they have then."""
@@ -260,7 +260,7 @@ def handlers(studio: Studio, samples: Sequence[Sample]) -> SimpleNamespace:
         with told(refusals.append):
             comparison.set_budget(dominant, contextual)
         if refusals:  # the sliders go back to what holds
-            count = cards.count(comparison) + cards.refusal(refusals[0])
+            count = markup.count(comparison) + markup.refusal(refusals[0])
             return gr.skip(), count, gr.skip(), comparison.dominant, comparison.contextual
         return *drawn(comparison, layer), gr.skip(), gr.skip()
 
@@ -270,9 +270,9 @@ def handlers(studio: Studio, samples: Sequence[Sample]) -> SimpleNamespace:
         with told(warn):
             for step, _ in enumerate(comparison.ask(question or "")):
                 is_first = step == 0  # after it the box is the visitor's again; before it nothing is taken from there
-                talk, button = cards.talk(comparison.turns), gr.Button(interactive=True)
+                talk, button = markup.talk(comparison.turns), gr.Button(interactive=True)
                 yield (talk, "", button) if is_first else (talk, gr.skip(), gr.skip())
-        yield cards.talk(comparison.turns), gr.skip(), gr.Button(interactive=False)
+        yield markup.talk(comparison.turns), gr.skip(), gr.Button(interactive=False)
 
     def stop(request: gr.Request):
         found(request).stop()

@@ -29,11 +29,11 @@ from transformers.integrations import get_available_reporting_integrations, is_t
 from transformers.integrations.deepspeed import is_deepspeed_available
 from transformers.training_args import ParallelMode
 
-from llava.cli import add_verbose
 from llava.conversation import conv_templates
-from llava.files import read_bytes, read_json
 from llava.inference.budget import asked_counts, budget_of
 from llava.model.values import Kind
+from llava.utils.cli import add_verbose
+from llava.utils.files import read_bytes, read_json
 from visionzip_patch import VisionZipConfig
 
 SOURCE_ROOT = Path(__file__).resolve().parents[2]

@@ -20,10 +20,10 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from llava import shapes
-from llava.cli import add_verbose, positive, status_of
-from llava.files import make_folder, require_own, write_json, write_text
 from llava.inference.budget import USUAL, add_budget_options, counts_per_crop
+from llava.perf import sizes
+from llava.utils.cli import add_verbose, positive, status_of
+from llava.utils.files import make_folder, require_own, write_json, write_text
 
 PREFIX = 35  # tokens before the image, as in LLaVA-1.5's prompt
 FAILED = "out of memory"
@@ -52,9 +52,9 @@ WAYS = (
 PLAIN = WAYS[1]  # what ours is compared with
 
 SHAPES = {
-    "small": shapes.SHAPES["tiny"]._replace(crops=1),
-    "7b": shapes.SHAPES["llava-1.5-7b"],
-    "13b": shapes.SHAPES["llava-1.5-13b"],
+    "small": sizes.SHAPES["tiny"]._replace(crops=1),
+    "7b": sizes.SHAPES["llava-1.5-7b"],
+    "13b": sizes.SHAPES["llava-1.5-13b"],
 }
 
 
@@ -162,7 +162,7 @@ def memory_gb(device: str) -> float:
 
 def make_model(shape: str, device: str, dtype):
     """A LLaVA of that shape with random weights, all frozen but the projector, which is in fp32."""
-    model = shapes.build_model(SHAPES[shape], device, dtype).requires_grad_(False)
+    model = sizes.build_model(SHAPES[shape], device, dtype).requires_grad_(False)
     model.get_model().mm_projector.float().requires_grad_(True)
     return model
 

@@ -15,9 +15,9 @@ from llava.model.checkpoint import CONTENTS, Checkpoint
 from llava.model.description import make_config
 from llava.model.finite import require_finite_weights
 from llava.model.multimodal_encoder.builder import vision_config
+from llava.model.tokenizer import load_tokenizer
 from llava.model.vocabulary import add_image_tokens, require_rows
 from llava.model.weights import load_projector, refuse
-from llava.tokenizer import load_tokenizer
 from llava.train.arguments import Run
 from llava.train.saving import load_adapter
 from llava.train.sharding import gathered

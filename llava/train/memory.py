@@ -24,11 +24,11 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from llava import shapes
-from llava.cli import add_verbose, positive, status_of
 from llava.model.loss import ROWS
-from llava.shapes import Shape, find_shape
-from llava.tables import to_table
+from llava.perf import sizes
+from llava.perf.sizes import Shape, find_shape
+from llava.utils.cli import add_verbose, positive, status_of
+from llava.utils.tables import to_table
 
 METHODS = ("ZeRO-2", "ZeRO-3", "ZeRO-3 offload", "4-bit base")
 GIB = 2**30
@@ -38,7 +38,7 @@ LIVE = 1_000_000_000  # stage3_max_live_parameters, DeepSpeed's default
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes of a weight: 4 bits, a byte per block of 64, fp32 per 256 blocks
 
 
-SHAPES = {"7B": shapes.SHAPES["llava-1.5-7b"], "13B": shapes.SHAPES["llava-1.5-13b"]}
+SHAPES = {"7B": sizes.SHAPES["llava-1.5-7b"], "13B": sizes.SHAPES["llava-1.5-13b"]}
 
 
 class Parameters(NamedTuple):

@@ -13,10 +13,9 @@ from typing import NamedTuple
 
 import torch
 
-from llava.eval.loading import describe_device
-from llava.eval.results import versions
-from llava.files import read_json, write_json
-from llava.shard import current_shard
+from llava.utils.environment import describe_device, versions
+from llava.utils.files import read_json, write_json
+from llava.utils.processes import current_shard
 
 logger = logging.getLogger(__name__)
 

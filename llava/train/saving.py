@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from llava.model.checkpoint import ADAPTER, NON_LORA, PROJECTOR, WEIGHTS, find, load_tensors, weight_map
+from llava.model.tokenizer import save_tokenizer
 from llava.model.weights import copy_weights, refuse
-from llava.tokenizer import save_tokenizer
 from llava.train.sharding import collect, gathered
 
 

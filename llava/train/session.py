@@ -18,7 +18,6 @@ from llava.data.dataset import LazySupervisedDataset
 from llava.data.records import image_names, other_media, questions_of, read_records
 from llava.data.subset import draw
 from llava.data.verify import check
-from llava.files import drop_lock, read_json, take_lock, write_json
 from llava.model.fields import owns_tower
 from llava.model.save import all_or_nothing
 from llava.train.arguments import Run, TrainingArguments
@@ -27,6 +26,7 @@ from llava.train.report import gather_facts, peak_memory, write_report
 from llava.train.saving import save
 from llava.train.sharding import gathered, is_first, wait_for_all
 from llava.train.trainer import LLaVATrainer, checkpoints, remove_unfinished
+from llava.utils.files import drop_lock, read_json, take_lock, write_json
 from visionzip_patch import VisionZipConfig
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def template_of(run: Run, model: nn.Module) -> str:
 
 def features_of(run: Run, records: Sequence[dict], model: nn.Module, image_processor):
     """What the tower makes of every image, from --cache_features or computed into it; then the tower is let go."""
-    from llava.train.features import build_cache, cache_key, open_cache
+    from llava.encode.store import build_cache, cache_key, open_cache
 
     folder, names = run.data.cache_features, dict.fromkeys(name for r in records for name in image_names(r))
     tower = model.get_vision_tower()

@@ -17,9 +17,9 @@ from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
-from llava.cli import status_of, tell
-from llava.files import make_folder
 from llava.train.arguments import Run, parse
+from llava.utils.cli import status_of, tell
+from llava.utils.files import make_folder
 
 UPSTREAM = {
     "llava.train.arguments": ("ModelArguments", "DataArguments", "TrainingArguments"),

@@ -6,14 +6,14 @@ python -m playground.signs.compare playground/checkpoints/llava-signs TUNED
 import argparse
 from pathlib import Path
 
-from llava.cli import add_verbose, status_of, tell
-from llava.files import read_json
+from llava.utils.cli import add_verbose, status_of, tell
+from llava.utils.files import read_json
 
 
 def compare(args: argparse.Namespace) -> int:
     """Measure and print; returns the exit status."""
+    from llava.analysis.in_memory import prepare
     from llava.eval.tasks import TASKS
-    from llava.eval.workbench import prepare
     from llava.train.saving import load_trained
     from visionzip_patch import VisionZipConfig
 

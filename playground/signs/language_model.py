@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llava.model.builder import load_pretrained_model
 from llava.model.save import all_or_nothing
-from llava.tokenizer import save_tokenizer
+from llava.model.tokenizer import save_tokenizer
 from playground.signs.export import LLAVA_FOLDER
 from playground.signs.train import DEFAULT_OUT
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from llava.cli import add_verbose, positive, status_of
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.files import drop_lock, make_folder, read_json, take_lock, write_json
+from llava.utils.cli import add_verbose, positive, status_of
+from llava.utils.files import drop_lock, make_folder, read_json, take_lock, write_json
 from playground.signs.make_textvqa import SEEDS_PER_SET
 from playground.signs.scenes import HELD_OUT, Scene, make_scene, questions
 from playground.signs.tokenizer import SHORT_ANSWER

@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from llava.cli import add_verbose, positive, status_of
-from llava.files import make_folder, write_json, write_text
+from llava.utils.cli import add_verbose, positive, status_of
+from llava.utils.files import make_folder, write_json, write_text
 
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "playground/checkpoints/llava-signs"
@@ -107,8 +107,8 @@ def tune(budget: tuple[int, int] | None, seed: int, steps: int | None) -> None:
 
 def measure_all(args: argparse.Namespace) -> tuple[float, list[Row], int]:
     """Accuracy with all tokens, the rows, and the number of questions."""
+    from llava.analysis.in_memory import prepare
     from llava.eval.tasks import TASKS
-    from llava.eval.workbench import prepare
     from llava.train.saving import load_trained
     from playground.signs.make_textvqa import ANNOTATION_FILE, IMAGE_FOLDER, QUESTIONS_FILE, make_textvqa
     from visionzip_patch import VisionZipConfig

@@ -15,4 +15,4 @@ source "$here/../env.sh"
 help_if_asked "$@"
 if [[ ${1:-} == --all-options ]]; then set -- --help; fi
 if [[ -n ${PYTHON:-} ]]; then setup_env; else setup_env eval; fi
-exec "$PY" -m llava.eval.sweep "$@"
+exec "$PY" -m llava.analysis.sweep "$@"

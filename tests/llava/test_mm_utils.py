@@ -13,8 +13,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from llava import mm_utils
-from llava.eval.chunks import get_chunk, split_list
-from llava.tokenizer import load_tokenizer
+from llava.eval.model_vqa_loader import get_chunk, split_list
+from llava.model.tokenizer import load_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RESOLUTIONS = json.loads((GOLDEN / "json/resolutions.json").read_text())

@@ -4,7 +4,7 @@ import pytest
 
 from llava.data import subset
 from llava.eval import model_vqa_loader, run
-from llava.eval.bench import __main__ as bench
+from llava.perf.bench import __main__ as bench
 from llava.serve import cli, demo
 
 COUNTS = ["0", "-1", "1.5", "nan"]

@@ -26,7 +26,7 @@ from llava.mm_utils import (
 )
 from llava.model.builder import load_pretrained_model
 from llava.model.llava_arch import LlavaMetaForCausalLM
-from llava.tokenizer import load_tokenizer
+from llava.model.tokenizer import load_tokenizer
 from llava.utils import disable_torch_init
 
 SURFACE = {  # module -> upstream's names, as public code imports them
@@ -173,7 +173,7 @@ def test_stopping_and_accessors_as_upstream_scripts_use_them(loaded, pictures):
 
 
 def test_the_templates_of_the_chat_are_where_they_were():
-    from llava.serve.opening import TEMPLATES
+    from llava.serve.loading import TEMPLATES
 
     assert set(TEMPLATES.values()) <= conv_templates.keys()
     assert "llava_llama" not in TEMPLATES  # Vicuna, Llama-2, Llama-3 and Yi are of this class

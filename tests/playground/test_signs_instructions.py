@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.eval.generate import Decoding
-from llava.files import drop_lock, take_lock
+from llava.inference.decoding import Decoding
+from llava.utils.files import drop_lock, take_lock
 from playground.signs import make_instructions as module
 from playground.signs.make_instructions import FIRST_SEED, IMAGE_FOLDER, RECORDS_FILE, main, make_instructions
 from playground.signs.scenes import HELD_OUT, make_scene, questions

@@ -10,7 +10,7 @@ from llava.eval.hub import convert
 from llava.eval.hub.tables import Part, Table, open_table
 from llava.eval.questions import missing_images
 from llava.eval.tasks import Task
-from llava.files import make_folder, write_text
+from llava.utils.files import make_folder, write_text
 
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 OWNERS = ("lmms-lab-encoder", "lmms-lab")  # the sets moved from the second to the first in 2026; caches have either

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from llava.files import shorten
+from llava.utils.files import shorten
 
 BATCH = 16  # rows in memory at a time; one of SEED-Bench's videos has eight pictures
 

@@ -3,12 +3,12 @@
 from pathlib import Path
 from types import SimpleNamespace
 
-from llava.files import read_object
 from llava.model.checkpoint import find
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_encoder.siglip_encoder import SiglipVisionTower
 from llava.model.multimodal_encoder.tower import VisionTower
 from llava.model.values import check_tower_config
+from llava.utils.files import read_object
 from visionzip_patch.config import VisionZipConfig
 from visionzip_patch.reducer import VisionZip
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from llava.analysis import attention, common, concentration
-from llava.analysis.concentration import Mass, to_budgets
-from llava.analysis.spread import effective_number, histogram, layer_shares, measure, top_share
+from llava.analysis import attention, common
+from llava.analysis.attention import report
+from llava.analysis.attention.measure import effective_number, histogram, layer_shares, measure, top_share
+from llava.analysis.attention.report import Mass, to_budgets
 
 KINDS = ("distribution", "layers", "mass")
 
@@ -76,7 +77,7 @@ def test_a_histogram_holds_all_patches_and_all_attention(patches):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Figures are made but not drawn, which takes longest."""
-    monkeypatch.setattr(concentration, "write_figure", lambda plt, figure, path: plt.close(figure))
+    monkeypatch.setattr(report, "write_figure", lambda plt, figure, path: plt.close(figure))
 
 
 @pytest.mark.slow
@@ -148,4 +149,4 @@ def test_tables_of_others_are_not_replaced(tmp_path):
     (tmp_path / "attention-layers.csv").write_text("mine")
     args = attention.parse_arguments(["--out", str(tmp_path)])
     with pytest.raises(ValueError, match=r"attention-layers\.csv: already there, and not what"):
-        common.begin("attention", args, {"attention-layers": concentration.Layer})
+        common.begin("attention", args, {"attention-layers": report.Layer})

@@ -9,10 +9,12 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from llava.analysis import choosers, misalignment
-from llava.analysis.chosen import attention_to_images, choose, open_gallery, top_mask
-from llava.eval.tasks import TASKS, playground
-from llava.eval.workbench import prepare
+from llava.analysis import misalignment
+from llava.analysis.in_memory import prepare
+from llava.analysis.misalignment import report
+from llava.analysis.misalignment.measure import attention_to_images, choose, open_gallery, top_mask
+from llava.eval.tasks import TASKS
+from llava.inference.embedded import playground
 
 SILENT = tqdm(disable=True)
 
@@ -102,7 +104,7 @@ def read(out: Path) -> list[dict]:
 @pytest.fixture
 def undrawn(monkeypatch):
     """The figure is made but not drawn, which takes longest."""
-    monkeypatch.setattr(choosers, "write_figure", lambda plt, figure, path: plt.close(figure))
+    monkeypatch.setattr(report, "write_figure", lambda plt, figure, path: plt.close(figure))
 
 
 @pytest.mark.slow
@@ -113,21 +115,21 @@ def test_the_figure_of_the_embedded_model(tmp_path):
 
 def test_the_embedded_model(tmp_path, capsys, monkeypatch, undrawn):
     shares = (2, 16)
-    monkeypatch.setattr(choosers, "SHARES", shares)
+    monkeypatch.setattr(report, "SHARES", shares)
     assert misalignment.main(["--limit", "4", "--seeds", "2", "--max-new-tokens", "4", "--out", str(tmp_path)]) == 0
     full, *rows = read(tmp_path)
     assert (full["selector"], full["tokens"], full["masked"]) == ("all", "64", "0")
     settings = [(int(row["tokens"]), int(row["masked"]), row["selector"]) for row in rows]
-    assert settings == [(64 // share, mask, name) for share in shares for mask in (0, 7) for name in choosers.SELECTORS]
+    assert settings == [(64 // share, mask, name) for share in shares for mask in (0, 7) for name in report.SELECTORS]
     agreement = {(row["selector"], row["masked"], row["tokens"]): float(row["as_tower"]) for row in rows}
     assert all(agreement["tower", "0", str(64 // share)] == 100 for share in shares)
-    for name in choosers.SELECTORS:
+    for name in report.SELECTORS:
         assert agreement[name, "7", "4"] == 0  # the favourites are not to be had
     assert "– " in capsys.readouterr().out
 
 
 def test_several_crops_are_one_long_picture(golden, tmp_path, monkeypatch, undrawn):
-    monkeypatch.setattr(choosers, "SHARES", (32,))
+    monkeypatch.setattr(report, "SHARES", (32,))
     signs = TASKS["textvqa"].embedded.below(playground())
     data = ["--question-file", signs.question_file, "--image-folder", signs.image_folder]
     data += ["--annotation-file", signs.annotation_file, "--limit", "1", "--seeds", "1", "--max-new-tokens", "1"]

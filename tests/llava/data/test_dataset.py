@@ -12,7 +12,7 @@ from llava.conversation import conv_templates
 from llava.data.collator import DataCollatorForSupervisedDataset
 from llava.data.dataset import LazySupervisedDataset
 from llava.data.preprocess import preprocess
-from llava.tokenizer import load_tokenizer
+from llava.model.tokenizer import load_tokenizer
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 TABLE = json.loads((GOLDEN / "json/train_dataset.json").read_text())

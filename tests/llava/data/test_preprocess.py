@@ -10,7 +10,7 @@ from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import SeparatorStyle, conv_templates
 from llava.data.preprocess import preprocess
 from llava.mm_utils import tokenizer_image_token
-from llava.tokenizer import load_tokenizer
+from llava.model.tokenizer import load_tokenizer
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 TABLE = json.loads((GOLDEN / "json/train_preprocess.json").read_text())

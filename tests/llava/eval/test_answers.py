@@ -10,9 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from llava.eval.answers import AnswerFile, describe_settings, process_group
+from llava.eval.answers import AnswerFile, describe_settings
 from llava.eval.questions import Question, read_questions
-from llava.shard import Shard, current_shard
+from llava.utils.distributed import process_group
+from llava.utils.processes import Shard, current_shard
 
 QUESTIONS = [Question(row, f"image{row // 3}", (f"{row // 3}.jpg",), f"question {row}", row + 1) for row in range(10)]
 SETTINGS = {"checkpoint": "a", "budget": 64}

@@ -24,7 +24,7 @@ def before_loading(monkeypatch, capsys):
         raise AssertionError("a model was loaded")
 
     def check(command):
-        monkeypatch.setattr("llava.eval.loading.load_pretrained_model", refuse)
+        monkeypatch.setattr("llava.inference.loading.load_pretrained_model", refuse)
         assert run.main(command) == 2
         return capsys.readouterr().err
 

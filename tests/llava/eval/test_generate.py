@@ -8,25 +8,16 @@ import pytest
 import torch
 
 from llava.conversation import choose_template, conv_templates
-from llava.eval import pictures
 from llava.eval.answers import AnswerFile
-from llava.eval.generate import (
-    CHUNK,
-    SORT_WINDOW,
-    Answers,
-    Decoding,
-    answer_questions,
-    even_batches,
-    generate_batch,
-    generate_batches,
-    make_chunks,
-    pad_left,
-)
-from llava.eval.pictures import read_picture
+from llava.eval.generate import CHUNK, SORT_WINDOW, answer_questions, make_chunks
 from llava.eval.questions import Question, missing_images, read_questions
+from llava.inference import preprocess
+from llava.inference.batch import Answers, even_batches, generate_batch, generate_batches, pad_left
+from llava.inference.chat import ChatSession
+from llava.inference.decoding import Decoding
+from llava.inference.preprocess import read_picture
 from llava.mm_utils import load_image, process_images, tokenizer_image_token
 from llava.model.engine import Engine
-from llava.serve.session import ChatSession
 from visionzip_patch import visionzip, zipped
 
 FOUR = Decoding(max_new_tokens=4)
@@ -223,7 +214,7 @@ def test_what_a_checkpoint_says_on_generation_counts(own, benchmark, tmp_path, n
 
 
 def test_what_would_not_fit_is_not_shared(loaded, benchmark, tmp_path, forwards, monkeypatch):
-    monkeypatch.setattr("llava.eval.generate.SHARED_BYTES", 1000)
+    monkeypatch.setattr("llava.inference.batch.SHARED_BYTES", 1000)
     assert texts(run(loaded, benchmark, tmp_path / "a.jsonl", decoding=FOUR)) == one_by_one(loaded, benchmark)
     assert sum(rows for rows, tokens in forwards if tokens > 576) == 12  # each prompt from its beginning
 
@@ -281,7 +272,7 @@ def test_answers_of_a_batch_come_in_the_order_of_the_questions(loaded, benchmark
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_a_shared_image_is_dealt_with_once(loaded, benchmark, tmp_path, monkeypatch, forwards, batch_size):
     _, model, _ = loaded
-    prepare, encode, prepared, encoded = pictures.read_picture, model.image_features, [], []
+    prepare, encode, prepared, encoded = preprocess.read_picture, model.image_features, [], []
 
     def preparing(path, *args):
         prepared.append(path.name)
@@ -291,7 +282,7 @@ def test_a_shared_image_is_dealt_with_once(loaded, benchmark, tmp_path, monkeypa
         encoded.append(len(pixels))
         return encode(pixels, sizes)
 
-    monkeypatch.setattr(pictures, "read_picture", preparing)
+    monkeypatch.setattr(preprocess, "read_picture", preparing)
     monkeypatch.setattr(model, "image_features", encoding)
     answers = run(loaded, benchmark, tmp_path / "a.jsonl", decoding=FOUR, batch_size=batch_size)
     assert len(answers.rows) == len(answers.questions) == 12

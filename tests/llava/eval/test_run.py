@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from llava.eval import run
-from llava.eval.results import budget_name
-from llava.eval.tasks import playground
+from llava.inference.budget import budget_name
+from llava.inference.embedded import playground
 from visionzip_patch import VisionZipConfig, visionzip
 
 
@@ -22,7 +22,7 @@ def no_model(monkeypatch):
         raise AssertionError("a model was loaded")
 
     def forbid():
-        monkeypatch.setattr("llava.eval.loading.load_pretrained_model", refuse)
+        monkeypatch.setattr("llava.inference.loading.load_pretrained_model", refuse)
 
     return forbid
 

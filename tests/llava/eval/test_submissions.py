@@ -10,7 +10,8 @@ import pytest
 
 from llava.eval import run, submissions
 from llava.eval.data import Data
-from llava.eval.tasks import TASKS, playground
+from llava.eval.tasks import TASKS
+from llava.inference.embedded import playground
 
 OPTIONS = ["--max-new-tokens", "3", "--device", "cpu", "--num-workers", "0"]
 

@@ -17,11 +17,12 @@ from native import MAKERS, UNSCORED, make_mmbench, make_mmmu
 from llava.eval import data, mmbench_file, run
 from llava.eval.cli import choose_data
 from llava.eval.data import Data
-from llava.eval.generate import Decoding
 from llava.eval.hub.fetch import SOURCES
 from llava.eval.mmbench_file import read_mmbench
 from llava.eval.questions import read_mmmu, read_scienceqa
-from llava.eval.tasks import TASKS, playground
+from llava.eval.tasks import TASKS
+from llava.inference.decoding import Decoding
+from llava.inference.embedded import playground
 
 TRUE = {  # what a model would say that is always right
     "pope": {"dog": "Yes.", "cat": "No, there is none", "car": "Yes", "bus": "no"},
@@ -314,7 +315,7 @@ def test_an_empty_folder_is_not_there(here, checkpoint, capsys):
 @pytest.mark.parametrize("flag", ["--question-file", "--annotation-file"])
 def test_files_of_something_else(here, checkpoint, flag, content, monkeypatch, capsys):
     """Of whatever kind: they are refused by name before the model is loaded."""
-    monkeypatch.setattr("llava.eval.loading.load_pretrained_model", None)
+    monkeypatch.setattr("llava.inference.loading.load_pretrained_model", None)
     for name in [*MAKERS, "vqav2_test"]:
         usual, other = TASKS[name].data.below(playground()), here / "other"
         other.write_text(content)
@@ -401,7 +402,8 @@ def test_processes_and_batches_change_no_score(tmp_path, name):
         places = []
 
     def start(out: Path, processes: int, batch: int) -> subprocess.Popen:
-        launch = ["-m", "llava.launch", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+        torchrun = ["-m", "llava.utils.launch", "--standalone", "--nproc_per_node", str(processes)]
+        launch = torchrun if processes > 1 else []
         checkpoint = root / "playground/checkpoints/llava-signs"
         options = [*places, "--out", out, "--batch-size", batch, "--dominant", "6", "--contextual", "1"]
         command = [*launch, "-m", "llava.eval.run", name, checkpoint, "--device", "cpu", *options]

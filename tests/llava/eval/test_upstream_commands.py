@@ -22,10 +22,10 @@ from llava.eval import (
     model_vqa_science,
     run_llava,
 )
-from llava.eval.generate import Decoding
-from llava.eval.tasks import SOURCE_ROOT
-from llava.files import write_jsonl
+from llava.inference.decoding import Decoding
+from llava.inference.embedded import SOURCE_ROOT
 from llava.mm_utils import get_model_name_from_path
+from llava.utils.files import write_jsonl
 
 SIGNS = SOURCE_ROOT / "playground/data/eval/signs"
 IMAGES = SIGNS / "train_images"
@@ -71,7 +71,7 @@ def test_images_stand_where_the_query_says(monkeypatch):
         seen.append((prompt, len(pictures[0])))
         return SimpleNamespace(texts=["an answer"])
 
-    monkeypatch.setattr("llava.eval.generate.generate_batch", generate_batch)
+    monkeypatch.setattr("llava.inference.batch.generate_batch", generate_batch)
     two = ",".join(str(IMAGES / f"sign00000000{i}.png") for i in range(2))
     run_llava.eval_model(quick_start(query="is <image-placeholder> as <image-placeholder>?", image_file=two))
     run_llava.eval_model(quick_start(query="are they alike?", image_file=two))
@@ -402,7 +402,7 @@ def test_commands_of_upstream_draw_answers_by_the_same_flags():
 
 
 def test_an_unknown_template_is_refused_before_anything_is_loaded(monkeypatch):
-    monkeypatch.setattr("llava.eval.loading.load", lambda *_, **__: pytest.fail("something was loaded"))
+    monkeypatch.setattr("llava.inference.loading.load", lambda *_, **__: pytest.fail("something was loaded"))
     with pytest.raises(ValueError, match="conv_mode='vicuna' is unknown"):
         run_llava.eval_model(quick_start(conv_mode="vicuna"))
 

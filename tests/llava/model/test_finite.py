@@ -7,12 +7,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from llava.eval.generate import Decoding, generate_batch
-from llava.eval.pictures import Picture
+from llava.inference.batch import generate_batch
+from llava.inference.chat import ChatSession
+from llava.inference.decoding import Decoding
+from llava.inference.preprocess import Picture
 from llava.mm_utils import process_images
 from llava.model.builder import load_pretrained_model
 from llava.model.finite import NotFinite, are_finite, require_finite_weights
-from llava.serve.session import ChatSession
 from visionzip_patch import visionzip
 
 PLACES = {

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from llava.model.builder import load_pretrained_model
-from llava.tokenizer import save_tokenizer
+from llava.model.tokenizer import save_tokenizer
 from visionzip_patch import VisionZipConfig, unzip, visionzip
 
 OWN = {"unfreeze_mm_vision_tower": True}

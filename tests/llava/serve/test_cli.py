@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 
 from llava import mm_utils
-from llava.eval.tasks import EMBEDDED_CHECKPOINT
+from llava.inference.embedded import EMBEDDED_CHECKPOINT
 from llava.model import engine
-from llava.serve import opening, terminal
+from llava.serve import loading, terminal
 from llava.serve.cli import load_image, main
 from visionzip_patch import VisionZipConfig
 
@@ -51,7 +51,7 @@ def chat(loaded, monkeypatch, capsys):
         return main(list(map(str, options))), *capsys.readouterr()
 
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(opening, "load", load)
+    monkeypatch.setattr(loading, "load", load)
     return run
 
 
@@ -141,7 +141,7 @@ def test_a_second_picture_gives_a_hint_where_the_model_knows_one(chat, monkeypat
     assert out.index(hint) < out.index("> /clear")
     assert chat("/help", options=["--image-file", SIGN, SIGN])[1].count(hint) == 1
     assert hint not in chat("/help", "/budget 6 1", options=["--image-file", SIGN])[1]
-    monkeypatch.setattr(opening, "playground", lambda: Path("elsewhere"))  # the same model as anybody's
+    monkeypatch.setattr(loading, "playground", lambda: Path("elsewhere"))  # the same model as anybody's
     options = ["--model-path", ROOT / "playground" / EMBEDDED_CHECKPOINT, "--image-file", SIGN, SIGN]
     assert hint not in chat("/help", options=options)[1]
 

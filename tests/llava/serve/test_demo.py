@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from llava.model.builder import load_pretrained_model
-from llava.serve import cards, demo, web
-from llava.serve.cost import Cost
-from llava.serve.studio import Answer, Studio, Turn
+from llava.serve import demo, markup, web
+from llava.serve.comparison import Answer, Studio, Turn
+from llava.serve.timing import Cost
 from visionzip_patch import VisionZipConfig
 
 COST = Cost(visual_tokens=64, computed=121, reused=0, first_ms=41.26, ms_per_token=3.0)
@@ -49,12 +49,12 @@ def studio(golden):
 
 
 def test_a_turn_in_the_making_and_whole():
-    assert Words(cards.talk([])).words == [cards.HINT]
-    waiting = Words(cards.talk([Turn("is 1 < 2?", False, ANSWER)])).words
+    assert Words(markup.talk([])).words == [markup.HINT]
+    waiting = Words(markup.talk([Turn("is 1 < 2?", False, ANSWER)])).words
     assert waiting[:4] == ["is 1 < 2?", "All tokens", "64 visual tokens", "a <b>cat</b> & more"]
     assert waiting[-2:] == ["VisionZip", "…"]
     cheap = COST._replace(visual_tokens=1, computed=60, ms_per_token=None)
-    source = cards.talk([Turn("?", True, ANSWER, ANSWER._replace(cost=cheap, peak_bytes=5 * 2**30))])
+    source = markup.talk([Turn("?", True, ANSWER, ANSWER._replace(cost=cheap, peak_bytes=5 * 2**30))])
     words = Words(source).words
     assert words[words.index("Picked by hand") + 1] == "1 visual token"
     assert [words[words.index(name) + 1] for name in ("first words after", "then, per token", "tokens computed")] == [
@@ -70,22 +70,22 @@ def test_a_turn_in_the_making_and_whole():
     ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (2**20, "1 MiB"), (28 * 2**30, "28 GiB")]
 )
 def test_sizes(count, text):
-    assert cards.size(count) == text
+    assert markup.size(count) == text
 
 
 def test_counts(studio, golden):
     comparison = studio.enter("a")
-    assert Words(cards.count(comparison)).words == ["No picture yet."]
+    assert Words(markup.count(comparison)).words == ["No picture yet."]
     comparison.show(Image.open(next((golden / "images").glob("*.png"))))
-    assert "".join(Words(cards.count(comparison)).words[:3]) == "23 of 576 tokensCLS + 19 patches + 3 merged"
+    assert "".join(Words(markup.count(comparison)).words[:3]) == "23 of 576 tokensCLS + 19 patches + 3 merged"
     comparison.clear()
     comparison.set_budget(20, 0)
     comparison.pick(1, 1)
-    assert "".join(Words(cards.count(comparison)).words[:3]) == "2 of 576 tokensCLS + 1 patch by hand"
-    assert Words(cards.refusal("3 < 4")).words == ["3 < 4"]
-    assert "All crops keep equally many" not in cards.count(comparison)
+    assert "".join(Words(markup.count(comparison)).words[:3]) == "2 of 576 tokensCLS + 1 patch by hand"
+    assert Words(markup.refusal("3 < 4")).words == ["3 < 4"]
+    assert "All crops keep equally many" not in markup.count(comparison)
     tiled = SimpleNamespace(crops=(1, 2), dominant=6, contextual=2, tokens=10, patches=1152, has_cls=True)
-    words = "".join(Words(cards.count(SimpleNamespace(view=tiled, picks=None))).words)
+    words = "".join(Words(markup.count(SimpleNamespace(view=tiled, picks=None))).words)
     assert words.startswith("10 tokens for 1,152 patches2 CLS + 6 patches + 2 mergedClick")
     assert "All crops keep equally many" in words
 
@@ -93,7 +93,7 @@ def test_counts(studio, golden):
 def test_the_page_can_be_built(studio, tmp_path):
     pytest.importorskip("gradio", reason="gradio is not installed: the demo extra has it")
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    page = web.build(studio, cards.heading("a <model>", "CPU", "Be short."), web.list_samples(str(tmp_path)))
+    page = web.build(studio, markup.heading("a <model>", "CPU", "Be short."), web.list_samples(str(tmp_path)))
     config = page.get_config_file()
     assert not any(entry["api_visibility"] == "public" for entry in config["dependencies"] if entry["backend_fn"])
     assert not page.analytics_enabled
@@ -143,7 +143,7 @@ def test_an_answer_that_fails_half_way_leaves_nothing(visitor, monkeypatch):
     steps = do.ask("What?", request)
     _, box, stop = next(steps)
     assert (box, stop.interactive) == ("", True)
-    monkeypatch.setattr(cards, "talk", lambda turns: len(turns))
+    monkeypatch.setattr(markup, "talk", lambda turns: len(turns))
     monkeypatch.setattr(comparison.sessions[0], "embed", fail_with(KeyError("x")))
     monkeypatch.setattr(comparison.sessions[1], "embed", fail_with(KeyError("x")))
     talk, box, stop = list(steps)[-1]
@@ -254,7 +254,7 @@ def test_uploads(tmp_path, monkeypatch):
 
 
 def test_budgets(golden):
-    from llava.eval.tasks import EMBEDDED_CHECKPOINT, playground
+    from llava.inference.embedded import EMBEDDED_CHECKPOINT, playground
     from llava.model.description import read_config
 
     def budget(name, *flags):

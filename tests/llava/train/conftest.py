@@ -4,7 +4,7 @@ import os
 import pytest
 from PIL import Image
 
-from llava.eval.tasks import SOURCE_ROOT
+from llava.inference.embedded import SOURCE_ROOT
 from playground.signs.make_instructions import make_records
 from playground.signs.scenes import make_scene
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from llava.constants import IGNORE_INDEX
-from llava.shapes import Shape
+from llava.perf.sizes import Shape
 from llava.train import bench
 from llava.train.bench import PLAIN, WAYS, Measured, main, make_batch, make_model, to_markdown
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[3]
-LAUNCH = [sys.executable, "-m", "llava.launch"]
+LAUNCH = [sys.executable, "-m", "llava.utils.launch"]
 STEPS, BATCH = 6, 8
 
 pytestmark = pytest.mark.slow

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from llava.conversation import template_for
-from llava.files import drop_lock, take_lock
 from llava.model.builder import load_pretrained_model
 from llava.model.description import read_config
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.train.loading import lora_targets
 from llava.train.train import main
 from llava.train.trainer import LLaVATrainer, checkpoints, optimizer_groups
+from llava.utils.files import drop_lock, take_lock
 
 SIGNS = Path(__file__).parents[3] / "playground" / "checkpoints" / "llava-signs"
 KEYS = [f"model.mm_projector.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")]

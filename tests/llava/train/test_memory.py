@@ -14,7 +14,7 @@ from llava.model.description import read_config
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.loss import ROWS, next_token_loss
 from llava.model.multimodal_projector.builder import build_vision_projector
-from llava.shapes import Shape
+from llava.perf.sizes import Shape
 from llava.train import memory
 from llava.train.memory import GIB, SHAPES, activation_bytes, logit_bytes, parameters, peak
 from visionzip_patch.compat import CACHE

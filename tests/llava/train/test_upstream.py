@@ -13,7 +13,7 @@ from llava import conversation
 from llava.constants import IGNORE_INDEX
 from llava.conversation import conv_templates
 from llava.model.builder import load_pretrained_model
-from llava.tokenizer import load_tokenizer
+from llava.model.tokenizer import load_tokenizer
 from llava.train import train_mem
 from llava.train.llava_trainer import LengthGroupedSampler, LLaVATrainer
 from llava.train.train import (

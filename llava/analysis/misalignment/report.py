@@ -1,0 +1,169 @@
+"""Accuracy by who chooses the patches, as tables and a figure: the work of `llava.analysis.misalignment`."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from statistics import fmean
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from llava.analysis.common import begin, write_csv, write_figure
+from llava.analysis.in_memory import prepare
+from llava.analysis.misalignment.measure import Gallery, choose, open_gallery, top_mask
+from llava.analysis.sweep import SHARES
+from llava.eval.tasks import TASKS
+from llava.utils.tables import to_table
+
+SELECTORS = {
+    "tower": "vision tower",
+    "last": "language model, last token",
+    "text": "language model, mean of text",
+    "random": "random",
+}
+COLORS = {"tower": "tab:blue", "last": "tab:orange", "text": "tab:green", "random": "tab:grey"}
+
+
+class Row(NamedTuple):
+    """One line of the result. Percentages of `accuracy` are over questions, those behind it over chosen patches."""
+
+    selector: str  # "all" for the picture as it is
+    masked: int  # patches of an image that nobody may choose; images of several crops: on average
+    tokens: int  # per image, likewise
+    accuracy: float
+    lowest: float  # accuracy of the worst and the best seed
+    highest: float
+    as_tower: float  # that are also among as many of the tower's favourites
+    on_signs: float | None  # that lie on a sign, where the signs' places are known
+
+
+def analyse(args: argparse.Namespace) -> int:
+    """Measure every choice and write the results; returns the exit status."""
+    job = begin("misalignment", args, {"misalignment": Row})
+    bench = prepare(args, job.checkpoint, TASKS["textvqa"])
+    depth = len(bench.model.get_model().layers)
+    if args.llm_layer > depth:
+        raise ValueError(f"--llm-layer {args.llm_layer}: the language model has {depth} layers; choose 1 to {depth}.")
+    rows = list(measure(open_gallery(bench), args))
+    write_csv(job.out / "misalignment.csv", rows)
+    title = f"{job.name}: {len(bench.questions)} questions, attention of the language model in layer {args.llm_layer}"
+    write_figure(job.plt, draw(job.plt, rows, title), job.out / "misalignment.png")
+    print(f"{title}\n\n{to_markdown(rows)}\n\nWritten: {job.out}/misalignment.{{csv,png}}")
+    return 0
+
+
+def measure(gallery: Gallery, args: argparse.Namespace) -> Iterator[Row]:
+    """All tokens, then every budget, selector by selector, without mask and with it."""
+    saliency = [gallery.seen[prompt.image].saliency for prompt in gallery.prompts]
+    passes = 2 + 2 * len(SHARES) * (len(SELECTORS) - 1 + args.seeds)  # one to look, one with all patches
+    with tqdm(total=passes * len(saliency), unit="question", dynamic_ncols=True) as bar:
+        attention = gallery.text_attention(args.llm_layer, bar)
+        scores = {
+            "tower": [saliency],
+            "last": [[one.last for one in attention]],
+            "text": [[one.mean for one in attention]],
+            "random": [random_scores(gallery, seed) for seed in range(args.seeds)],
+        }
+        nothing = [torch.zeros_like(own, dtype=torch.bool) for own in saliency]
+        masks = nothing, [top_mask(own, max(1, len(own) // args.mask_one_in)) for own in saliency]
+        yield measure_choice(gallery, "all", [saliency], nothing, 1, bar)
+        for share in SHARES:
+            for masked in masks:
+                for selector, seeds in scores.items():
+                    bar.set_description(f"{SELECTORS[selector]}, 1/{share} of the patches")
+                    yield measure_choice(gallery, selector, seeds, masked, share, bar)
+
+
+def measure_choice(
+    gallery: Gallery,
+    selector: str,
+    seeds: Sequence[Sequence[Tensor]],
+    masked: Sequence[Tensor],
+    share: int,
+    bar: tqdm,
+) -> Row:
+    """One part of the patches, averaged over seeds; scores and mask of each question's image, (n,)."""
+    accuracy, as_tower, on_signs = [], [], []
+    counts = [max(1, len(mask) // share) for mask in masked]
+    for scores in seeds:
+        chosen = [choose(*one) for one in zip(scores, counts, masked, strict=True)]
+        accuracy.append(gallery.accuracy(chosen, bar))
+        favourites = [
+            top_mask(gallery.seen[prompt.image].saliency, count)
+            for prompt, count in zip(gallery.prompts, counts, strict=True)
+        ]
+        as_tower.append(share_within(chosen, favourites))
+        if gallery.bench.on_sign is not None:
+            signs = dict(zip(gallery.seen, gallery.bench.on_sign, strict=True))
+            on_signs.append(share_within(chosen, [signs[prompt.image] for prompt in gallery.prompts]))
+    return Row(
+        selector,
+        round(fmean(int(mask.sum()) for mask in masked)),
+        round(fmean(counts)),
+        fmean(accuracy),
+        min(accuracy),
+        max(accuracy),
+        fmean(as_tower),
+        fmean(on_signs) if on_signs else None,
+    )
+
+
+def random_scores(gallery: Gallery, seed: int) -> list[Tensor]:
+    """For each question, those of its image."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = {name: torch.rand(len(seen.tokens), generator=generator) for name, seen in gallery.seen.items()}
+    return [scores[prompt.image] for prompt in gallery.prompts]
+
+
+def share_within(chosen: Sequence[Tensor], places: Sequence[Tensor]) -> float:
+    """How many % of the chosen positions lie within; `places` are (n,) bool."""
+    within = sum(int(own[positions].sum()) for own, positions in zip(places, chosen, strict=True))
+    return 100 * within / sum(map(len, chosen))
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """Accuracy by selector and number of tokens, in brackets how much of the choice is the tower's."""
+    full, *others = rows
+    lines = [["tokens", "masked", *SELECTORS.values()]]
+    for first in range(0, len(others), len(SELECTORS)):
+        group = others[first : first + len(SELECTORS)]
+        cells = [f"{row.accuracy:.1f} ({row.as_tower:.0f})" for row in group]
+        lines.append([f"{group[0].tokens}", f"{group[0].masked or '–'}", *cells])
+    head = f"Accuracy in %, {full.accuracy:.1f} with all {full.tokens} patches; in brackets, how many % of the chosen"
+    return f"{head} patches\nare also among as many of the tower's favourites.\n\n{to_table(lines, left=0)}"
+
+
+def draw(plt, rows: Sequence[Row], title: str):
+    """Accuracy without and with the mask, and how much of each choice is the tower's."""
+    full, *others = rows
+    free = [row for row in others if not row.masked]
+    masked = [row for row in others if row.masked]
+    panels = (
+        (free, "accuracy", "accuracy (%)", "any patch may be chosen"),
+        (masked, "accuracy", "accuracy (%)", f"the tower's top {max(row.masked for row in rows)} are masked"),
+        (free, "as_tower", "chosen by the tower too (%)", "agreement with the tower, any patch"),
+    )
+    figure, axes = plt.subplots(1, 3, figsize=(12, 4.2), layout="constrained")
+    for axis, (shown, field, label, heading) in zip(axes, panels, strict=True):
+        for selector, name in SELECTORS.items():
+            line = [row for row in shown if row.selector == selector]
+            tokens = [row.tokens for row in line]
+            values = [getattr(row, field) for row in line]
+            axis.plot(tokens, values, marker="o", markersize=4, color=COLORS[selector], label=name)
+            if field == "accuracy" and any(row.lowest != row.highest for row in line):
+                low, high = [row.lowest for row in line], [row.highest for row in line]
+                axis.fill_between(tokens, low, high, color=COLORS[selector], alpha=0.2, linewidth=0)
+        if field == "accuracy":
+            axis.axhline(full.accuracy, color="black", linestyle="--", linewidth=1, label=f"all {full.tokens} patches")
+        ticks = sorted({row.tokens for row in others})
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.set(xlabel=f"tokens per image, of {full.tokens}", ylabel=label)
+        axis.set_title(heading, fontsize="medium")
+        axis.grid(alpha=0.3)
+    axes[1].sharey(axes[0])
+    axes[2].set_ylim(0, 103)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    figure.suptitle(title, fontsize="medium")
+    return figure

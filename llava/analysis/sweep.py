@@ -1,0 +1,184 @@
+"""How far can an image be cut, and does it matter how: `python -m llava.analysis.sweep`.
+
+Runs TextVQA questions at five budgets with three ways to choose the kept tokens: VisionZip's attention, at random,
+uniformly. A budget is split 54 : 10 into kept and merged tokens, rounded. Where the places of the signs are known, it
+also counts how many of the kept patches lie on them. Writes sweep.csv, sweep.json and sweep.png.
+"""
+
+import argparse
+import csv
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, NamedTuple
+
+from tqdm import tqdm
+
+from llava.eval.cli import add_data_options
+from llava.eval.tasks import TASKS
+from llava.inference.embedded import EMBEDDED_CHECKPOINT, playground
+from llava.utils.cli import add_conv_mode, add_verbose, positive, status_of
+from llava.utils.files import make_folder, require_own, write_json, write_text
+from llava.utils.plots import pyplot
+
+if TYPE_CHECKING:
+    from llava.analysis.in_memory import Workbench
+
+SELECTORS = {"attention": "VisionZip", "random": "random", "uniform": "uniform"}
+SHARES = (2, 4, 8, 16, 32)  # of the tower's patches: a half to a thirty-second
+
+
+class Row(NamedTuple):
+    """One line of the result; percentages of `accuracy` are over questions, of `on_signs` over kept patches."""
+
+    selector: str
+    tokens: int  # per image
+    dominant: int
+    contextual: int
+    accuracy: float
+    lowest: float  # accuracy of the worst and the best seed
+    highest: float
+    on_signs: float | None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    return status_of(sweep, parse_arguments(argv))
+
+
+def sweep(args: argparse.Namespace) -> int:
+    """Measure every setting and write the results; returns the exit status."""
+    from llava.analysis.in_memory import prepare  # torch and all: not before the flags are known to be right
+    from llava.mm_utils import get_model_name_from_path
+
+    plt = pyplot()
+    if plt is None:  # before the work
+        raise ValueError("The plot needs matplotlib: pip install matplotlib.")
+    checkpoint = args.checkpoint or str(playground() / EMBEDDED_CHECKPOINT)
+    name = get_model_name_from_path(checkpoint)
+    out = make_folder(args.out or playground() / "results/sweep" / name)
+    require_own([out / f"sweep.{kind}" for kind in ("csv", "json", "png")], ",".join(Row._fields))
+    bench = prepare(args, checkpoint, TASKS["textvqa"])
+
+    full = bench.measure(None)
+    rows = [Row("full", full.tokens, full.tokens, 0, full.accuracy, full.accuracy, full.accuracy, full.on_signs)]
+    settings = [(selector, bench.patches // share) for share in SHARES for selector in SELECTORS]
+    with tqdm(settings, unit="setting", dynamic_ncols=True) as bar:
+        for selector, tokens in bar:
+            bar.set_description(f"{SELECTORS[selector]}, {tokens} tokens")
+            rows.append(measure_selector(bench, selector, tokens, args.seeds if selector == "random" else 1))
+
+    write_text(out / "sweep.csv", to_csv(rows))
+    write_json(out / "sweep.json", describe(args, name, bench, rows))
+    draw(plt, rows, bench, out / "sweep.png")
+    print(to_markdown(rows, bench.patches))
+    print(f"\nWritten: {', '.join(str(out / f'sweep.{kind}') for kind in ('csv', 'json', 'png'))}")
+    return 0
+
+
+def measure_selector(bench: "Workbench", selector: str, tokens: int, seeds: int) -> Row:
+    """One budget, averaged over seeds."""
+    from visionzip_patch import VisionZipConfig
+
+    budgets = [VisionZipConfig(tokens_per_image=tokens, selector=selector, seed=seed) for seed in range(seeds)]
+    measured = [bench.measure(budget) for budget in budgets]
+    accuracy = [one.accuracy for one in measured]
+    on_signs = None if bench.on_sign is None else fmean(one.on_signs for one in measured)
+    split = budgets[0].per_crop(1, bench.patches)
+    return Row(selector, measured[0].tokens, *split, fmean(accuracy), min(accuracy), max(accuracy), on_signs)
+
+
+def describe(args: argparse.Namespace, name: str, bench: "Workbench", rows: list[Row]) -> dict:
+    from llava.utils.environment import versions
+
+    return {
+        "checkpoint": name,
+        "questions": len(bench.questions),
+        "images": len(bench.pictures),
+        "random_seeds": args.seeds,
+        "rows": [row._asdict() for row in rows],
+        "versions": versions(),
+    }
+
+
+def to_csv(rows: list[Row]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(Row._fields)
+    writer.writerows([f"{value:.3f}" if isinstance(value, float) else value for value in row] for row in rows)
+    return text.getvalue()
+
+
+def to_markdown(rows: list[Row], patches: int) -> str:
+    """A line per budget, selectors side by side: accuracy %, and the share of kept patches on signs in brackets."""
+
+    def cell(row: Row) -> str:
+        return f"{row.accuracy:.1f}" + ("" if row.on_signs is None else f" ({row.on_signs:.0f})")
+
+    full, *others = rows
+    lines = [
+        "Accuracy in %" + ("" if full.on_signs is None else " (in brackets: % of kept patches on a sign)"),
+        "",
+        "| tokens per image | kept + merged | " + " | ".join(SELECTORS.values()) + " |",
+        "|---:|---:|" + "---:|" * len(SELECTORS),
+        f"| {full.tokens} (all {patches} patches) | | " + " | ".join([cell(full)] * len(SELECTORS)) + " |",
+    ]
+    for first in range(0, len(others), len(SELECTORS)):
+        group = others[first : first + len(SELECTORS)]
+        split = f"{group[0].dominant} + {group[0].contextual}"
+        lines.append(f"| {group[0].tokens} | {split} | " + " | ".join(map(cell, group)) + " |")
+    return "\n".join(lines)
+
+
+def draw(plt, rows: list[Row], bench: "Workbench", path: Path) -> None:
+    """Accuracy and, if known, the share of kept patches on signs, over the tokens per image."""
+    full, *others = rows
+    panels = 1 if bench.on_sign is None else 2
+    figure, axes = plt.subplots(1, panels, figsize=(5.5 * panels, 4.2), squeeze=False, layout="constrained")
+    for selector, label in SELECTORS.items():
+        line = [row for row in others if row.selector == selector]
+        tokens = [row.tokens for row in line]
+        (curve,) = axes[0, 0].plot(tokens, [row.accuracy for row in line], marker="o", label=label)
+        if any(row.lowest != row.highest for row in line):
+            low, high = [row.lowest for row in line], [row.highest for row in line]
+            axes[0, 0].fill_between(tokens, low, high, color=curve.get_color(), alpha=0.2, linewidth=0)
+        if panels == 2:
+            axes[0, 1].plot(tokens, [row.on_signs for row in line], marker="o", label=label)
+    axes[0, 0].axhline(full.accuracy, color="grey", linestyle="--", label=f"all {full.tokens} tokens")
+    axes[0, 0].set(ylabel="accuracy (%)", title=f"{len(bench.questions)} questions")
+    if panels == 2:
+        axes[0, 1].axhline(full.on_signs, color="grey", linestyle="--", label="all patches")
+        axes[0, 1].set(ylabel="kept patches on a sign (%)", title=f"{len(bench.pictures)} images", ylim=(0, 103))
+    ticks = sorted({row.tokens for row in others})
+    for axis in axes[0]:
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.set_xlabel(f"tokens per image, of {full.tokens}")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.analysis.sweep",
+        description="Accuracy at a half to a thirty-second of an image's tokens: VisionZip, random, uniform.",
+    )
+    add = parser.add_argument
+    add("checkpoint", nargs="?", help="folder or hub id; without it, the embedded model and data")
+    add("--seeds", type=positive, default=3, metavar="N", help="random selections to average (default: 3)")
+    add("--max-new-tokens", type=positive, default=32, metavar="N", help="longest answer, in tokens (default: 32)")
+    add("--batch-size", type=positive, default=32, metavar="N", help="questions at a time (default: 32)")
+    add_conv_mode(parser)
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto, a GPU if there is one")
+    add("--out", metavar="DIR", help="default: playground/results/sweep/CHECKPOINT")
+    add_data_options(parser)
+    add_verbose(parser)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Pictures turned into visual tokens on disk."""

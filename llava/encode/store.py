@@ -1,0 +1,359 @@
+"""A cache of what the frozen vision tower makes of the training images: computed once, read by every later epoch.
+
+A cache is a folder of safetensors shards. A shard tells in its header which setting made it and which images it holds,
+so there is no index to keep in step, a killed build loses only the shard it was at, and features of another tower,
+budget or preprocessing are never taken for these. `key.json` beside the shards is for people to read.
+
+What is stored is what came out of the tower, bit for bit. In a batch of another size, or on other hardware, the tower
+itself may round the last bit differently.
+
+Shapes: N tokens of a crop, C channels of the tower, R rows of a shard: the tokens of all crops of all its images.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from llava.inference.preprocess import Picture, free_workers, lost_workers, read_pictures
+from llava.model.anyres import VisionFeatures, is_anyres, parse_pinpoints
+from llava.utils.files import make_folder, write_json
+from llava.utils.processes import current_shard
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+SHARD_BYTES = 256 * 2**20  # a shard is built in memory: it ends here, however few images it has
+OLD_DRAFT = 3600  # seconds; no process is that long at one shard's file
+
+
+class CachedImage(NamedTuple):
+    """One image, as `VisionTower.features_of` described it."""
+
+    tokens: Tensor  # (crops, N, C)
+    position: Tensor | None  # (crops, N) int64, see visionzip_patch.tiles; None without VisionZip
+    size: tuple[int, int]  # width and height of the original, in pixels
+
+
+class ImageFile(NamedTuple):
+    """An image that is to be in the cache."""
+
+    image: str  # relative to the image folder
+    stamp: tuple[int, int] | None  # size in bytes and mtime in ns; None: there is no such file
+
+
+class Record(NamedTuple):
+    """What a shard's header tells of an image, whose rows follow those of the image before it."""
+
+    image: str
+    stamp: tuple[int, int]  # of the file from which the features were computed
+    size: tuple[int, int]
+    shape: tuple[int, int]  # crops, N
+
+
+class Place(NamedTuple):
+    """Where an image's features are."""
+
+    shard: Path
+    start: int  # first row
+    record: Record
+
+
+def cache_key(model, image_processor) -> dict:
+    """Everything that decides an image's tokens, ready for JSON: two equal keys mean interchangeable features.
+
+    The tower's weights are hashed as they are in memory, so all of them must be there (not partitioned by ZeRO-3).
+    """
+    tower, config = model.get_vision_tower(), model.config
+    side = tower.config.image_size
+    shapeless = ("model_type", "image_size", "patch_size", "num_attention_heads", "hidden_act", "layer_norm_eps")
+    key = {
+        "format": FORMAT,
+        "tower_weights": fingerprint_of(tower.vision_tower),
+        "tower_config": {name: getattr(tower.config, name) for name in shapeless},  # what the weights do not show
+        "select_layer": tower.select_layer,
+        "select_feature": tower.select_feature,
+        "channels": tower.hidden_size,
+        "dtype": str(tower.dtype).removeprefix("torch."),
+        "visionzip": tower.reducer and tower.reducer.config.to_dict(),
+        "image_aspect_ratio": getattr(config, "image_aspect_ratio", None),
+        "image_grid_pinpoints": parse_pinpoints(config.image_grid_pinpoints, side) if is_anyres(config) else None,
+        "image_processor": {"class": type(image_processor).__name__, **image_processor.to_dict()},
+    }
+    return json.loads(json.dumps(key))  # tuples become lists and enums numbers, as in a key that was read
+
+
+def fingerprint_of(module: nn.Module) -> str:
+    """sha256 of all weights and buffers of `module`: their names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+class FeatureCache:
+    """Features by image name. Made by `open_cache`.
+
+    A shard's file is mapped when an image of it is first asked for, in the process that asks: the cache can be sent to
+    or inherited by workers of a DataLoader.
+    """
+
+    def __init__(self, folder: Path, key: dict, places: dict[str, Place]):
+        self.folder, self.key, self.places = folder, key, places
+        self._shards: dict[Path, safe_open] = {}
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_shards": {}}
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.places
+
+    def __getitem__(self, name: str) -> CachedImage:
+        if name not in self.places:
+            raise ValueError(
+                f"{name} is not among the {len(self)} images in the feature cache {self.folder}. Add it by build_cache."
+            )
+        path, start, record = self.places[name]
+        if path not in self._shards:
+            self._shards[path] = safe_open(path, framework="pt")
+        shard, (crops, count) = self._shards[path], record.shape
+
+        def read(tensor: str) -> Tensor:
+            # Cloned: a view would take the whole shard along when a worker sends it to its parent.
+            rows = shard.get_slice(tensor)[start : start + crops * count].clone()
+            return rows.unflatten(0, (crops, count))
+
+        return CachedImage(read("tokens"), read("position") if self.key["visionzip"] else None, record.size)
+
+    def dummy(self) -> CachedImage:
+        """One token of zeros, for a batch without images."""
+        tokens = torch.zeros(1, 1, self.key["channels"], dtype=getattr(torch, self.key["dtype"]))
+        return CachedImage(tokens, torch.zeros(1, 1, dtype=torch.long) if self.key["visionzip"] else None, (1, 1))
+
+
+def open_cache(folder: str | Path, key: dict) -> FeatureCache:
+    """The images that `folder` holds by now. Reads the shards' headers only.
+
+    Args:
+        folder: made by `build_cache`.
+        key: what the features must have been made with, from `cache_key`.
+
+    Raises:
+        ValueError: no folder, a damaged shard, or features made with another key; the fields that differ are named.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder with cached features: fill one with build_cache first.")
+    places = {}
+    for path in sorted(folder.glob("features-*.safetensors")):
+        start = 0
+        for record in read_records(path, key):
+            places[record.image] = Place(path, start, record)
+            start += record.shape[0] * record.shape[1]
+    return FeatureCache(folder, key, places)
+
+
+def read_records(path: Path, key: dict) -> list[Record]:
+    """What is in a shard, in order. Raises ValueError if it is damaged or was made with another key."""
+    try:
+        with safe_open(path, framework="pt") as shard:
+            metadata = {name: json.loads(text) for name, text in shard.metadata().items()}
+        stored, images = metadata["key"], metadata["images"]
+    except (SafetensorError, OSError, AttributeError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}). Delete it and run again: its images are then computed anew."
+        ) from None
+    if stored != key:
+        raise ValueError(
+            f"The features in {path.parent} are stale: {'; '.join(differences(stored, key))}. "
+            f"Choose another folder for the new ones, or delete this one."
+        )
+    return [Record(image, tuple(stamp), tuple(size), tuple(shape)) for image, stamp, size, shape in images]
+
+
+def differences(stored, wanted, field: str = "") -> Iterator[str]:
+    """Each field in which two keys differ, with both values."""
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        for name in stored | wanted:
+            yield from differences(stored.get(name), wanted.get(name), f"{field}.{name}".lstrip("."))
+    elif stored != wanted:
+        yield f"{field} was {stored!r}, now it is {wanted!r}"
+
+
+@torch.inference_mode()
+def build_cache(
+    folder: str | Path,
+    names: Sequence[str],
+    image_folder: str | Path | None,
+    model,
+    image_processor,
+    *,
+    batch_size: int = 32,
+    num_workers: int | None = None,
+    images_per_shard: int = 1024,
+    skip_bad: bool = False,
+    progress: str | None = "images",
+) -> dict[str, str]:
+    """Compute the features of all images that `folder` lacks.
+
+    Of several processes (`llava.utils.processes`) each does its own part; wait for all of them before `open_cache`.
+    Run again after a crash: finished shards are kept.
+
+    Args:
+        folder: where the cache is or will be.
+        names: of images; one named twice is computed once.
+        image_folder: where the names begin. None: they are paths by themselves.
+        model, image_processor: as loaded for training, VisionZip attached.
+        batch_size: images per call of the tower.
+        num_workers: processes that prepare images; by default `llava.inference.preprocess.free_workers`.
+        images_per_shard: at most; large images end a shard earlier.
+        skip_bad: leave images out that cannot be used, in place of an error.
+        progress: what to call the progress bar on stderr; None for no bar.
+
+    Returns:
+        The images of this process's part that were left out, and why.
+
+    Raises:
+        ValueError: stale or damaged shards (`open_cache`), an image file that changed since, an image that cannot be
+            used, a full disk. The image or shard is named. An image that is cached needs no file any more.
+    """
+    shard, key, folder = current_shard(), cache_key(model, image_processor), make_folder(folder)
+    cache = open_cache(folder, key)
+    if shard.index == 0:
+        write_json(folder / "key.json", key)
+        remove_old_drafts(folder)
+    image_folder = Path(image_folder or "")
+    files = [ImageFile(name, stamp_of(image_folder / name)) for name in dict.fromkeys(names)]
+    refuse_changed(files, cache)
+    # Split before looking at what is missing: other processes may already be adding to it.
+    missing = [file for file in files[shard.index :: shard.count] if file.image not in cache]
+    if not missing:
+        return {}
+
+    bad: dict[str, str] = {}
+    batch_size = min(batch_size, images_per_shard)
+    names = [file.image for file in missing]
+    workers = free_workers(model.device, len(names)) if num_workers is None else num_workers
+    pictures = read_pictures(names, image_folder, image_processor, model.config, workers, batch_size)
+    batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
+    ready: list[tuple[Record, VisionFeatures]] = []  # the shard to be
+    hidden = progress is None or shard.index > 0
+    with (
+        lost_workers(),
+        closing(pictures),
+        tqdm(total=len(missing), desc=progress, unit="image", disable=hidden, dynamic_ncols=True) as bar,
+    ):
+        for number, batch in enumerate(batches):
+            usable = {}
+            for file, picture in zip(batch, pictures, strict=False):  # takes as many as the batch has
+                if isinstance(picture, Picture):
+                    usable[file] = picture
+                elif skip_bad:
+                    bad[file.image] = picture
+                else:
+                    raise ValueError(picture)
+            images = encode(model.get_vision_tower(), usable)
+            if number == 0 and shard.index == 0 and images:
+                log_expected_size(folder, images, len(missing) * shard.count)
+            ready += images
+            size = sum(features.tokens.nbytes for _, features in ready)
+            if len(ready) + batch_size > images_per_shard or size >= SHARD_BYTES:
+                write_shard(folder, key, ready)
+                ready = []
+            bar.update(len(batch))
+        if ready:
+            write_shard(folder, key, ready)
+    if bad:
+        logger.warning("%d images are left out of the feature cache; the first: %s", len(bad), next(iter(bad.values())))
+    return bad
+
+
+def encode(tower, pictures: Mapping[ImageFile, Picture]) -> list[tuple[Record, VisionFeatures]]:
+    """The features of a batch of images."""
+    pixels = [p.pixels if p.pixels.ndim == 4 else p.pixels[None] for p in pictures.values()]
+    described = tower.features_of(pixels) if pixels else []
+    return [
+        (Record(*file, picture.size, tuple(f.tokens.shape[:2])), f)
+        for (file, picture), f in zip(pictures.items(), described, strict=True)
+    ]
+
+
+def write_shard(folder: Path, key: dict, images: Sequence[tuple[Record, VisionFeatures]]) -> None:
+    """Write a shard whole or not at all. Its name follows from the images' names: two processes' never clash."""
+    records, features = zip(*images, strict=True)
+    tensors = {"tokens": torch.cat([f.tokens.flatten(0, 1) for f in features]).cpu()}  # (R, C)
+    if key["visionzip"]:
+        tensors["position"] = torch.cat([f.position.flatten() for f in features]).cpu()  # (R,)
+    name = hashlib.sha256(json.dumps([record.image for record in records]).encode()).hexdigest()[:16]
+    path = folder / f"features-{name}.safetensors"
+    draft = folder / f".{path.name}.{os.getpid()}"
+    content = save(tensors, metadata={"key": json.dumps(key), "images": json.dumps(records)})
+    try:
+        with draft.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError as error:
+        free = shutil.disk_usage(folder).free
+        raise ValueError(
+            f"{path} cannot be written ({error.strerror}): it takes {len(content):,} bytes, {free:,} are free. "
+            f"Make room and run again: the shards that were finished are kept."
+        ) from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def remove_old_drafts(folder: Path) -> None:
+    """Remove what builds left that were killed while they wrote; drafts of processes still at work are young."""
+    for draft in folder.glob(".features-*"):
+        with suppress(FileNotFoundError):  # finished or removed in the meantime
+            if time.time() - draft.stat().st_mtime > OLD_DRAFT:
+                draft.unlink()
+
+
+def stamp_of(path: Path) -> tuple[int, int] | None:
+    try:
+        stat = path.stat()
+    except (OSError, ValueError):  # reading it tells more
+        return None
+    return stat.st_size, stat.st_mtime_ns
+
+
+def refuse_changed(files: Sequence[ImageFile], cache: FeatureCache) -> None:
+    """ValueError if a cached image's file is another one by now: of another size or another time."""
+    places = ((file, cache.places.get(file.image)) for file in files if file.stamp)
+    changed = [place for file, place in places if place and place.record.stamp != file.stamp]
+    if changed:
+        shards = sorted({place.shard.name for place in changed})
+        raise ValueError(
+            f"{len(changed)} images have changed since their features were cached in {cache.folder}, "
+            f"{changed[0].record.image} first (another size or time). Delete {', '.join(shards)} there and run again: "
+            f"the images of those files are then computed anew."
+        )
+
+
+def log_expected_size(folder: Path, images: Sequence[tuple[Record, VisionFeatures]], count: int) -> None:
+    """Tell how large the features of `count` more images will be, judging by the first ones."""
+    expected = sum(features.tokens.nbytes for _, features in images) / len(images) * count
+    free = shutil.disk_usage(folder).free
+    level = logging.INFO if expected < free else logging.WARNING
+    logger.log(
+        level, "Features of %d images: about %.2f GB in %s (%.2f GB free).", count, expected / 1e9, folder, free / 1e9
+    )

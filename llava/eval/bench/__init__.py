@@ -1,1 +1,0 @@
-"""How fast it is, side by side: `python -m llava.eval.bench`."""

@@ -1,0 +1,1 @@
+"""How fast it is, side by side: `python -m llava.perf.bench`."""

@@ -1,0 +1,157 @@
+"""How long a list of operations takes on a device, by calculation."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from llava.perf.devices import (
+    Device,
+)
+from llava.perf.sizes import Shape
+
+
+class Op(NamedTuple):
+    """Operations of one kind and size."""
+
+    name: str
+    kind: str  # matmul, attention or memory
+    flops: float  # of each; 2 per multiplication and addition, of matrix products only
+    bytes: float  # of each, read and written
+    count: int = 1  # how many there are
+    compulsory: float = 0  # bytes of each that no fusion of operations saves: weights and KV cache
+    scores: float = 0  # weights of the attention map, of each
+
+
+def tower_ops(shape: Shape, crops: int, dtype_bytes: int) -> list[Op]:
+    """Pixels of `crops` crops to the hidden states of the layer that is read."""
+    hidden, wide, heads, length = shape.tower_hidden, shape.tower_intermediate, shape.tower_heads, shape.tower_length
+    depth, rows = shape.tower_depth, crops * shape.tower_length
+    tokens = rows * hidden * dtype_bytes  # bytes of a hidden state
+    return [
+        linear("patches", crops * shape.patches, 3 * shape.patch_size**2, hidden, dtype_bytes),
+        memory("embeddings", 2 * tokens, count=5),
+        memory("norms", 2 * tokens, count=2 * depth),
+        linear("query, key, value, out", rows, hidden, hidden, dtype_bytes, count=4 * depth, bias=True),
+        attention(crops * heads, length, length, shape.tower_head_dim, dtype_bytes, count=depth),
+        memory("residuals", 3 * tokens, count=2 * depth),
+        linear("up", rows, hidden, wide, dtype_bytes, count=depth, bias=True),
+        memory("activation", 7 / 3 * rows * wide * dtype_bytes, count=3 * depth),  # x * sigmoid(1.702 x)
+        linear("down", rows, wide, hidden, dtype_bytes, count=depth, bias=True),
+    ]
+
+
+def select_ops(shape: Shape, crops: int, dominant: int, contextual: int, dtype_bytes: int) -> list[Op]:
+    """Scores and keys of one layer, choice of tokens, merging: what VisionZip does (`visionzip_patch`)."""
+    hidden, heads, head_dim, length = shape.tower_hidden, shape.tower_heads, shape.tower_head_dim, shape.tower_length
+    rows, queries = crops * length, 1 if shape.has_cls else length
+    others = length - dominant - contextual
+    kept = dominant + contextual
+    ops = [
+        memory("norm", 2 * rows * hidden * dtype_bytes),
+        linear("keys", rows, hidden, hidden, dtype_bytes, bias=True),
+        linear("queries", crops * queries, hidden, hidden, dtype_bytes, bias=True),
+        product("scores", crops * heads, queries, head_dim, length, 4),
+        memory("softmax and sum", 3 * crops * heads * queries * length * 4, count=3),
+        memory("keys of all heads", rows * (hidden + head_dim) * dtype_bytes),
+        memory("choice", 16 * rows, count=25),  # of indices
+        memory("kept tokens", 2 * crops * kept * hidden * dtype_bytes, count=3),
+    ]
+    if contextual:
+        ops += [
+            memory("unit keys", 2 * rows * head_dim * 4, count=4),
+            product("similarities", crops, others, head_dim, contextual, 4),
+            memory("members", crops * others * contextual * 8, count=5),  # one-hot, int64
+            memory("other tokens", crops * others * hidden * (dtype_bytes + 4), count=2),
+            product("sums", crops, contextual, others, hidden, 4),
+            memory("means", 2 * crops * contextual * hidden * 4, count=3),
+        ]
+    return ops
+
+
+def project_ops(shape: Shape, tokens: int, dtype_bytes: int) -> list[Op]:
+    """`tokens` visual tokens into the language model's channels."""
+    return [
+        linear("first", tokens, shape.tower_hidden, shape.hidden, dtype_bytes, bias=True),
+        memory("activation", 2 * tokens * shape.hidden * dtype_bytes),
+        linear("second", tokens, shape.hidden, shape.hidden, dtype_bytes, bias=True),
+    ]
+
+
+def prefill_ops(shape: Shape, tokens: int, batch: int, dtype_bytes: int) -> list[Op]:
+    """Embeddings of prompts of `tokens` tokens to the logits of the last. Causal attention: half of the map."""
+    return decoder_ops(shape, tokens, 0, batch, dtype_bytes)
+
+
+def decode_ops(shape: Shape, context: int, batch: int, dtype_bytes: int, *, growing: bool = True) -> list[Op]:
+    """One more token after `context` tokens. `growing`: the cache is copied at each step, as transformers' own is."""
+    return decoder_ops(shape, 1, context, batch, dtype_bytes, growing=growing)
+
+
+def decoder_ops(shape: Shape, new: int, past: int, batch: int, dtype_bytes: int, *, growing: bool = True) -> list[Op]:
+    """`new` tokens of each row after `past` ones."""
+    hidden, wide, layers = shape.hidden, shape.intermediate, shape.layers
+    key_hidden, rows, norms = shape.kv_heads * shape.head_dim, batch * new, 2 * layers + 1
+    tokens, scores = rows * hidden * dtype_bytes, rows * shape.heads * (past + (new + 1) / 2)
+    cache = kv_bytes(shape, past + new, batch, dtype_bytes) / layers
+    copied = cache if growing else kv_bytes(shape, new, batch, dtype_bytes) / layers
+    return [
+        memory("positions and mask", rows * (16 + 4 * shape.head_dim), count=20),
+        memory("norms, in fp32", 24 / 5 * rows * hidden, count=5 * norms),  # square, mean, root, quotient
+        memory("norms, weights", 2 * tokens, count=norms),
+        *([] if dtype_bytes == 4 else [memory("norms, to fp32 and back", rows * hidden * 6, count=2 * norms)]),
+        linear("query, out", rows, hidden, hidden, dtype_bytes, count=2 * layers),
+        linear("key, value", rows, hidden, key_hidden, dtype_bytes, count=2 * layers),
+        memory("rotation", 2 * rows * (hidden + key_hidden) / 2 * dtype_bytes, count=10 * layers),
+        memory("cache", copied, count=2 * layers),  # keys, values: read, written
+        Op("attention", "attention", 4 * shape.head_dim * scores, 2 * tokens + cache, layers, cache, scores),
+        memory("residuals", 3 * tokens, count=2 * layers),
+        linear("gate, up", rows, hidden, wide, dtype_bytes, count=2 * layers),
+        memory("activation", 5 / 2 * rows * wide * dtype_bytes, count=2 * layers),  # SiLU, product
+        linear("down", rows, wide, hidden, dtype_bytes, count=layers),
+        linear("head", batch, hidden, shape.vocab, dtype_bytes),
+    ]
+
+
+def kv_bytes(shape: Shape, tokens: int, batch: int, dtype_bytes: int) -> int:
+    """Keys and values of `tokens` tokens in every layer."""
+    return 2 * shape.layers * shape.kv_heads * shape.head_dim * tokens * batch * dtype_bytes
+
+
+def linear(name: str, rows: int, inputs: int, outputs: int, dtype_bytes: int, count: int = 1, bias=False) -> Op:
+    weights = (inputs + bias) * outputs * dtype_bytes
+    moved = weights + rows * (inputs + outputs) * dtype_bytes
+    return Op(name, "matmul", 2 * rows * inputs * outputs, moved, count, weights)
+
+
+def product(name: str, batch: int, rows: int, inner: int, columns: int, dtype_bytes: int) -> Op:
+    """Of activations with activations."""
+    moved = batch * (rows * inner + inner * columns + rows * columns) * dtype_bytes
+    return Op(name, "matmul", 2 * batch * rows * inner * columns, moved)
+
+
+def attention(heads: int, queries: int, keys: int, head_dim: int, dtype_bytes: int, count: int) -> Op:
+    """Without a mask, its map never stored; `heads` of all rows of the batch."""
+    scores = heads * queries * keys
+    moved = 2 * heads * (queries + keys) * head_dim * dtype_bytes
+    return Op("attention", "attention", 4 * scores * head_dim, moved, count, scores=scores)
+
+
+def memory(name: str, size: float, count: int = 1) -> Op:
+    return Op(name, "memory", 0, size, count)
+
+
+def roofline(ops: Sequence[Op], device: Device) -> float:
+    """Seconds that nobody can beat: each operation waits for the one before, and for its arithmetic or its weights."""
+    return sum(op.count * max(op.flops / device.matmul, op.compulsory / device.bandwidth) for op in ops)
+
+
+def predicted(ops: Sequence[Op], device: Device, launches: bool = True) -> float:
+    """Seconds to expect; without `launches`, operations are started for nothing, as in a CUDA graph."""
+    busy = sum(op.count * busy_seconds(op, device) for op in ops)
+    host = launches * device.launch * sum(op.count for op in ops)
+    return max(busy, host) if device.is_async else busy + host
+
+
+def busy_seconds(op: Op, device: Device) -> float:
+    bandwidth = device.stream if op.kind == "matmul" else device.bandwidth
+    arithmetic = op.flops / device.matmul + op.scores * device.per_score
+    return max(arithmetic, op.bytes / bandwidth, device.least)

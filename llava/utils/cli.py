@@ -1,0 +1,202 @@
+"""What the commands of this package share: options, what the user is told, exit statuses.
+
+Imports nothing heavy, so that a wrong flag is told at once; torch and transformers follow once the command is read.
+"""
+
+import argparse
+import contextlib
+import logging
+import math
+import os
+import select
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import TextIO
+
+from llava.utils.processes import current_shard
+
+QUESTIONS_REFUSED, BAD_REQUEST, BUG, INTERRUPTED, NOBODY_READS = 1, 2, 70, 130, 141  # exit statuses
+EXIT_STATUSES = "Exit status: 0 done, 1 some questions not answered, 2 bad request, 70 a bug, 130 interrupted."
+
+PATHS = ("model_path", "model_base", "image_folder", "question_file", "answers_file")  # options of upstream's commands
+
+logger = logging.getLogger(__name__)
+
+
+def status_of(command: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """The exit status of a command; what the user can mend is told in words, its trace only with --verbose."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
+    if args.verbose:
+        for package in ("llava", "visionzip_patch"):
+            logging.getLogger(package).setLevel(logging.DEBUG)
+    try:
+        status = attempt(command, args)
+        sys.stdout.flush()  # at the interpreter's end it would be too late to be quiet
+        return status
+    except BrokenPipeError:
+        return hang_up()
+
+
+def attempt(command: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """Run a command, and say why it ends. Raises BrokenPipeError if nobody reads what it says."""
+    try:
+        hide_loading_bars()
+        return command(args)
+    except KeyboardInterrupt:
+        return exit_with("Stopped.", INTERRUPTED)
+    except (ValueError, OSError, ImportError) as error:  # a full disk, a hub that cannot be reached, no bitsandbytes
+        if isinstance(error, BrokenPipeError) and lost_streams():
+            raise
+        logger.debug("Where it comes from:", exc_info=True)
+        return exit_with(error, BAD_REQUEST)
+    except Exception as error:
+        from torch import OutOfMemoryError
+
+        if not isinstance(error, OutOfMemoryError):
+            let_the_first_speak()
+            traceback.print_exc()
+            return exit_with("This is a mistake of the program, not yours: the lines above say where.", BUG)
+        logger.debug("Where it comes from:", exc_info=True)
+        return exit_with("Out of memory. Run again with half the batch size.", BAD_REQUEST)
+
+
+def hang_up() -> int:
+    """Write nothing more where nobody reads; returns the exit status of a program that ends for that."""
+    for stream in lost_streams():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return NOBODY_READS
+
+
+def lost_streams() -> list[TextIO]:
+    """Those of stdout and stderr whose reader has gone, as `head` goes when it has its lines."""
+    lost = []
+    for stream in (sys.stdout, sys.stderr):
+        events = select.poll()
+        with contextlib.suppress(OSError, ValueError):  # a stand-in for a stream
+            events.register(stream.fileno(), 0)  # asks for nothing: that a reader has gone is told anyhow
+        if any(event & (select.POLLERR | select.POLLHUP) for _, event in events.poll(0)):
+            lost.append(stream)
+    return lost
+
+
+def hide_loading_bars() -> None:
+    """Switch off transformers' bar over the weights it loads; those of downloads stay."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    downloads_hidden = are_progress_bars_disabled()
+    disable_progress_bar()
+    if not downloads_hidden:
+        enable_progress_bars()
+
+
+def exit_with(message, status: int) -> int:
+    """Say why it ends; any process may have reasons of its own, but an interruption concerns them all."""
+    try:
+        index = current_shard().index
+    except ValueError:
+        index = 0
+    let_the_first_speak()
+    if index == 0 or status != INTERRUPTED:
+        print(f"{f'[process {index}] ' * (index > 0)}{message}", file=sys.stderr)
+    return status
+
+
+def let_the_first_speak() -> None:
+    """Where all processes fail alike, or one because of another, the launcher ends this one before it says so too."""
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(1)
+
+
+def tell(message: str) -> None:
+    """Say something once, however many processes run."""
+    if current_shard().index == 0:
+        print(message, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without warnings from anyone."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def completed(args, defaults: argparse.Namespace) -> argparse.Namespace:
+    """The options of `defaults`, with what `args` has as attributes in their place, and with "~" in `PATHS` expanded.
+
+    Programs written for LLaVA call `eval_model` with an object that has upstream's options alone.
+    """
+    options = {name: getattr(args, name, default) for name, default in vars(defaults).items()}
+    options |= {name: os.path.expanduser(path) for name in PATHS if (path := options.get(name))}
+    return argparse.Namespace(**options)
+
+
+def positive(text: str) -> int:
+    return at_least(1, text)
+
+
+def whole(text: str) -> int:
+    return at_least(0, text)
+
+
+def at_least(least: int, text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number, at least {least}")
+    return value
+
+
+def add_conv_mode(group) -> None:
+    """Let the user choose the prompt template, on a parser or a group of options."""
+    told = "prompt template (default: the checkpoint's own, by its config.json and tokenizer)"
+    group.add_argument("--conv-mode", metavar="NAME", help=told)
+
+
+def add_decoding_options(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
+    """Let the user choose how answers are drawn, by upstream's flags; of these `max_new_tokens` has a given default."""
+    add_conv_mode(parser)
+    add = parser.add_argument
+    told = "0 is greedy; above, answers are sampled (default: %(default)s)"
+    add("--temperature", type=not_negative, default=0.2, help=told)
+    add("--top_p", type=share, help="sample from the likeliest tokens that hold this share of the probability")
+    add("--num_beams", type=positive, default=1, help="beams of beam search (default: %(default)s)")
+    told = "longest answer, in tokens (default: %(default)s)"
+    add("--max_new_tokens", type=positive, default=max_new_tokens, help=told)
+
+
+def not_negative(text: str) -> float:
+    """A temperature, or seconds: a finite number from 0 on."""
+    value = number(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: must be a number, at least 0")
+    return value
+
+
+def share(text: str) -> float:
+    """A part of a whole: above 0 and at most 1."""
+    value = number(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be a number above 0 and at most 1")
+    return value
+
+
+def number(text: str) -> float:
+    """A float, not a number for what is none: it is in no range."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def add_verbose(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--verbose", action="store_true", help="say more, and where an error comes from")

@@ -1,0 +1,66 @@
+"""Many calls at a time, in threads."""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+def for_all(
+    items: Sequence,
+    work: Callable[[Any], None],
+    *,
+    parallel: int,
+    stopped: threading.Event,
+    progress: Callable[[], object],
+) -> None:
+    """Do `work` on all items, several at a time. When one fails, or at Ctrl-C, those begun end and the rest is left.
+
+    At Ctrl-C after that, those begun are left too.
+
+    Args:
+        items: what `work` is called with.
+        work: called in a thread.
+        parallel: how many threads.
+        stopped: set when nothing more is to be begun, for `work` to see.
+        progress: called after each.
+    """
+    todo, done = queue.SimpleQueue(), queue.SimpleQueue()
+    for item in items:
+        todo.put(item)
+
+    def work_on() -> None:
+        while not stopped.is_set():
+            try:
+                item = todo.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                work(item)
+                done.put(None)
+            except BaseException as error:  # raised again where it is waited for
+                done.put(error)
+
+    # Daemons, which the interpreter does not wait for at its end, as it does for those of a ThreadPoolExecutor.
+    threads = []
+    try:
+        for _ in range(min(parallel, len(items))):
+            thread = threading.Thread(target=work_on, daemon=True)
+            thread.start()
+            threads.append(thread)
+        for _ in items:
+            if error := done.get():
+                raise error
+            progress()
+    except BaseException:
+        stopped.set()
+        for thread in threads:
+            thread.join(0.1 / len(threads))
+        if any(thread.is_alive() for thread in threads):
+            logger.warning("Stopping; what is on its way still comes in. Ctrl-C stops at once.")
+        for thread in threads:
+            thread.join()
+        raise
