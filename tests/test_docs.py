@@ -10,7 +10,7 @@ from llava.perf import cost
 ROOT = Path(__file__).parent.parent
 TEXT = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/PERFORMANCE.md"))
 MEASURED = re.findall(r"<!-- (docs/\S+\.md):([^\n]*) -->\n(.*?)\n?<!-- / -->", TEXT, re.DOTALL)
-CALCULATED = re.findall(r"<!-- python -m llava\.eval\.cost ([^\n]*) -->\n(.*?)\n?<!-- / -->", TEXT, re.DOTALL)
+CALCULATED = re.findall(r"<!-- python -m llava\.perf\.cost ([^\n]*) -->\n(.*?)\n?<!-- / -->", TEXT, re.DOTALL)
 
 
 def section(path: Path, title: str) -> str:

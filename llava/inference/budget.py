@@ -15,7 +15,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from llava.utils.cli import positive, whole
-from visionzip_patch import VisionZipConfig
 
 if TYPE_CHECKING:
     from visionzip_patch import VisionZipConfig
@@ -208,7 +207,7 @@ def set_budget(model, budget: "VisionZipConfig | None") -> None:
         attach(model, budget)
 
 
-def budget_name(budget: VisionZipConfig | None) -> str:
+def budget_name(budget: "VisionZipConfig | None") -> str:
     """A budget for tables and file names: full, 54+10, 160-per-image."""
     if budget is None:
         return "full"

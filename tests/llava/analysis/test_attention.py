@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from llava.analysis import attention, common
+from llava.analysis import common
+from llava.analysis.attention import __main__ as attention
 from llava.analysis.attention import report
 from llava.analysis.attention.measure import effective_number, histogram, layer_shares, measure, top_share
 from llava.analysis.attention.report import Mass, to_budgets

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from llava.analysis import misalignment
 from llava.analysis.in_memory import prepare
+from llava.analysis.misalignment import __main__ as misalignment
 from llava.analysis.misalignment import report
 from llava.analysis.misalignment.measure import attention_to_images, choose, open_gallery, top_mask
 from llava.eval.tasks import TASKS

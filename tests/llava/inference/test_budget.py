@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from llava import visualize
 from llava.eval import model_vqa_loader, run
 from llava.inference import budget
 from llava.inference.budget import budget_of, choose_budget, counts_per_crop, require_possible, usual_budget
@@ -14,6 +13,7 @@ from llava.perf import cost
 from llava.serve import cli, demo
 from llava.train import arguments
 from llava.train import bench as train_bench
+from llava.visualize import __main__ as visualize
 from visionzip_patch import VisionZipConfig
 
 TOWER = SimpleNamespace(num_patches=64, has_cls=True, reducer=None, config=SimpleNamespace(image_size=56))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from llava.perf import devices
+from llava.perf import measure
 from llava.perf.devices import DEVICES, HEAD, Device, attainable
 from llava.perf.measure import measure_device, seconds_of
 
@@ -31,28 +31,28 @@ def test_attention_takes_its_products_and_a_part_per_weight():
 
 
 def test_time_is_the_median_of_calls_after_warm_up(clock):
-    watch, pauses = clock("llava.perf.devices"), iter([0.05, 0.05, 0.001, 0.003, 0.05])
+    watch, pauses = clock("llava.perf.measure"), iter([0.05, 0.05, 0.001, 0.003, 0.05])
     assert seconds_of(lambda: watch.sleep(next(pauses)), CPU, rounds=3) == pytest.approx(0.003)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_speeds_are_operations_and_bytes_by_seconds(clock, dtype):
-    clock("llava.perf.devices", tick=0.25)  # what every call takes
-    assert devices.measure_matmul(CPU, dtype, 128) == pytest.approx(4 * 2 * 128**3)
-    assert devices.measure_attention(CPU, dtype, 1) == pytest.approx(4 * 4 * 16 * 577**2 * 64)
+    clock("llava.perf.measure", tick=0.25)  # what every call takes
+    assert measure.measure_matmul(CPU, dtype, 128) == pytest.approx(4 * 2 * 128**3)
+    assert measure.measure_attention(CPU, dtype, 1) == pytest.approx(4 * 4 * 16 * 577**2 * 64)
     matrix = 512 * 512 * dtype.itemsize
-    assert devices.measure_memory(CPU, dtype, 512) == pytest.approx((4 * 2 * matrix, 4 * matrix))
+    assert measure.measure_memory(CPU, dtype, 512) == pytest.approx((4 * 2 * matrix, 4 * matrix))
 
 
 @torch.inference_mode()
 def test_what_is_not_arithmetic_is_the_starts_of_operations(clock):
-    clock("llava.perf.devices", tick=0.25)
+    clock("llava.perf.measure", tick=0.25)
     fast = Device("made up", 1e30, 1e30, 1e30, 1e30, 0.0)
-    launch = devices.measure_launch(fast, CPU, torch.float32)
+    launch = measure.measure_launch(fast, CPU, torch.float32)
     assert 50 < 0.25 / launch < 5000  # operations of a step of 24 layers
-    halved = devices.measure_launch(fast._replace(matmul=1e9), CPU, torch.float32)
+    halved = measure.measure_launch(fast._replace(matmul=1e9), CPU, torch.float32)
     assert 0 < halved < launch
-    crawling = devices.measure_launch(fast._replace(matmul=1e6), CPU, torch.float32)
+    crawling = measure.measure_launch(fast._replace(matmul=1e6), CPU, torch.float32)
     assert crawling == 0  # all of its time is arithmetic
 
 

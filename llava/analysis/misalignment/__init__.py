@@ -1,0 +1,1 @@
+"""Whether the tower or the question chooses the better tokens."""
