@@ -7,9 +7,6 @@ from llava.conversation import Conversation, SeparatorStyle, choose_template, co
 from llava.mm_utils import tokenizer_image_token
 from llava.model.engine import end_tokens
 
-SHORT = "\nAnswer the question using a single word or phrase."
-LETTER = "\nAnswer with the option's letter from the given choices directly."
-
 
 @dataclass(frozen=True)
 class Decoding:
