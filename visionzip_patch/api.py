@@ -3,16 +3,16 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pkgutil import resolve_name
 
 from torch import nn
 
+from visionzip_patch.adapters import ADAPTERS
 from visionzip_patch.config import VisionZipConfig
 from visionzip_patch.once import warn_once
 from visionzip_patch.reducer import Tower, VisionZip
 
 logger = logging.getLogger(__name__)
-
-HF_LLAVA = ("llava", "llava_next")  # model types of transformers' own LLaVA classes
 
 
 def visionzip(
@@ -22,7 +22,7 @@ def visionzip(
     *,
     tokens_per_image: int | None = None,
     merge: str = "sum",
-    selector: str = "attention",
+    selector: str = "visionzip",
     seed: int = 0,
 ) -> nn.Module:
     """Make `model` describe each crop of an image with `dominant + contextual` tokens. In place; returns `model`.
@@ -89,18 +89,24 @@ def zipped(
 
 
 def find_tower(model: nn.Module) -> Tower:
-    """The vision tower that carries the seam. Raises TypeError if there is none."""
-    if hasattr(model, "get_base_model"):  # peft
-        model = model.get_base_model()
-    tower = model.get_vision_tower() if hasattr(model, "get_vision_tower") else None
+    """Find the vision tower that carries the seam.
+
+    Args:
+        model: one whose `get_vision_tower()` has a `reducer`, one of a type in `visionzip_patch.adapters.ADAPTERS`, or
+            one that peft has wrapped around these.
+
+    Raises:
+        TypeError: it is none of these; those that are known are named.
+    """
+    model = get_base_model() if callable(get_base_model := getattr(model, "get_base_model", None)) else model  # peft
+    tower = get_tower() if callable(get_tower := getattr(model, "get_vision_tower", None)) else None
     if hasattr(tower, "reducer"):
         return tower
-    if tower is None and getattr(getattr(model, "config", None), "model_type", None) in HF_LLAVA:
-        from visionzip_patch.adapters.hf_llava import HFLlavaTower  # needs transformers
-
-        return HFLlavaTower(model)
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    if tower is None and kind in ADAPTERS:
+        return resolve_name(ADAPTERS[kind])(model)
     raise TypeError(
         f"{type(model).__name__} has no vision tower that VisionZip knows. Supported are models whose "
         f"`get_vision_tower()` returns a tower with a `reducer`, such as llava.model.builder.load_pretrained_model "
-        f"returns, and transformers' LlavaForConditionalGeneration and LlavaNextForConditionalGeneration."
+        f"returns, and transformers' own models of the types {', '.join(ADAPTERS)}."
     )

@@ -19,8 +19,12 @@ def budget_name(budget: VisionZipConfig | None) -> str:
         return "full"
     counts = f"{budget.dominant}+{budget.contextual}"
     name = counts if budget.tokens_per_image is None else f"{budget.tokens_per_image}-per-image"
-    options = [option for option, usual in ((budget.merge, "sum"), (budget.selector, "attention")) if option != usual]
-    return "-".join([name, *options])
+    usual = VisionZipConfig()
+    options = [
+        option for option, other in ((budget.merge, usual.merge), (budget.selector, usual.selector)) if option != other
+    ]
+    seed = [f"seed{budget.seed}"] if budget.seed != usual.seed else []
+    return "-".join([name, *options, *seed])
 
 
 def summarize(task: Task, data: Data, budget: VisionZipConfig | None, answers: AnswerFile, timing: dict | None) -> dict:

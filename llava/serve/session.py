@@ -19,6 +19,7 @@ from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.engine import configure
 from llava.model.finite import NotFinite, explain
 from visionzip_patch import VisionZipConfig
+from visionzip_patch.reducer import VisionZip
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class Shown(NamedTuple):
     key: int  # negative, and never given to another image of the session
     tokens: Tensor  # (n, C), as the language model gets them
     image: Image.Image
-    budget: VisionZipConfig | None  # at which it was encoded; None is all tokens
+    reducer: VisionZip | None  # what chose the tokens; None is all of them
 
 
 class ChatSession:
@@ -93,7 +94,7 @@ class ChatSession:
         if getattr(self.model.config, "mm_use_im_start_end", False):
             marker = DEFAULT_IM_START_TOKEN + marker + DEFAULT_IM_END_TOKEN
         user, assistant = self.decoding.template.roles
-        shown = [old if old.budget == self.budget else self.encode(old.image) for old in self.images]
+        shown = [old if old.reducer == self.reducer else self.encode(old.image) for old in self.images]
         shown += map(self.encode, images)
         messages = [*self.messages, (user, f"{marker}\n" * len(images) + text)]
         wanted = self.tokens_of(messages, shown)
@@ -129,8 +130,12 @@ class ChatSession:
     @property
     def budget(self) -> VisionZipConfig | None:
         """VisionZip's setting that the model has now; None is all tokens."""
-        reducer = self.model.get_vision_tower().reducer
-        return reducer and reducer.config
+        return self.reducer and self.reducer.config
+
+    @property
+    def reducer(self) -> VisionZip | None:
+        """What chooses the tokens of images now; None leaves all."""
+        return self.model.get_vision_tower().reducer
 
     def require_open(self) -> None:
         if not self.sequences.is_open:
@@ -141,7 +146,7 @@ class ChatSession:
         self.last_key -= 1
         pixels = process_images([image], self.image_processor, self.model.config)[0]
         tokens = self.model.engine().image_features([pixels], [image.size])[0]
-        return Shown(self.last_key, tokens, image, self.budget)
+        return Shown(self.last_key, tokens, image, self.reducer)
 
     def tokens_of(self, messages: Sequence[tuple[str, str]], shown: Sequence[Shown]) -> list[int]:
         """The prompt for the next answer: ids, and for each token of an image its key."""

@@ -9,7 +9,7 @@ from torch import nn
 
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from visionzip_patch import VisionZipConfig, unzip, visionzip, zipped
-from visionzip_patch.reducer import uniform_pattern
+from visionzip_patch.selectors.uniform import pattern
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_blind_selectors_choose_the_same_patches_for_every_image(model, images):
 @torch.no_grad()
 def test_the_uniform_pattern_has_as_many_patches_as_asked_for(model, images, count):
     visionzip(model, count + 1, 0, selector="uniform")
-    assert uniform_pattern(torch.empty(1, 16), count).sum() == count
+    assert pattern((4, 4), count).sum() == count
     assert model.encode_images(images).shape[1] == count + 1
 
 

@@ -9,6 +9,7 @@ Shapes: N tokens left of a crop, C channels of the LLM, (rows, cols) of tiles in
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,22 +19,29 @@ from transformers.models.llava_next.modeling_llava_next import get_anyres_image_
 
 from visionzip_patch.adapters.generation import run_forward, run_generate
 from visionzip_patch.adapters.wrapping import named, unwrap, wrap
-from visionzip_patch.encoder import layers_to_run, run_layers
+from visionzip_patch.encoder import EncoderLayer, layers_to_run, queries_keys, run_layers
+from visionzip_patch.evidence import Evidence, attention_evidence
 from visionzip_patch.hooks import warn_of_idle_encoder
+from visionzip_patch.reducer import VisionZip
 from visionzip_patch.tiles import order_by_position
 
 MODELS = (LlavaForConditionalGeneration, LlavaNextForConditionalGeneration, LlavaModel, LlavaNextModel)
-HAS_CLS = {"clip_vision_model": True, "siglip_vision_model": False}  # the vision towers that are known
+HAS_CLS = {"clip_vision_model": True, "siglip_vision_model": False}  # the vision encoders that are known
 
 
 class HFLlavaTower:
-    """What `visionzip` asks of a vision tower, `reducer`, `num_patches`, `has_cls`, and of a family (`placeholders`).
+    """What `visionzip` asks of a vision tower (`visionzip_patch.reducer.Tower`) and of a family (`placeholders`).
 
     Holds no state of its own.
 
+    Args:
+        model: one with a language model's head, or what is inside of it.
+
     Raises:
-        TypeError: the model, or its tower, is none of those that are known.
+        TypeError: the model, or its vision encoder, is none of those that are known.
     """
+
+    gives = frozenset({"saliency", "keys", "features", "projected"})
 
     def __init__(self, model):
         kind = getattr(getattr(model.config, "vision_config", None), "model_type", "text model")
@@ -51,12 +59,12 @@ class HFLlavaTower:
         self.pad_token_id = getattr(self.config.get_text_config(), "pad_token_id", None) or 0
 
     @property
-    def reducer(self):
-        """None, or what chooses tokens: an attribute of the inner model. To set it is to wrap or unwrap the methods."""
+    def reducer(self) -> VisionZip | None:
+        """What chooses tokens: an attribute of the inner model. To set it is to wrap or unwrap the methods."""
         return getattr(self.inner, "reducer", None)
 
     @reducer.setter
-    def reducer(self, reducer) -> None:
+    def reducer(self, reducer: VisionZip | None) -> None:
         was_zipped = self.reducer is not None
         methods = {self.inner: (get_image_features, forward)}
         if self.model is not self.inner:
@@ -129,7 +137,8 @@ class HFLlavaTower:
         if self.has_cls:
             hidden = vision.pre_layrnorm(hidden)
         layers = vision.encoder.layers[: self.depth(layer)]
-        images = self.reducer.reduce_images(layers[-1], *run_layers(layers, hidden), crops)
+        read = partial(self.evidence, layers[-1])
+        images = self.reducer.reduce_images(read, *run_layers(layers, hidden), crops)
         shapes = [image.tokens.shape[:2] for image in images]
         flat = project(torch.cat([image.tokens.flatten(0, 1) for image in images]))  # (all tokens, C)
         projected = flat.split([count * length for count, length in shapes])
@@ -137,6 +146,15 @@ class HFLlavaTower:
             (tokens.unflatten(0, shape), image.position)
             for tokens, shape, image in zip(projected, shapes, images, strict=True)
         ]
+
+    def evidence(self, layer: EncoderLayer, before: Tensor, after: Tensor) -> Evidence:
+        """Make the evidence of some crops from input and output of the layer that is read, (B, L, C) each."""
+        return attention_evidence(
+            after,
+            partial(queries_keys, layer, before),
+            has_cls=self.has_cls,
+            project=self.inner.multi_modal_projector,
+        )
 
 
 def encoded(given: dict) -> list[Tensor] | None:
