@@ -19,12 +19,9 @@ def budget_name(budget: VisionZipConfig | None) -> str:
         return "full"
     counts = f"{budget.dominant}+{budget.contextual}"
     name = counts if budget.tokens_per_image is None else f"{budget.tokens_per_image}-per-image"
-    usual = VisionZipConfig()
-    options = [
-        option for option, other in ((budget.merge, usual.merge), (budget.selector, usual.selector)) if option != other
-    ]
-    seed = [f"seed{budget.seed}"] if budget.seed != usual.seed else []
-    return "-".join([name, *options, *seed])
+    options = {"merge": budget.merge, "selector": budget.selector, "seed": f"seed{budget.seed}"}
+    unusual = [text for field, text in options.items() if getattr(budget, field) != getattr(VisionZipConfig, field)]
+    return "-".join([name, *unusual])
 
 
 def summarize(task: Task, data: Data, budget: VisionZipConfig | None, answers: AnswerFile, timing: dict | None) -> dict:
