@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pkgutil import resolve_name
+from typing import Any
 
 from torch import nn
 
@@ -55,10 +56,11 @@ def visionzip(
 def attach(model: nn.Module, config: VisionZipConfig) -> nn.Module:
     """`visionzip` with the setting as one object."""
     tower = find_tower(model)
-    tower.reducer = VisionZip(config, tower)
-    model.config.visionzip = config.to_dict()
-    if tower.reducer.tokens() >= tower.num_patches:
-        warn_once(logger, "%s: not fewer than the %d that there are without VisionZip.", config, tower.num_patches)
+    reducer = tower.reducer = VisionZip(config, tower)
+    config_of(model).visionzip = config.to_dict()
+    patches = tower.num_patches
+    if patches is not None and reducer.tokens() >= patches:
+        warn_once(logger, "%s: not fewer than the %d that there are without VisionZip.", config, patches)
     return model
 
 
@@ -66,7 +68,7 @@ def unzip(model: nn.Module) -> nn.Module:
     """Undo `visionzip`: outputs are what they were before, bit for bit. Harmless on a model that is not zipped."""
     find_tower(model).reducer = None
     if getattr(model.config, "visionzip", None) is not None:
-        del model.config.visionzip
+        del config_of(model).visionzip
     return model
 
 
@@ -85,7 +87,12 @@ def zipped(
         else:
             attach(model, before.config)
         if setting is not None:  # also one that transformers has read but not applied
-            model.config.visionzip = setting
+            config_of(model).visionzip = setting
+
+
+def config_of(model: nn.Module) -> Any:
+    """Return a model's config, of which type checkers know nothing."""
+    return model.config
 
 
 def find_tower(model: nn.Module) -> Tower:
@@ -98,15 +105,17 @@ def find_tower(model: nn.Module) -> Tower:
     Raises:
         TypeError: it is none of these; those that are known are named.
     """
-    model = get_base_model() if callable(get_base_model := getattr(model, "get_base_model", None)) else model  # peft
-    tower = get_tower() if callable(get_tower := getattr(model, "get_vision_tower", None)) else None
-    if hasattr(tower, "reducer"):
+    inside: Any = model
+    if hasattr(inside, "get_base_model"):  # peft
+        inside = inside.get_base_model()
+    tower = inside.get_vision_tower() if hasattr(inside, "get_vision_tower") else None
+    if tower is not None and hasattr(tower, "reducer"):
         return tower
-    kind = getattr(getattr(model, "config", None), "model_type", None)
+    kind = getattr(getattr(inside, "config", None), "model_type", None)
     if tower is None and kind in ADAPTERS:
-        return resolve_name(ADAPTERS[kind])(model)
+        return resolve_name(ADAPTERS[kind])(inside)
     raise TypeError(
-        f"{type(model).__name__} has no vision tower that VisionZip knows. Supported are models whose "
+        f"{type(inside).__name__} has no vision tower that VisionZip knows. Supported are models whose "
         f"`get_vision_tower()` returns a tower with a `reducer`, such as llava.model.builder.load_pretrained_model "
         f"returns, and transformers' own models of the types {', '.join(ADAPTERS)}."
     )

@@ -80,10 +80,8 @@ def images():
 
 def attention_map(block, patches, grid):
     """Weights (H, P, P) and keys (P, K), pair of patches by pair of patches."""
-    queries, keys, values = (
-        part.unflatten(-1, (HEADS, HEAD_DIM)).transpose(0, 1)
-        for part in block.qkv(block.norm(patches)).chunk(3, dim=-1)
-    )
+    parts = block.qkv(block.norm(patches)).chunk(3, dim=-1)
+    queries, keys, values = (part.unflatten(-1, (HEADS, HEAD_DIM)).transpose(0, 1) for part in parts)
     turned = []
     for part in (queries, keys):
         even, odd, angles = part[..., ::2], part[..., 1::2], positions(grid)

@@ -9,6 +9,7 @@ from transformers import LlavaForConditionalGeneration
 
 from tests.visionzip_patch.test_adapters import inputs_for, make_model
 from visionzip_patch import VisionZipConfig, compress, select, visionzip
+from visionzip_patch.api import find_tower
 from visionzip_patch.evidence import Evidence
 from visionzip_patch.reducer import VisionZip
 from visionzip_patch.selectors import SELECTORS, Selector
@@ -147,12 +148,13 @@ def test_what_no_one_asks_for_is_not_computed():
     def refuse():
         raise AssertionError("nobody needs this")
 
-    kept = VisionZip(VisionZipConfig(5, 0, selector="uniform"), Size()).select(
-        evidence_of(keys=refuse, saliency=refuse)
-    )
-    assert kept.kept.shape == (2, 5)
-    VisionZip(VisionZipConfig(5, 2, selector="uniform"), Size()).select(evidence_of(saliency=refuse))
-    VisionZip(VisionZipConfig(5, 0), Size()).select(evidence_of(keys=refuse))
+    for config, unneeded in (
+        (VisionZipConfig(5, 0, selector="uniform"), ("keys", "saliency")),
+        (VisionZipConfig(5, 2, selector="uniform"), ("saliency",)),
+        (VisionZipConfig(5, 0), ("keys",)),
+    ):
+        evidence = evidence_of(**dict.fromkeys(unneeded, refuse))
+        assert VisionZip(config, Size()).select(evidence).kept.shape == (2, 5)
 
 
 def test_what_is_asked_for_twice_is_computed_once():
@@ -213,8 +215,8 @@ def test_projected_patches_are_those_that_the_language_model_gets():
     with torch.no_grad():
         inputs = pictures(inputs_for("llava"))
         whole = model.model.get_image_features(**inputs).pooler_output[0]
-        visionzip(model, 5, 2)
-        model.model.reducer.selector, model.model.reducer.choose = watching, watch
+        tower = find_tower(model)
+        tower.reducer = VisionZip(VisionZipConfig(5, 2), tower, watching)
         model.model.get_image_features(**inputs)
     torch.testing.assert_close(found[0][0], whole)
 
