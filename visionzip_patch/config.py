@@ -120,3 +120,15 @@ class VisionZipConfig:
         counts = f"{self.dominant}+{self.contextual} tokens per crop"
         text = counts if self.tokens_per_image is None else f"{self.tokens_per_image} tokens per image"
         return text if self.selector == type(self).selector else f"{text}, selector {self.selector}"
+
+
+def with_current_names(settings: dict) -> dict:
+    """Return a record that holds a saved setting, `visionzip`, with that as it would be saved now.
+
+    So answers and features that an earlier version has made are still known as those of the same setting.
+
+    Raises:
+        ValueError: no setting can be like that.
+    """
+    saved = settings.get("visionzip")
+    return {**settings, "visionzip": VisionZipConfig.from_dict(saved).to_dict()} if saved else settings

@@ -1,6 +1,7 @@
 import pytest
 
 from visionzip_patch import VisionZipConfig
+from visionzip_patch.config import with_current_names
 
 
 def test_a_config_survives_json():
@@ -82,6 +83,12 @@ def test_the_former_name_of_visionzips_own_selector_is_still_read():
     saved = {**VisionZipConfig(27, 5).to_dict(), "selector": "attention"}
     assert VisionZipConfig.from_dict(saved) == VisionZipConfig(**saved) == VisionZipConfig(27, 5)
     assert VisionZipConfig.from_dict(saved).to_dict()["selector"] == "visionzip"
+
+
+def test_records_of_earlier_versions_are_known_as_those_of_the_same_setting():
+    now = {"task": "textvqa", "visionzip": VisionZipConfig(27, 5).to_dict()}
+    assert with_current_names({**now, "visionzip": {**now["visionzip"], "selector": "attention"}}) == now
+    assert with_current_names({"task": "textvqa", "visionzip": None}) == {"task": "textvqa", "visionzip": None}
 
 
 def test_a_setting_says_who_chooses_unless_it_is_visionzip():
