@@ -77,7 +77,8 @@ def zipped(
     model: nn.Module, dominant: int | None = None, contextual: int | None = None, **options
 ) -> Iterator[nn.Module]:
     """`visionzip` inside a `with` block; afterwards the model has the setting, or none, that it had before."""
-    before, setting = find_tower(model).reducer, getattr(model.config, "visionzip", None)
+    tower, setting = find_tower(model), getattr(model.config, "visionzip", None)
+    before = tower.reducer
     visionzip(model, dominant, contextual, **options)
     try:
         yield model
@@ -85,7 +86,8 @@ def zipped(
         if before is None:
             unzip(model)
         else:
-            attach(model, before.config)
+            tower.reducer = before
+            config_of(model).visionzip = before.config.to_dict()
         if setting is not None:  # also one that transformers has read but not applied
             config_of(model).visionzip = setting
 

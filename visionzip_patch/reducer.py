@@ -46,8 +46,8 @@ class Reduced(NamedTuple):
 class VisionZip:
     """Selects tokens of crops by their evidence.
 
-    No module and no parameters, so a tower's `state_dict` stays as it was. Reducers with the same setting, selector and
-    tower size are equal.
+    No module and no parameters, so a tower's `state_dict` stays as it was. Reducers with the same setting and selector
+    are equal.
 
     Args:
         config: the setting.

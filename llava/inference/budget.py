@@ -104,7 +104,7 @@ def budget_of(
     if counts:
         from visionzip_patch import VisionZipConfig  # imports torch
 
-        budget = VisionZipConfig(**counts, **choices)
+        budget = VisionZipConfig(**{**counts, **choices})
     elif not choices:
         return default
     elif default is None:

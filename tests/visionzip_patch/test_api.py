@@ -9,6 +9,7 @@ from torch import nn
 
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from visionzip_patch import VisionZipConfig, unzip, visionzip, zipped
+from visionzip_patch.selectors.handpicked import hand_picked
 from visionzip_patch.selectors.uniform import pattern
 
 
@@ -69,6 +70,14 @@ def test_zipped_puts_back_what_was_there(model):
         raise KeyError
     assert model.config.visionzip == VisionZipConfig(9, 3, merge="mean").to_dict()
     assert model.get_vision_tower().reducer.tokens() == 12
+
+
+def test_zipped_puts_back_patches_that_were_picked_by_hand(model):
+    tower = visionzip(model, 5, 2).get_vision_tower()
+    tower.reducer = picked = hand_picked([[1, 2]], 2, tower)
+    with zipped(model, 6, 1):
+        assert tower.reducer.tokens() == 7
+    assert tower.reducer is picked
 
 
 @torch.no_grad()

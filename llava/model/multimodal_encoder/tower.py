@@ -9,6 +9,7 @@ Shapes: B crops, S pixels a side, P patches, L tokens (1 + P with CLS), N tokens
 import re
 from collections.abc import Collection, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,7 @@ class VisionTower(nn.Module):
     config_class: type
     processor_class: type
     has_cls: bool
+    vision_tower: Any  # the encoder, once it is there
     gives = frozenset({"saliency", "keys", "features"})  # of the evidence that selectors read
 
     def __init__(self, vision_tower: str, args, delay_load: bool = False):
@@ -210,7 +212,7 @@ class VisionTower(nn.Module):
         return self.vision_tower.encoder.layers
 
     @property
-    def selected_layer(self) -> nn.Module:
+    def selected_layer(self) -> Any:
         return self.layers[self.depth - 1]
 
     @property
@@ -224,7 +226,7 @@ class VisionTower(nn.Module):
         return torch.device("cpu") if device.type == "meta" else device
 
     @property
-    def config(self):
+    def config(self) -> Any:
         return self.vision_tower.config if self.is_loaded else self.cfg_only
 
     @property
