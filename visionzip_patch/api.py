@@ -31,21 +31,31 @@ def visionzip(
     Only this model changes: other models in the process stay as they are. A second call replaces the first. The setting
     is written to `model.config.visionzip`, so it is saved with a checkpoint and comes back on load.
 
-    `model` is one of `llava`'s, or transformers' own `LlavaForConditionalGeneration`,
-    `LlavaNextForConditionalGeneration` or what is inside of these. They take what their processor returns, as before,
-    and count everything they return by it. On load they keep a saved setting but do not apply it: call
-    `visionzip(model, **model.config.visionzip)`.
+    transformers' own models take what their processor returns, as before, and count everything they return by it. On
+    load they keep a saved setting but do not apply it: call `visionzip(model, **model.config.visionzip)`.
 
-    Args: see `VisionZipConfig`. A count that is not given is that of the published code, whose signature this is:
-        191 dominant, 30 contextual, of CLIP-L's 577 tokens. `dominant=54` alone asks for 54 + 30.
+    Args:
+        model: one of `llava`'s, or one of transformers' own of a type in `visionzip_patch.adapters.ADAPTERS`, or what
+            is inside of these.
+        dominant: tokens kept of each crop, CLS included. By default 191 of CLIP-L's 577, as in the published code.
+        contextual: tokens merged from the rest of each crop; 0 drops the rest. By default 30, as in the published code,
+            whatever `dominant` is.
+        tokens_per_image: a budget over all crops of an image, in place of the two counts.
+        merge: "sum", as the published code, or "mean", as the paper's text.
+        selector: who chooses, by its name in `visionzip_patch.selectors.SELECTORS`.
+        seed: of a selector that draws.
+
+    Returns:
+        `model`.
 
     Raises:
-        ValueError: a bad budget, with what was asked and what the tower gives, or counts beside `tokens_per_image`; the
-            model is untouched.
+        ValueError: a bad budget, with what was asked and what the tower gives; counts beside `tokens_per_image`; an
+            unknown selector, or one that needs what the tower does not give. The model is untouched.
         TypeError: `model` has no vision tower that can be zipped; the kinds that have are named.
 
     Example:
         >>> visionzip(model, dominant=54, contextual=10)  # 64 tokens for each image in place of 576
+        >>> visionzip(model, 54, 10, selector="random")  # to compare with
         >>> visionzip(model)  # 221, as the published code without numbers
         >>> visionzip(model, tokens_per_image=160)  # anyres: 160 over all crops in place of 2880
     """
@@ -54,7 +64,7 @@ def visionzip(
 
 
 def attach(model: nn.Module, config: VisionZipConfig) -> nn.Module:
-    """`visionzip` with the setting as one object."""
+    """Zip a model in place by a setting that is one object; see `visionzip`."""
     tower = find_tower(model)
     reducer = tower.reducer = VisionZip(config, tower)
     config_of(model).visionzip = config.to_dict()
@@ -76,7 +86,14 @@ def unzip(model: nn.Module) -> nn.Module:
 def zipped(
     model: nn.Module, dominant: int | None = None, contextual: int | None = None, **options
 ) -> Iterator[nn.Module]:
-    """`visionzip` inside a `with` block; afterwards the model has the setting, or none, that it had before."""
+    """Zip a model inside a `with` block; afterwards it has the setting, or none, that it had before.
+
+    Args:
+        model: as of `visionzip`.
+        dominant: as of `visionzip`.
+        contextual: as of `visionzip`.
+        **options: the other arguments of `visionzip`.
+    """
     tower, setting = find_tower(model), getattr(model.config, "visionzip", None)
     before = tower.reducer
     visionzip(model, dominant, contextual, **options)

@@ -37,7 +37,7 @@ class Tower(Protocol):
 
 
 class Reduced(NamedTuple):
-    """What is left of some crops."""
+    """The tokens that are left of some crops, and where they come from."""
 
     tokens: Tensor  # (B, N, C)
     position: Tensor  # (B, N), see `visionzip_patch.tiles`
@@ -131,7 +131,7 @@ class VisionZip:
     def reduce_images(
         self, read: Callable[[Tensor, Tensor], Evidence], before: Tensor, after: Tensor, counts: Sequence[int]
     ) -> list[Reduced]:
-        """`reduce` images of several crops each; those with the same budget in one go.
+        """Reduce images of several crops each; those with the same budget in one go.
 
         Args:
             read: makes the evidence of some crops, from their parts of `before` and `after`.

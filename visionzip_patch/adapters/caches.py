@@ -37,7 +37,7 @@ def forgotten(cache) -> Iterator[None]:
 
 
 def recall(family: Family, given: dict) -> Layout | None:
-    """The layout of what the cache of a call holds: what it remembers and tokens behind that.
+    """Find the layout of what the cache of a call holds: what it remembers and tokens behind that.
 
     None where nothing needs to be known: it is empty, or neither it nor the call is about images.
     """
