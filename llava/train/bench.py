@@ -255,7 +255,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto, a GPU if there is one")
     add("--out", type=Path, metavar="DIR", help="also write training.json and training.md there")
     add("--only", choices=[way.name for way in WAYS], help="run one way here and print what it took as JSON")
-    add_budget_options(parser, default="54 + 10", merge=False)
+    add_budget_options(parser, default="54 + 10", counts_only=True)
     add_verbose(parser)
     return parser.parse_args(argv)
 

@@ -15,12 +15,13 @@ from llava.analysis.misalignment.measure import Gallery, choose, open_gallery, t
 from llava.analysis.sweep import SHARES
 from llava.eval.tasks import TASKS
 from llava.utils.tables import to_table
+from visionzip_patch.selectors import SELECTORS
 
-SELECTORS = {
+CHOOSERS = {  # who chooses the patches; only the last is a selector of VisionZip's table
     "tower": "vision tower",
     "last": "language model, last token",
     "text": "language model, mean of text",
-    "random": "random",
+    "random": SELECTORS["random"].label,
 }
 COLORS = {"tower": "tab:blue", "last": "tab:orange", "text": "tab:green", "random": "tab:grey"}
 
@@ -56,7 +57,7 @@ def analyse(args: argparse.Namespace) -> int:
 def measure(gallery: Gallery, args: argparse.Namespace) -> Iterator[Row]:
     """All tokens, then every budget, selector by selector, without mask and with it."""
     saliency = [gallery.seen[prompt.image].saliency for prompt in gallery.prompts]
-    passes = 2 + 2 * len(SHARES) * (len(SELECTORS) - 1 + args.seeds)  # one to look, one with all patches
+    passes = 2 + 2 * len(SHARES) * (len(CHOOSERS) - 1 + args.seeds)  # one to look, one with all patches
     with tqdm(total=passes * len(saliency), unit="question", dynamic_ncols=True) as bar:
         attention = gallery.text_attention(args.llm_layer, bar)
         scores = {
@@ -71,7 +72,7 @@ def measure(gallery: Gallery, args: argparse.Namespace) -> Iterator[Row]:
         for share in SHARES:
             for masked in masks:
                 for selector, seeds in scores.items():
-                    bar.set_description(f"{SELECTORS[selector]}, 1/{share} of the patches")
+                    bar.set_description(f"{CHOOSERS[selector]}, 1/{share} of the patches")
                     yield measure_choice(gallery, selector, seeds, masked, share, bar)
 
 
@@ -125,9 +126,9 @@ def share_within(chosen: Sequence[Tensor], places: Sequence[Tensor]) -> float:
 def to_markdown(rows: Sequence[Row]) -> str:
     """Accuracy by selector and number of tokens, in brackets how much of the choice is the tower's."""
     full, *others = rows
-    lines = [["tokens", "masked", *SELECTORS.values()]]
-    for first in range(0, len(others), len(SELECTORS)):
-        group = others[first : first + len(SELECTORS)]
+    lines = [["tokens", "masked", *CHOOSERS.values()]]
+    for first in range(0, len(others), len(CHOOSERS)):
+        group = others[first : first + len(CHOOSERS)]
         cells = [f"{row.accuracy:.1f} ({row.as_tower:.0f})" for row in group]
         lines.append([f"{group[0].tokens}", f"{group[0].masked or '–'}", *cells])
     head = f"Accuracy in %, {full.accuracy:.1f} with all {full.tokens} patches; in brackets, how many % of the chosen"
@@ -146,7 +147,7 @@ def draw(plt, rows: Sequence[Row], title: str):
     )
     figure, axes = plt.subplots(1, 3, figsize=(12, 4.2), layout="constrained")
     for axis, (shown, field, label, heading) in zip(axes, panels, strict=True):
-        for selector, name in SELECTORS.items():
+        for selector, name in CHOOSERS.items():
             line = [row for row in shown if row.selector == selector]
             tokens = [row.tokens for row in line]
             values = [getattr(row, field) for row in line]

@@ -214,8 +214,9 @@ class Request:
         before, after = tower.hidden_states(self.crops)
         with self.way.on(self.setting.model):
             reducer = tower.reducer
+        reduce = lambda before, after: reducer.reduce(tower.evidence(before, after), after)  # noqa: E731
         key = ("bench select", before.shape, self.way.budget)
-        return partial(self.engine.tower_graphs.run, key, partial(reducer.reduce, tower.selected_layer), before, after)
+        return partial(self.engine.tower_graphs.run, key, reduce, before, after)
 
     def project(self) -> Callable:
         model = self.setting.model

@@ -16,7 +16,7 @@ from llava.model.builder import load_pretrained_model
 from llava.serve.comparison import Comparison, Studio
 from llava.visualize import KEPT
 from visionzip_patch import VisionZipConfig, visionzip
-from visionzip_patch.handpicked import HandPicked
+from visionzip_patch.selectors.handpicked import hand_picked
 
 BUDGET = VisionZipConfig(dominant=20, contextual=3)
 SIDE = 24  # patches in a row
@@ -131,9 +131,9 @@ def test_patches_by_hand(studio, comparison):
     turn = finish(comparison, "Why?")
     assert (turn.by_hand, turn.few.cost.visual_tokens) == (True, 6)
     tower = studio.tower
-    expected = HandPicked([[5, 30]], 3, tower).select(tower.selected_layer, comparison.sight.before)
+    expected = hand_picked([[5, 30]], 3, tower).select(tower.evidence(comparison.sight.before, comparison.sight.after))
     assert expected.kept.tolist() == [[0, 6, 31]]
-    with studio.reducing(HandPicked([[5, 30]], 3, tower)):
+    with studio.reducing(hand_picked([[5, 30]], 3, tower)):
         tokens = studio.open_session().encode(comparison.sight.image).tokens
     torch.testing.assert_close(comparison.sessions[1].images[0].tokens, tokens)
     comparison.pick(-5, 10)
