@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from llava import visualize
 from llava.eval import model_vqa_loader, run, run_llava
 from llava.inference import budget
 from llava.inference.budget import budget_of, choose_budget, counts_per_crop, require_possible, usual_budget
