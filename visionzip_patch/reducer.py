@@ -157,5 +157,5 @@ class VisionZip:
 
     def __repr__(self) -> str:
         """Return what tells all reducers of a tower apart: graphs and encoded images are kept by it."""
-        chosen = self.selector is not SELECTORS.get(self.config.selector)
-        return f"{type(self).__name__}({self.config!r}{f', {self.selector!r}' if chosen else ''})"
+        is_named = self.selector == SELECTORS.get(self.config.selector)
+        return f"{type(self).__name__}({self.config!r}{'' if is_named else f', {self.selector!r}'})"

@@ -58,6 +58,8 @@ def test_a_copy_is_zipped_too_and_goes_its_own_way(model, images):
     twin = copy.deepcopy(visionzip(model, 5, 2))
     unzip(model)
     assert twin.encode_images(images).shape[1] == 7
+    assert twin.get_vision_tower().reducer == visionzip(model, 5, 2).get_vision_tower().reducer
+    unzip(model)
     assert model.encode_images(images).shape[1] == 16
 
 
