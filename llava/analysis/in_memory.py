@@ -18,7 +18,7 @@ from llava.inference.batch import generate_batches
 from llava.inference.decoding import Decoding
 from llava.inference.loading import load
 from llava.inference.preprocess import Picture, read_picture
-from llava.utils.cli import quiet
+from llava.utils.cli import silence_logging
 from llava.utils.environment import device_of, use_one_thread
 from llava.utils.files import read_json
 from llava.utils.processes import ALONE
@@ -80,7 +80,7 @@ class Workbench:
                     question = chunk.questions[i]
                     images += len(question.images)
                     rows.append({"question_id": question.question_id, "prompt": question.text, "text": text})
-        with quiet():  # each setting would repeat the same remark on --limit
+        with silence_logging():  # each setting would repeat the same remark on --limit
             scores = self.task.metric(self.data, rows)
         return round(tokens / images), scores[self.task.headline]
 

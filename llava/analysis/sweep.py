@@ -19,7 +19,7 @@ from tqdm import tqdm
 from llava.eval.cli import add_data_options
 from llava.eval.tasks import TASKS
 from llava.inference.embedded import EMBEDDED_CHECKPOINT, playground
-from llava.utils.cli import add_conv_mode, add_verbose, positive, status_of
+from llava.utils.cli import add_conv_mode, add_verbose, positive, run_command
 from llava.utils.files import make_folder, require_own, write_json, write_text
 from llava.utils.plots import pyplot
 
@@ -45,7 +45,7 @@ class Row(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return status_of(sweep, parse_arguments(argv))
+    return run_command(sweep, parse_arguments(argv))
 
 
 def sweep(args: argparse.Namespace) -> int:

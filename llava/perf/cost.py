@@ -41,8 +41,8 @@ from llava.perf.roofline import (
     tower_ops,
 )
 from llava.perf.sizes import SHAPES, Shape, find_shape
-from llava.utils.cli import add_verbose, positive, status_of
-from llava.utils.tables import figure, to_table
+from llava.utils.cli import add_verbose, positive, run_command
+from llava.utils.tables import format_number, to_table
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
@@ -116,21 +116,21 @@ def to_markdown(
         seconds = {way: sum(predicted(ops, speeds, launches) for ops in stage.parts) for way, stage in ways.items()}
         for way, stage in ways.items():
             ratio = f"{seconds['all'] / seconds[way]:.2f}" if way == "zipped" and whole else ""
-            lines.append([name, way, *figures(stage, limits), figure(1e3 * seconds[way]), ratio])
+            lines.append([name, way, *figures(stage, limits), format_number(1e3 * seconds[way]), ratio])
     return to_table(lines, left=2)
 
 
 def figures(stage: Stage, limits: Device) -> list[str]:
     """From tokens to the limit."""
     limit = sum(roofline(part, limits) for part in stage.parts)
-    kv = figure(stage.kv / 1e6) if stage.kv else ""
-    counts = (figure(stage.total("flops") / 1e9), figure(stage.total("bytes") / 1e6))
-    return [f"{stage.tokens:,}", *counts, kv, figure(1e3 * limit)]
+    kv = format_number(stage.kv / 1e6) if stage.kv else ""
+    counts = (format_number(stage.total("flops") / 1e9), format_number(stage.total("bytes") / 1e6))
+    return [f"{stage.tokens:,}", *counts, kv, format_number(1e3 * limit)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return status_of(run, parse_arguments(argv))
+    return run_command(run, parse_arguments(argv))
 
 
 def run(args: argparse.Namespace) -> int:

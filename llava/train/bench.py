@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from llava.inference.budget import USUAL, add_budget_options, counts_per_crop
 from llava.perf import sizes
-from llava.utils.cli import add_verbose, positive, status_of
+from llava.utils.cli import add_verbose, positive, run_command
 from llava.utils.files import make_folder, require_own, write_json, write_text
 
 PREFIX = 35  # tokens before the image, as in LLaVA-1.5's prompt
@@ -229,7 +229,7 @@ def to_markdown(results: dict[str, list[Measured]], batch_size: int) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return status_of(run, parse_arguments(argv))
+    return run_command(run, parse_arguments(argv))
 
 
 def run(args: argparse.Namespace) -> int:

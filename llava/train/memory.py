@@ -27,7 +27,7 @@ from typing import NamedTuple
 from llava.model.loss import ROWS
 from llava.perf import sizes
 from llava.perf.sizes import Shape, find_shape
-from llava.utils.cli import add_verbose, positive, status_of
+from llava.utils.cli import add_verbose, positive, run_command
 from llava.utils.tables import to_table
 
 METHODS = ("ZeRO-2", "ZeRO-3", "ZeRO-3 offload", "4-bit base")
@@ -204,7 +204,7 @@ def to_markdown(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return status_of(run, parse_arguments(argv))
+    return run_command(run, parse_arguments(argv))
 
 
 def run(args: argparse.Namespace) -> int:

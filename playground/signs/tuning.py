@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from llava.utils.cli import add_verbose, positive, status_of
+from llava.utils.cli import add_verbose, positive, run_command
 from llava.utils.files import make_folder, write_json, write_text
 
 ROOT = Path(__file__).parents[2]
@@ -224,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--steps", type=positive, metavar="N", help="steps of each run (default: the recipe's epochs)")
     add("--images", type=positive, default=500, metavar="N", help="scenes that are asked about (default: 500)")
     add_verbose(parser)
-    return status_of(tabulate, parser.parse_args(argv))
+    return run_command(tabulate, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -18,12 +18,12 @@ import sys
 from collections.abc import Sequence
 
 from llava.analysis.cli import make_parser
-from llava.utils.cli import positive, status_of
+from llava.utils.cli import positive, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return status_of(run, parse_arguments(argv))
+    return run_command(run, parse_arguments(argv))
 
 
 def run(args: argparse.Namespace) -> int:

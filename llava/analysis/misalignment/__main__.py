@@ -33,12 +33,12 @@ from functools import partial
 
 from llava.analysis.cli import make_parser
 from llava.eval.cli import add_data_options
-from llava.utils.cli import add_conv_mode, at_least, positive, status_of
+from llava.utils.cli import add_conv_mode, at_least, positive, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return status_of(run, parse_arguments(argv))
+    return run_command(run, parse_arguments(argv))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ from llava.analysis.in_memory import Workbench
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.inference.batch import even_batches, pad_left, pad_right
 from llava.model.anyres import VisionFeatures
-from llava.utils.cli import quiet
+from llava.utils.cli import silence_logging
 from visionzip_patch.saliency import cls_saliency, received_saliency, split_heads
 
 
@@ -72,7 +72,7 @@ class Gallery:
             {"question_id": question.question_id, "prompt": question.text, "text": text}
             for question, text in zip(bench.questions, texts, strict=True)
         ]
-        with quiet():  # each setting would repeat the same remark on --limit
+        with silence_logging():  # each setting would repeat the same remark on --limit
             return bench.task.metric(bench.data, rows)[bench.task.headline]
 
     @torch.inference_mode()

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from llava.perf.sizes import SHAPES
-from llava.utils.cli import add_verbose, not_negative, positive, status_of, tell
+from llava.utils.cli import add_verbose, not_negative, positive, print_once, run_command
 from llava.utils.files import make_folder, require_own, write_json, write_text
 
 PARTS = ("stages", "workload", "growth")
@@ -32,7 +32,7 @@ QUICK_PLAN = {"tiny": ("stages",), EMBEDDED: ("workload", "growth")}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return status_of(bench, parse_arguments(argv))
+    return run_command(bench, parse_arguments(argv))
 
 
 def bench(args: argparse.Namespace) -> int:
@@ -75,7 +75,7 @@ def bench(args: argparse.Namespace) -> int:
         results["growth"].append(double_processes())
     text = write(out, about, ceilings, results)
     print(text)
-    tell(f"\nWritten: {', '.join(str(path) for path in sorted(out.glob('bench*')))}")
+    print_once(f"\nWritten: {', '.join(str(path) for path in sorted(out.glob('bench*')))}")
     return 0
 
 

@@ -9,7 +9,7 @@ from llava.perf.bench.timing import Timing
 from llava.perf.bench.workload import Run
 from llava.perf.devices import Device
 from llava.utils.plots import pyplot
-from llava.utils.tables import figure, to_table
+from llava.utils.tables import format_number, to_table
 
 COLUMNS = ("tower", "select + merge", "project", "prefill")  # drawn one on the other, decoding on top
 FAILED = "out of memory"
@@ -37,7 +37,9 @@ def stages_table(rows: Sequence[Measured]) -> str:
             lines.append([*name, FAILED, *[""] * (len(head) - 4)])
             continue
         parts = [ms(stages[part]) for part in ("preprocess", *COLUMNS)]
-        lines.append([*name, *parts, span(stages["first token"]), figure(1e3 * row.per_token), span(stages["answer"])])
+        lines.append(
+            [*name, *parts, span(stages["first token"]), format_number(1e3 * row.per_token), span(stages["answer"])]
+        )
     return to_table(lines)
 
 
@@ -48,12 +50,15 @@ def work_table(rows: Iterable[Measured]) -> str:
     lines = [head]
     for row in rows:
         first, step = row.costs["first token"], row.costs["per token"]
-        work = [figure(row.kv_bytes / 1e6), figure(first.flops / 1e9), figure(first.bytes / 1e9)]
+        work = [format_number(row.kv_bytes / 1e6), format_number(first.flops / 1e9), format_number(first.bytes / 1e9)]
         peak, ratios = "", [FAILED, ""]
         if not failed(row):
-            peak = figure(row.stages["answer"].peak / 1e6) if row.stages["answer"].peak is not None else ""
-            ratios = [figure(row.stages["first token"].seconds / first.limit), figure(row.per_token / step.limit)]
-        prepared = figure(row.prepared) if row.prepared > 0.001 else "–"
+            peak = format_number(row.stages["answer"].peak / 1e6) if row.stages["answer"].peak is not None else ""
+            ratios = [
+                format_number(row.stages["first token"].seconds / first.limit),
+                format_number(row.per_token / step.limit),
+            ]
+        prepared = format_number(row.prepared) if row.prepared > 0.001 else "–"
         lines.append([row.way, str(row.batch), peak, *work, *ratios, prepared])
     return to_table(lines)
 
@@ -88,8 +93,8 @@ def workload_table(runs: Iterable[Run]) -> str:
             loop = run
             whole = run if run.way.startswith("all") else whole
         same = "" if run.same is None else f"{run.same:.1f}"
-        figures = [figure(run.seconds), figure(run.questions / run.seconds)]
-        figures += [figure(other.seconds / run.seconds) for other in (loop, whole)]
+        figures = [format_number(run.seconds), format_number(run.questions / run.seconds)]
+        figures += [format_number(other.seconds / run.seconds) for other in (loop, whole)]
         lines.append([run.load, run.way, str(run.images), str(run.questions), str(run.timed), *figures, same])
     return to_table(lines, left=2)
 
@@ -138,7 +143,7 @@ def goals_table(stages: Sequence[Measured], runs: Sequence[Run], growths: Sequen
         if growth.what.startswith("turns"):
             goal("a late turn of a chat ÷ an early one", growth.model, growth.ratio, most=1.1)
     lines = [["goal", "model", "measured", "met"]]
-    lines += [[what, model, figure(value), "yes" if met else "no"] for what, model, value, met in found]
+    lines += [[what, model, format_number(value), "yes" if met else "no"] for what, model, value, met in found]
     return to_table(lines, left=2)
 
 
@@ -156,17 +161,17 @@ def growth_table(growths: Iterable[Growth]) -> str:
     lines = [["what doubles", "from – to", "model", "seconds of a", "at first", "doubled", "cost ratio"]]
     for growth in growths:
         span = f"{growth.sizes[0]} – {growth.sizes[1]}"
-        times = map(figure, growth.seconds)
+        times = map(format_number, growth.seconds)
         lines.append([growth.what, span, growth.model, growth.unit, *times, f"{growth.ratio:.2f}"])
     return to_table(lines, left=4)
 
 
 def ms(timing: Timing | None) -> str:
-    return FAILED if timing is None else figure(1e3 * timing.seconds)
+    return FAILED if timing is None else format_number(1e3 * timing.seconds)
 
 
 def span(timing: Timing) -> str:
-    return " ".join([ms(timing), f"({figure(1e3 * timing.fastest)} – {figure(1e3 * timing.slowest)})"])
+    return " ".join([ms(timing), f"({format_number(1e3 * timing.fastest)} – {format_number(1e3 * timing.slowest)})"])
 
 
 def draw(rows: Sequence[Measured], title: str, path: Path) -> bool:
