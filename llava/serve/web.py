@@ -22,12 +22,11 @@ from PIL import Image
 
 from llava.inference.budget import choose_budget, most_crops
 from llava.inference.embedded import playground
-from llava.mm_utils import decode_image, find_pictures
+from llava.mm_utils import decode_image, find_pictures, upright
 from llava.serve import markup
 from llava.serve.comparison import Comparison, Studio
 from llava.serve.layout import LAYERS, lay_out
 from llava.serve.loading import read_options
-from llava.serve.photo import upright
 from llava.utils.environment import describe_device
 from llava.utils.files import read_json, shorten
 from llava.visualize import overlay
