@@ -25,19 +25,20 @@ from llava.utils.processes import ALONE
 from visionzip_patch import VisionZipConfig, unzip
 from visionzip_patch.api import attach
 
+SCENES = "signs.json"  # next to the questions, where the places of objects are known
 ENCODE = 32  # images at a time where only the selection is asked for
 
 
-class Measured(NamedTuple):
+class Measurement(NamedTuple):
     """How the model fares at one setting."""
 
     tokens: int  # per image, rounded, that the language model saw
     accuracy: float  # % of the questions
-    on_signs: float | None  # % of the kept patches that lie on a sign, where the signs' places are known
+    on_objects: float | None  # % of the kept patches that lie on an object, where the places of objects are known
 
 
 @dataclass(frozen=True)
-class Workbench:
+class InMemoryEval:
     """Everything that stays the same from setting to setting; `prepare` makes it."""
 
     task: Task
@@ -46,7 +47,7 @@ class Workbench:
     model: object
     questions: list[Question]
     pictures: dict[str, Picture]
-    on_sign: Tensor | None  # (images, patches) bool, in the order of `pictures`
+    on_object: Tensor | None  # (images, patches) bool, in the order of `pictures`
     decoding: Decoding
     batch_size: int
 
@@ -54,16 +55,16 @@ class Workbench:
     def patches(self) -> int:
         return self.model.get_vision_tower().num_patches
 
-    def measure(self, budget: VisionZipConfig | None) -> Measured:
+    def measure(self, budget: VisionZipConfig | None) -> Measurement:
         """Answer all questions at `budget`, None being all tokens. The model is as it was loaded afterwards."""
         if budget is None:
             tokens, accuracy = self.answer()
-            return Measured(
-                tokens, accuracy, None if self.on_sign is None else 100 * self.on_sign.float().mean().item()
+            return Measurement(
+                tokens, accuracy, None if self.on_object is None else 100 * self.on_object.float().mean().item()
             )
         attach(self.model, budget)
         try:
-            return Measured(*self.answer(), None if self.on_sign is None else self.share_on_signs())
+            return Measurement(*self.answer(), None if self.on_object is None else self.share_on_objects())
         finally:
             unzip(self.model)
 
@@ -85,13 +86,13 @@ class Workbench:
         return round(tokens / images), scores[self.task.headline]
 
     @torch.inference_mode()
-    def share_on_signs(self) -> float:
-        """How many % of the kept patches lie on a sign; CLS and merged tokens have no place and are not counted."""
+    def share_on_objects(self) -> float:
+        """Return how many % of the kept patches lie on an object; CLS and merged tokens have no place and do not count."""
         tower, hits, kept = self.model.get_vision_tower(), 0, 0
         first = int(tower.has_cls)  # position of the first patch
-        for pixels, on_sign in zip(self.stacks(), self.on_sign.split(ENCODE), strict=True):
+        for pixels, on_object in zip(self.stacks(), self.on_object.split(ENCODE), strict=True):
             patches = tower.select(pixels).kept[:, first:].cpu() - first  # (B, D), CLS left out
-            hits += on_sign.gather(1, patches).sum().item()
+            hits += on_object.gather(1, patches).sum().item()
             kept += patches.numel()
         return 100 * hits / kept if kept else float("nan")
 
@@ -101,7 +102,7 @@ class Workbench:
             yield torch.stack(pixels[first : first + ENCODE])
 
 
-def prepare(args: argparse.Namespace, checkpoint: str, task: Task) -> Workbench:
+def prepare(args: argparse.Namespace, checkpoint: str, task: Task) -> InMemoryEval:
     """Load the model; decode and prepare each image once, for all settings."""
     if args.checkpoint is None:
         use_one_thread()
@@ -112,21 +113,21 @@ def prepare(args: argparse.Namespace, checkpoint: str, task: Task) -> Workbench:
     unzip(model)  # a setting that the checkpoint carries
     names = dict.fromkeys(name for question in questions for name in question.images)
     pictures = {name: read_picture(data.image_folder / name, image_processor, model.config) for name in names}
-    signs = data.question_file.parent / "signs.json"
-    on_sign = sign_patches(read_json(signs), pictures, model.get_vision_tower()) if signs.exists() else None
+    scenes = data.question_file.parent / SCENES
+    on_object = object_patches(read_json(scenes), pictures, model.get_vision_tower()) if scenes.exists() else None
     decoding = Decoding(args.conv_mode, args.max_new_tokens).settled(model.config, tokenizer)
-    return Workbench(task, data, tokenizer, model, questions, pictures, on_sign, decoding, args.batch_size)
+    return InMemoryEval(task, data, tokenizer, model, questions, pictures, on_object, decoding, args.batch_size)
 
 
-def sign_patches(scenes: dict, pictures: dict[str, Picture], tower) -> Tensor | None:
-    """Which patches lie on a sign, (images, patches) bool; None if the tower sees the scenes on another grid."""
+def object_patches(scenes: dict, pictures: dict[str, Picture], tower) -> Tensor | None:
+    """Mark the patches that lie on an object, (images, patches) bool; None if the tower sees the scenes on another grid."""
     scenes = [scenes[Path(name).stem] for name in pictures]
     side, patch = tower.config.image_size, tower.config.patch_size
     same = all((scene["width"], scene["height"], scene["patch"]) == (side, side, patch) for scene in scenes)
     one_crop = all(picture.pixels.ndim == 3 for picture in pictures.values())
     if not same or not one_crop:
         return None
-    on_sign = torch.zeros(len(scenes), (side // patch) ** 2, dtype=torch.bool)
+    on_object = torch.zeros(len(scenes), (side // patch) ** 2, dtype=torch.bool)
     for row, scene in enumerate(scenes):
-        on_sign[row, scene["on_sign"]] = True
-    return on_sign
+        on_object[row, scene["on_sign"]] = True
+    return on_object

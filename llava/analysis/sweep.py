@@ -24,7 +24,7 @@ from llava.utils.files import make_folder, require_own, write_json, write_text
 from llava.utils.plots import pyplot
 
 if TYPE_CHECKING:
-    from llava.analysis.in_memory import Workbench
+    from llava.analysis.in_memory import InMemoryEval
 
 SELECTORS = {"attention": "VisionZip", "random": "random", "uniform": "uniform"}
 SHARES = (2, 4, 8, 16, 32)  # of the tower's patches: a half to a thirty-second
@@ -60,43 +60,43 @@ def sweep(args: argparse.Namespace) -> int:
     name = get_model_name_from_path(checkpoint)
     out = make_folder(args.out or playground() / "results/sweep" / name)
     require_own([out / f"sweep.{kind}" for kind in ("csv", "json", "png")], ",".join(Row._fields))
-    bench = prepare(args, checkpoint, TASKS["textvqa"])
+    evaluation = prepare(args, checkpoint, TASKS["textvqa"])
 
-    full = bench.measure(None)
-    rows = [Row("full", full.tokens, full.tokens, 0, full.accuracy, full.accuracy, full.accuracy, full.on_signs)]
-    settings = [(selector, bench.patches // share) for share in SHARES for selector in SELECTORS]
+    full = evaluation.measure(None)
+    rows = [Row("full", full.tokens, full.tokens, 0, full.accuracy, full.accuracy, full.accuracy, full.on_objects)]
+    settings = [(selector, evaluation.patches // share) for share in SHARES for selector in SELECTORS]
     with tqdm(settings, unit="setting", dynamic_ncols=True) as bar:
         for selector, tokens in bar:
             bar.set_description(f"{SELECTORS[selector]}, {tokens} tokens")
-            rows.append(measure_selector(bench, selector, tokens, args.seeds if selector == "random" else 1))
+            rows.append(measure_selector(evaluation, selector, tokens, args.seeds if selector == "random" else 1))
 
     write_text(out / "sweep.csv", to_csv(rows))
-    write_json(out / "sweep.json", describe(args, name, bench, rows))
-    draw(plt, rows, bench, out / "sweep.png")
-    print(to_markdown(rows, bench.patches))
+    write_json(out / "sweep.json", describe(args, name, evaluation, rows))
+    draw(plt, rows, evaluation, out / "sweep.png")
+    print(to_markdown(rows, evaluation.patches))
     print(f"\nWritten: {', '.join(str(out / f'sweep.{kind}') for kind in ('csv', 'json', 'png'))}")
     return 0
 
 
-def measure_selector(bench: "Workbench", selector: str, tokens: int, seeds: int) -> Row:
+def measure_selector(evaluation: "InMemoryEval", selector: str, tokens: int, seeds: int) -> Row:
     """One budget, averaged over seeds."""
     from visionzip_patch import VisionZipConfig
 
     budgets = [VisionZipConfig(tokens_per_image=tokens, selector=selector, seed=seed) for seed in range(seeds)]
-    measured = [bench.measure(budget) for budget in budgets]
+    measured = [evaluation.measure(budget) for budget in budgets]
     accuracy = [one.accuracy for one in measured]
-    on_signs = None if bench.on_sign is None else fmean(one.on_signs for one in measured)
-    split = budgets[0].per_crop(1, bench.patches)
-    return Row(selector, measured[0].tokens, *split, fmean(accuracy), min(accuracy), max(accuracy), on_signs)
+    on_objects = None if evaluation.on_object is None else fmean(one.on_objects for one in measured)
+    split = budgets[0].per_crop(1, evaluation.patches)
+    return Row(selector, measured[0].tokens, *split, fmean(accuracy), min(accuracy), max(accuracy), on_objects)
 
 
-def describe(args: argparse.Namespace, name: str, bench: "Workbench", rows: list[Row]) -> dict:
+def describe(args: argparse.Namespace, name: str, evaluation: "InMemoryEval", rows: list[Row]) -> dict:
     from llava.utils.environment import versions
 
     return {
         "checkpoint": name,
-        "questions": len(bench.questions),
-        "images": len(bench.pictures),
+        "questions": len(evaluation.questions),
+        "images": len(evaluation.pictures),
         "random_seeds": args.seeds,
         "rows": [row._asdict() for row in rows],
         "versions": versions(),
@@ -132,10 +132,10 @@ def to_markdown(rows: list[Row], patches: int) -> str:
     return "\n".join(lines)
 
 
-def draw(plt, rows: list[Row], bench: "Workbench", path: Path) -> None:
+def draw(plt, rows: list[Row], evaluation: "InMemoryEval", path: Path) -> None:
     """Accuracy and, if known, the share of kept patches on signs, over the tokens per image."""
     full, *others = rows
-    panels = 1 if bench.on_sign is None else 2
+    panels = 1 if evaluation.on_object is None else 2
     figure, axes = plt.subplots(1, panels, figsize=(5.5 * panels, 4.2), squeeze=False, layout="constrained")
     for selector, label in SELECTORS.items():
         line = [row for row in others if row.selector == selector]
@@ -147,10 +147,10 @@ def draw(plt, rows: list[Row], bench: "Workbench", path: Path) -> None:
         if panels == 2:
             axes[0, 1].plot(tokens, [row.on_signs for row in line], marker="o", label=label)
     axes[0, 0].axhline(full.accuracy, color="grey", linestyle="--", label=f"all {full.tokens} tokens")
-    axes[0, 0].set(ylabel="accuracy (%)", title=f"{len(bench.questions)} questions")
+    axes[0, 0].set(ylabel="accuracy (%)", title=f"{len(evaluation.questions)} questions")
     if panels == 2:
         axes[0, 1].axhline(full.on_signs, color="grey", linestyle="--", label="all patches")
-        axes[0, 1].set(ylabel="kept patches on a sign (%)", title=f"{len(bench.pictures)} images", ylim=(0, 103))
+        axes[0, 1].set(ylabel="kept patches on a sign (%)", title=f"{len(evaluation.pictures)} images", ylim=(0, 103))
     ticks = sorted({row.tokens for row in others})
     for axis in axes[0]:
         axis.set_xscale("log", base=2)

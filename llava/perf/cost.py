@@ -40,7 +40,7 @@ from llava.perf.roofline import (
     select_ops,
     tower_ops,
 )
-from llava.perf.sizes import SHAPES, Shape, find_shape
+from llava.perf.sizes import SIZES, ModelSize, find_size
 from llava.utils.cli import add_verbose, positive, run_command
 from llava.utils.tables import format_number, to_table
 
@@ -81,26 +81,26 @@ class Stage(NamedTuple):
 
 
 def stages(
-    shape: Shape, request: Request, image_tokens: int, budget: tuple[int, int] | None = None, *, growing: bool = True
+    size: ModelSize, request: Request, image_tokens: int, budget: tuple[int, int] | None = None, *, growing: bool = True
 ) -> dict[str, Stage]:
     """Stages of a batch of requests whose images become `image_tokens` tokens, by `budget` or all there are."""
-    text, answer, batch, size = request
-    crops, visual, prompt = batch * shape.crops, batch * image_tokens, image_tokens + text
+    text, answer, batch, dtype_bytes = request
+    crops, visual, prompt = batch * size.crops, batch * image_tokens, image_tokens + text
     last = prompt + answer - 1  # tokens in the cache at the end; the answer's last never gets there
-    tower, project = tower_ops(shape, crops, size), project_ops(shape, visual, size)
-    select = select_ops(shape, crops, *budget, size) if budget else []
-    prefill, kv = prefill_ops(shape, prompt, batch, size), kv_bytes(shape, prompt, batch, size)
+    tower, project = tower_ops(size, crops, dtype_bytes), project_ops(size, visual, dtype_bytes)
+    select = select_ops(size, crops, *budget, dtype_bytes) if budget else []
+    prefill, kv = prefill_ops(size, prompt, batch, dtype_bytes), kv_bytes(size, prompt, batch, dtype_bytes)
     first = [*tower, *select, *project, *prefill]
-    step = decode_ops(shape, (prompt + last) // 2, batch, size, growing=growing)
+    step = decode_ops(size, (prompt + last) // 2, batch, size, growing=growing)
     steps = [op._replace(count=op.count * (answer - 1)) for op in step]
     return {
-        "tower": Stage(crops * shape.tower_length, [tower]),
+        "tower": Stage(crops * size.tower_length, [tower]),
         **({"select + merge": Stage(visual, [select])} if budget else {}),
         "project": Stage(visual, [project]),
         "prefill": Stage(batch * prompt, [prefill], kv),
         "first token": Stage(batch * prompt, [first], kv),
         "per token": Stage(batch, [step]),
-        "answer": Stage(batch * (prompt + answer), [first, steps], kv_bytes(shape, last, batch, size)),
+        "answer": Stage(batch * (prompt + answer), [first, steps], kv_bytes(size, last, batch, dtype_bytes)),
     }
 
 
@@ -134,19 +134,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    name, shape = find_shape(args.model)
-    budget = counts_per_crop(args, shape.budgets[0], crops=shape.crops, available=shape.tower_length)
+    name, size = find_size(args.model)
+    budget = counts_per_crop(args, size.budgets[0], crops=size.crops, available=size.tower_length)
     limits, speeds, dtype, source = find_device(args.device, args.dtype)
     request = Request(args.text, args.answer, args.batch, DTYPE_BYTES[dtype])
-    tokens, few = args.all_tokens or shape.crops * shape.patches, shape.crops * sum(budget)
+    tokens, few = args.all_tokens or size.crops * size.patches, size.crops * sum(budget)
     if tokens < few:
         raise ValueError(f"--all-tokens {tokens} is fewer than VisionZip keeps of an image: {few}.")
-    full = stages(shape, request, tokens, growing=not args.graphs)
-    zipped = stages(shape, request, few, budget, growing=not args.graphs)
+    full = stages(size, request, tokens, growing=not args.graphs)
+    zipped = stages(size, request, few, budget, growing=not args.graphs)
     loop = "with a fixed cache and CUDA graphs" if args.graphs else "by transformers' loop"
     print(
         f"{name} in {dtype} on {limits.name}, {loop}; batch {args.batch}, {args.text} tokens of text, an answer of "
-        f"{args.answer}.\nVisual tokens of an image: {tokens:,} → {few:,} ({shape.crops} × ({budget[0]} + "
+        f"{args.answer}.\nVisual tokens of an image: {tokens:,} → {few:,} ({size.crops} × ({budget[0]} + "
         f"{budget[1]})).\n{source}\n\n{to_markdown(full, zipped, limits, speeds, launches=not args.graphs)}"
     )
     return 0
@@ -193,7 +193,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Calculate what a request costs with all tokens and with VisionZip.",
     )
     add = parser.add_argument
-    names = ", ".join(SHAPES)
+    names = ", ".join(SIZES)
     add("--model", default="llava-next-7b", metavar="NAME", help=f"{names}, or a checkpoint (default: llava-next-7b)")
     add(
         "--all-tokens", type=positive, metavar="N", help="of an image without VisionZip (default: patches of all crops)"

@@ -29,11 +29,11 @@ def measure_device(device: "torch.device", dtype: "torch.dtype") -> Device:
         return found._replace(launch=measure_launch(found, device, dtype))
 
 
-def measure_matmul(device: "torch.device", dtype: "torch.dtype", size: int) -> float:
+def measure_matmul(device: "torch.device", dtype: "torch.dtype", side: int) -> float:
     import torch
 
-    left, right = torch.randn(2, size, size, device=device, dtype=dtype)
-    return 2 * size**3 / seconds_of(lambda: left @ right, device)
+    left, right = torch.randn(2, side, side, device=device, dtype=dtype)
+    return 2 * side**3 / seconds_of(lambda: left @ right, device)
 
 
 def measure_attention(device: "torch.device", dtype: "torch.dtype", batch: int) -> float:
@@ -46,12 +46,12 @@ def measure_attention(device: "torch.device", dtype: "torch.dtype", batch: int) 
     return 4 * batch * heads * length**2 * HEAD / seconds_of(lambda: scaled_dot_product_attention(*qkv), device)
 
 
-def measure_memory(device: "torch.device", dtype: "torch.dtype", size: int) -> tuple[float, float]:
+def measure_memory(device: "torch.device", dtype: "torch.dtype", side: int) -> tuple[float, float]:
     """Bytes/s of a copy, and of a matrix that is multiplied with one row; it is larger than any cache."""
     import torch
 
-    matrix = torch.randn(size, size, device=device, dtype=dtype)
-    other, row = torch.empty_like(matrix), torch.randn(1, size, device=device, dtype=dtype)
+    matrix = torch.randn(side, side, device=device, dtype=dtype)
+    other, row = torch.empty_like(matrix), torch.randn(1, side, device=device, dtype=dtype)
     copied = 2 * matrix.nbytes / seconds_of(lambda: other.copy_(matrix), device)
     return copied, matrix.nbytes / seconds_of(lambda: torch.nn.functional.linear(row, matrix), device)
 
@@ -61,15 +61,15 @@ def measure_launch(speeds: Device, device: "torch.device", dtype: "torch.dtype")
     import torch
 
     from llava.perf.cost import decode_ops, predicted
-    from llava.perf.sizes import Shape, build_model
+    from llava.perf.sizes import ModelSize, build_model
     from visionzip_patch.compat import CACHE
 
     tower = {"tower_hidden": 8, "tower_intermediate": 8, "tower_layers": 1, "tower_heads": 1, "select_layer": -1}
-    shape = Shape(hidden=256, intermediate=512, layers=24, heads=4, kv_heads=4, vocab=16, **tower)
-    model, ids = build_model(shape, device, dtype), torch.zeros(1, 1, dtype=torch.long, device=device)
+    size = ModelSize(hidden=256, intermediate=512, layers=24, heads=4, kv_heads=4, vocab=16, **tower)
+    model, ids = build_model(size, device, dtype), torch.zeros(1, 1, dtype=torch.long, device=device)
     past = {CACHE: model(input_ids=ids, use_cache=True)[CACHE]}
     seconds = seconds_of(lambda: model(input_ids=ids, use_cache=True, **past), device, rounds=30)
-    ops = decode_ops(shape, 16, 1, dtype.itemsize)  # the middle of these rounds
+    ops = decode_ops(size, 16, 1, dtype.itemsize)  # the middle of these rounds
     busy = 0.0 if speeds.is_async else predicted(ops, speeds)
     return max(0.0, seconds - busy) / sum(op.count for op in ops)
 

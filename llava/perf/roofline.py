@@ -6,7 +6,7 @@ from typing import NamedTuple
 from llava.perf.devices import (
     Device,
 )
-from llava.perf.sizes import Shape
+from llava.perf.sizes import ModelSize
 
 
 class Op(NamedTuple):
@@ -21,17 +21,17 @@ class Op(NamedTuple):
     scores: float = 0  # weights of the attention map, of each
 
 
-def tower_ops(shape: Shape, crops: int, dtype_bytes: int) -> list[Op]:
+def tower_ops(size: ModelSize, crops: int, dtype_bytes: int) -> list[Op]:
     """Pixels of `crops` crops to the hidden states of the layer that is read."""
-    hidden, wide, heads, length = shape.tower_hidden, shape.tower_intermediate, shape.tower_heads, shape.tower_length
-    depth, rows = shape.tower_depth, crops * shape.tower_length
+    hidden, wide, heads, length = size.tower_hidden, size.tower_intermediate, size.tower_heads, size.tower_length
+    depth, rows = size.tower_depth, crops * size.tower_length
     tokens = rows * hidden * dtype_bytes  # bytes of a hidden state
     return [
-        linear("patches", crops * shape.patches, 3 * shape.patch_size**2, hidden, dtype_bytes),
+        linear("patches", crops * size.patches, 3 * size.patch_size**2, hidden, dtype_bytes),
         memory("embeddings", 2 * tokens, count=5),
         memory("norms", 2 * tokens, count=2 * depth),
         linear("query, key, value, out", rows, hidden, hidden, dtype_bytes, count=4 * depth, bias=True),
-        attention(crops * heads, length, length, shape.tower_head_dim, dtype_bytes, count=depth),
+        attention(crops * heads, length, length, size.tower_head_dim, dtype_bytes, count=depth),
         memory("residuals", 3 * tokens, count=2 * depth),
         linear("up", rows, hidden, wide, dtype_bytes, count=depth, bias=True),
         memory("activation", 7 / 3 * rows * wide * dtype_bytes, count=3 * depth),  # x * sigmoid(1.702 x)
@@ -39,10 +39,10 @@ def tower_ops(shape: Shape, crops: int, dtype_bytes: int) -> list[Op]:
     ]
 
 
-def select_ops(shape: Shape, crops: int, dominant: int, contextual: int, dtype_bytes: int) -> list[Op]:
+def select_ops(size: ModelSize, crops: int, dominant: int, contextual: int, dtype_bytes: int) -> list[Op]:
     """Scores and keys of one layer, choice of tokens, merging: what VisionZip does (`visionzip_patch`)."""
-    hidden, heads, head_dim, length = shape.tower_hidden, shape.tower_heads, shape.tower_head_dim, shape.tower_length
-    rows, queries = crops * length, 1 if shape.has_cls else length
+    hidden, heads, head_dim, length = size.tower_hidden, size.tower_heads, size.tower_head_dim, size.tower_length
+    rows, queries = crops * length, 1 if size.has_cls else length
     others = length - dominant - contextual
     kept = dominant + contextual
     ops = [
@@ -67,34 +67,36 @@ def select_ops(shape: Shape, crops: int, dominant: int, contextual: int, dtype_b
     return ops
 
 
-def project_ops(shape: Shape, tokens: int, dtype_bytes: int) -> list[Op]:
+def project_ops(size: ModelSize, tokens: int, dtype_bytes: int) -> list[Op]:
     """`tokens` visual tokens into the language model's channels."""
     return [
-        linear("first", tokens, shape.tower_hidden, shape.hidden, dtype_bytes, bias=True),
-        memory("activation", 2 * tokens * shape.hidden * dtype_bytes),
-        linear("second", tokens, shape.hidden, shape.hidden, dtype_bytes, bias=True),
+        linear("first", tokens, size.tower_hidden, size.hidden, dtype_bytes, bias=True),
+        memory("activation", 2 * tokens * size.hidden * dtype_bytes),
+        linear("second", tokens, size.hidden, size.hidden, dtype_bytes, bias=True),
     ]
 
 
-def prefill_ops(shape: Shape, tokens: int, batch: int, dtype_bytes: int) -> list[Op]:
+def prefill_ops(size: ModelSize, tokens: int, batch: int, dtype_bytes: int) -> list[Op]:
     """Embeddings of prompts of `tokens` tokens to the logits of the last. Causal attention: half of the map."""
-    return decoder_ops(shape, tokens, 0, batch, dtype_bytes)
+    return decoder_ops(size, tokens, 0, batch, dtype_bytes)
 
 
-def decode_ops(shape: Shape, context: int, batch: int, dtype_bytes: int, *, growing: bool = True) -> list[Op]:
+def decode_ops(size: ModelSize, context: int, batch: int, dtype_bytes: int, *, growing: bool = True) -> list[Op]:
     """One more token after `context` tokens. `growing`: the cache is copied at each step, as transformers' own is."""
-    return decoder_ops(shape, 1, context, batch, dtype_bytes, growing=growing)
+    return decoder_ops(size, 1, context, batch, dtype_bytes, growing=growing)
 
 
-def decoder_ops(shape: Shape, new: int, past: int, batch: int, dtype_bytes: int, *, growing: bool = True) -> list[Op]:
+def decoder_ops(
+    size: ModelSize, new: int, past: int, batch: int, dtype_bytes: int, *, growing: bool = True
+) -> list[Op]:
     """`new` tokens of each row after `past` ones."""
-    hidden, wide, layers = shape.hidden, shape.intermediate, shape.layers
-    key_hidden, rows, norms = shape.kv_heads * shape.head_dim, batch * new, 2 * layers + 1
-    tokens, scores = rows * hidden * dtype_bytes, rows * shape.heads * (past + (new + 1) / 2)
-    cache = kv_bytes(shape, past + new, batch, dtype_bytes) / layers
-    copied = cache if growing else kv_bytes(shape, new, batch, dtype_bytes) / layers
+    hidden, wide, layers = size.hidden, size.intermediate, size.layers
+    key_hidden, rows, norms = size.kv_heads * size.head_dim, batch * new, 2 * layers + 1
+    tokens, scores = rows * hidden * dtype_bytes, rows * size.heads * (past + (new + 1) / 2)
+    cache = kv_bytes(size, past + new, batch, dtype_bytes) / layers
+    copied = cache if growing else kv_bytes(size, new, batch, dtype_bytes) / layers
     return [
-        memory("positions and mask", rows * (16 + 4 * shape.head_dim), count=20),
+        memory("positions and mask", rows * (16 + 4 * size.head_dim), count=20),
         memory("norms, in fp32", 24 / 5 * rows * hidden, count=5 * norms),  # square, mean, root, quotient
         memory("norms, weights", 2 * tokens, count=norms),
         *([] if dtype_bytes == 4 else [memory("norms, to fp32 and back", rows * hidden * 6, count=2 * norms)]),
@@ -102,18 +104,18 @@ def decoder_ops(shape: Shape, new: int, past: int, batch: int, dtype_bytes: int,
         linear("key, value", rows, hidden, key_hidden, dtype_bytes, count=2 * layers),
         memory("rotation", 2 * rows * (hidden + key_hidden) / 2 * dtype_bytes, count=10 * layers),
         memory("cache", copied, count=2 * layers),  # keys, values: read, written
-        Op("attention", "attention", 4 * shape.head_dim * scores, 2 * tokens + cache, layers, cache, scores),
+        Op("attention", "attention", 4 * size.head_dim * scores, 2 * tokens + cache, layers, cache, scores),
         memory("residuals", 3 * tokens, count=2 * layers),
         linear("gate, up", rows, hidden, wide, dtype_bytes, count=2 * layers),
         memory("activation", 5 / 2 * rows * wide * dtype_bytes, count=2 * layers),  # SiLU, product
         linear("down", rows, wide, hidden, dtype_bytes, count=layers),
-        linear("head", batch, hidden, shape.vocab, dtype_bytes),
+        linear("head", batch, hidden, size.vocab, dtype_bytes),
     ]
 
 
-def kv_bytes(shape: Shape, tokens: int, batch: int, dtype_bytes: int) -> int:
+def kv_bytes(size: ModelSize, tokens: int, batch: int, dtype_bytes: int) -> int:
     """Keys and values of `tokens` tokens in every layer."""
-    return 2 * shape.layers * shape.kv_heads * shape.head_dim * tokens * batch * dtype_bytes
+    return 2 * size.layers * size.kv_heads * size.head_dim * tokens * batch * dtype_bytes
 
 
 def linear(name: str, rows: int, inputs: int, outputs: int, dtype_bytes: int, count: int = 1, bias=False) -> Op:
@@ -135,8 +137,8 @@ def attention(heads: int, queries: int, keys: int, head_dim: int, dtype_bytes: i
     return Op("attention", "attention", 4 * scores * head_dim, moved, count, scores=scores)
 
 
-def memory(name: str, size: float, count: int = 1) -> Op:
-    return Op(name, "memory", 0, size, count)
+def memory(name: str, moved: float, count: int = 1) -> Op:
+    return Op(name, "memory", 0, moved, count)
 
 
 def roofline(ops: Sequence[Op], device: Device) -> float:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 GRIDS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))  # LLaVA-1.6's, tiles wide and high
 
 
-class Shape(NamedTuple):
+class ModelSize(NamedTuple):
     """Sizes of a LLaVA model. The projector is `mlp2x_gelu`; a tower with CLS is CLIP, one without is SigLIP."""
 
     hidden: int
@@ -70,7 +70,7 @@ class Shape(NamedTuple):
         return embeddings + ends + self.tower_layers * (2 * norm + attention + mlp)
 
     @classmethod
-    def from_config(cls, config, tower) -> "Shape":
+    def from_config(cls, config, tower) -> "ModelSize":
         """Of a LLaVA config and its tower without weights, as `llava.model.description.read_config` returns them."""
         vision = tower.cfg_only
         aspect = getattr(config, "image_aspect_ratio", None) or "square"
@@ -97,8 +97,8 @@ class Shape(NamedTuple):
 VICUNA_7B = {"hidden": 4096, "intermediate": 11008, "layers": 32, "heads": 32, "kv_heads": 32, "vocab": 32000}
 VICUNA_13B = {"hidden": 5120, "intermediate": 13824, "layers": 40, "heads": 40, "kv_heads": 40, "vocab": 32000}
 
-SHAPES = {
-    "tiny": Shape(  # the tower's share of all work is LLaVA-NeXT's
+SIZES = {
+    "tiny": ModelSize(  # the tower's share of all work is LLaVA-NeXT's
         hidden=256,
         intermediate=688,
         layers=6,
@@ -111,14 +111,14 @@ SHAPES = {
         tower_heads=4,
         crops=5,
     ),
-    "llava-1.5-7b": Shape(**VICUNA_7B),
-    "llava-1.5-13b": Shape(**VICUNA_13B),
-    "llava-next-7b": Shape(**VICUNA_7B, crops=5),
-    "llava-next-13b": Shape(**VICUNA_13B, crops=5),
+    "llava-1.5-7b": ModelSize(**VICUNA_7B),
+    "llava-1.5-13b": ModelSize(**VICUNA_13B),
+    "llava-next-7b": ModelSize(**VICUNA_7B, crops=5),
+    "llava-next-13b": ModelSize(**VICUNA_13B, crops=5),
 }
 
 
-def find_shape(model: str, known: Mapping[str, Shape] = SHAPES) -> tuple[str, Shape]:
+def find_size(model: str, known: Mapping[str, ModelSize] = SIZES) -> tuple[str, ModelSize]:
     """Name and shape of one of `known`, or of a checkpoint: folder or hub id. Raises ValueError."""
     by_name = {name.lower(): name for name in known}
     if name := by_name.get(model.lower()):
@@ -130,27 +130,27 @@ def find_shape(model: str, known: Mapping[str, Shape] = SHAPES) -> tuple[str, Sh
     from llava.model.description import read_config
 
     try:
-        return get_model_name_from_path(model), Shape.from_config(*read_config(model))
+        return get_model_name_from_path(model), ModelSize.from_config(*read_config(model))
     except ValueError as error:
         raise ValueError(f"{unknown}. {error}") from error
 
 
-def build_model(shape: Shape, device, dtype):
+def build_model(size: ModelSize, device, dtype):
     """A LLaVA of that shape with small random weights, made on the device; in evaluation mode, its tower frozen."""
     import torch
     from transformers import CLIPImageProcessorPil, CLIPVisionConfig
 
     from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 
-    assert shape.has_cls, "only CLIP towers are built"
-    side = shape.image_size
+    assert size.has_cls, "only CLIP towers are built"
+    side = size.image_size
     tower_config = CLIPVisionConfig(
-        hidden_size=shape.tower_hidden,
-        intermediate_size=shape.tower_intermediate,
-        num_hidden_layers=shape.tower_layers,
-        num_attention_heads=shape.tower_heads,
+        hidden_size=size.tower_hidden,
+        intermediate_size=size.tower_intermediate,
+        num_hidden_layers=size.tower_layers,
+        num_attention_heads=size.tower_heads,
         image_size=side,
-        patch_size=shape.patch_size,
+        patch_size=size.patch_size,
     )
     tiled = {
         "image_aspect_ratio": "anyres",
@@ -158,20 +158,20 @@ def build_model(shape: Shape, device, dtype):
         "image_grid_pinpoints": [[side * wide, side * high] for wide, high in GRIDS],
     }
     config = LlavaConfig(
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        vocab_size=shape.vocab,
-        tie_word_embeddings=shape.is_tied,
+        hidden_size=size.hidden,
+        intermediate_size=size.intermediate,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.kv_heads,
+        vocab_size=size.vocab,
+        tie_word_embeddings=size.is_tied,
         max_position_embeddings=4096,
         mm_vision_tower="random",
         mm_vision_tower_config=tower_config.to_dict(),
-        mm_hidden_size=shape.tower_hidden,
+        mm_hidden_size=size.tower_hidden,
         mm_projector_type="mlp2x_gelu",
-        mm_vision_select_layer=shape.select_layer,
-        **(tiled if shape.crops > 1 else {}),
+        mm_vision_select_layer=size.select_layer,
+        **(tiled if size.crops > 1 else {}),
     )
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)

@@ -25,7 +25,7 @@ def count(comparison: Comparison) -> str:
     if view is None:
         return '<p class="vz-count">No picture yet.</p>'
     crops = len(view.crops)
-    parts = [f"{number(view.dominant, 'patch')}{'' if comparison.picks is None else ' by hand'}"]
+    parts = [f"{number(view.dominant, 'patch')}{'' if comparison.manual is None else ' by hand'}"]
     if view.has_cls:
         parts.insert(0, "CLS" if crops == 1 else f"{crops} CLS")
     if view.contextual:

@@ -22,12 +22,12 @@ def compare(args: argparse.Namespace) -> int:
     options = {"limit": None, "question_file": None, "image_folder": None, "annotation_file": None}
     options |= {"device": "cpu", "max_new_tokens": 16, "batch_size": 32, "checkpoint": None, "conv_mode": None}
     print_once("Answering the questions, before and after")
-    bench = prepare(argparse.Namespace(**options), args.base, TASKS["textvqa"])
-    full, before = bench.measure(None), bench.measure(budget)
-    bench.model.requires_grad_(False).get_model().mm_projector.requires_grad_(True)
-    load_trained("projector", bench.model, args.tuned)
-    after = bench.measure(budget)
-    print(f"\n{len(bench.questions)} questions          tokens   accuracy %")
+    evaluation = prepare(argparse.Namespace(**options), args.base, TASKS["textvqa"])
+    full, before = evaluation.measure(None), evaluation.measure(budget)
+    evaluation.model.requires_grad_(False).get_model().mm_projector.requires_grad_(True)
+    load_trained("projector", evaluation.model, args.tuned)
+    after = evaluation.measure(budget)
+    print(f"\n{len(evaluation.questions)} questions          tokens   accuracy %")
     for name, row in (("untuned, all tokens", full), ("untuned, zipped", before), ("tuned, zipped", after)):
         print(f"{name:<22} {row.tokens:>6} {row.accuracy:>12.2f}")
     return 0

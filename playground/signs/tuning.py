@@ -121,24 +121,24 @@ def measure_all(args: argparse.Namespace) -> tuple[float, list[Row], int]:
     }
     options = {"checkpoint": None, "limit": None, "device": "cpu", "max_new_tokens": 16, "batch_size": 64}
     options["conv_mode"] = None
-    bench = prepare(argparse.Namespace(**options, **data), str(BASE), TASKS["textvqa"])
-    bench.model.requires_grad_(False).get_model().mm_projector.requires_grad_(True)
+    evaluation = prepare(argparse.Namespace(**options, **data), str(BASE), TASKS["textvqa"])
+    evaluation.model.requires_grad_(False).get_model().mm_projector.requires_grad_(True)
     budgets = [VisionZipConfig(*budget) for budget in BUDGETS]
     seeds = range(args.seeds)
 
     def accuracy(budget: VisionZipConfig | None) -> float:
         bar.update()
-        return bench.measure(budget).accuracy
+        return evaluation.measure(budget).accuracy
 
     with tqdm(total=4 + args.seeds * 9, desc="measuring", unit="setting", dynamic_ncols=True) as bar:
         full, untuned = accuracy(None), [accuracy(budget) for budget in budgets]
         control, tuned, whole = [], [], []
         for seed in seeds:
-            load_trained("projector", bench.model, folder_of(None, seed, args.steps))
+            load_trained("projector", evaluation.model, folder_of(None, seed, args.steps))
             control.append([accuracy(budget) for budget in budgets])
         for pair, budget in zip(BUDGETS, budgets, strict=True):
             for seed in seeds:
-                load_trained("projector", bench.model, folder_of(pair, seed, args.steps))
+                load_trained("projector", evaluation.model, folder_of(pair, seed, args.steps))
                 tuned.append(accuracy(budget))
                 whole.append(accuracy(None))
     rows = [
@@ -152,7 +152,7 @@ def measure_all(args: argparse.Namespace) -> tuple[float, list[Row], int]:
         )
         for i, pair in enumerate(BUDGETS)
     ]
-    return full, rows, len(bench.questions)
+    return full, rows, len(evaluation.questions)
 
 
 def to_csv(rows: Sequence[Row]) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb  # Mistral's and Qwen2's are the same
 
-from llava.analysis.in_memory import Workbench
+from llava.analysis.in_memory import InMemoryEval
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.inference.batch import even_batches, pad_left, pad_right
 from llava.model.anyres import VisionFeatures
@@ -20,7 +20,7 @@ from llava.utils.cli import silence_logging
 from visionzip_patch.saliency import cls_saliency, received_saliency, split_heads
 
 
-class Seen(NamedTuple):
+class ScoredImage(NamedTuple):
     """What the tower makes of an image, crop after crop, without CLS."""
 
     tokens: Tensor  # (n, C) before the projector
@@ -43,45 +43,47 @@ class TextAttention(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Gallery:
-    """A workbench whose pictures the tower has seen; `open_gallery` makes it."""
+class MaskedEval:
+    """A workbench whose pictures the tower has seen; `prepare_masked` makes it."""
 
-    bench: Workbench  # its pictures are gone
-    seen: dict[str, Seen]  # in the order that the pictures had
+    evaluation: InMemoryEval  # its pictures are gone
+    images: dict[str, ScoredImage]  # in the order that the pictures had
     prompts: list[Prompt]
 
     @torch.inference_mode()
     def accuracy(self, chosen: Sequence[Tensor], bar: tqdm) -> float:
         """Answer each question from the patches chosen for it, the others as if they were not there; in %."""
-        bench, texts = self.bench, [""] * len(self.prompts)
-        options = bench.decoding.options(bench.model, bench.tokenizer)
+        evaluation, texts = self.evaluation, [""] * len(self.prompts)
+        options = evaluation.decoding.options(evaluation.model, evaluation.tokenizer)
         for batch in self.batches():
             input_ids, mask = pad_left([prompt.ids for prompt in batch], options["pad_token_id"])
-            output = bench.model.generate(
-                input_ids.to(bench.model.device),
-                image_features=self.project([self.seen[p.image].tokens[chosen[p.row]] for p in batch]),
-                attention_mask=mask.to(bench.model.device),
+            output = evaluation.model.generate(
+                input_ids.to(evaluation.model.device),
+                image_features=self.project([self.images[p.image].tokens[chosen[p.row]] for p in batch]),
+                attention_mask=mask.to(evaluation.model.device),
                 fast="static",
                 use_cache=True,
                 **options,
             )
-            for prompt, text in zip(batch, bench.tokenizer.batch_decode(output, skip_special_tokens=True), strict=True):
-                texts[prompt.row] = bench.decoding.cut(text)
+            for prompt, text in zip(
+                batch, evaluation.tokenizer.batch_decode(output, skip_special_tokens=True), strict=True
+            ):
+                texts[prompt.row] = evaluation.decoding.cut(text)
             bar.update(len(batch))
         rows = [
             {"question_id": question.question_id, "prompt": question.text, "text": text}
-            for question, text in zip(bench.questions, texts, strict=True)
+            for question, text in zip(evaluation.questions, texts, strict=True)
         ]
         with silence_logging():  # each setting would repeat the same remark on --limit
-            return bench.task.metric(bench.data, rows)[bench.task.headline]
+            return evaluation.task.metric(evaluation.data, rows)[evaluation.task.headline]
 
     @torch.inference_mode()
     def text_attention(self, layer: int, bar: tqdm) -> list[TextAttention]:
         """For each question, how much its text looks at its image in layer `layer`, from 1, of the language model."""
         found = {}
-        decoder = self.bench.model.get_model()
+        decoder = self.evaluation.model.get_model()
         for batch in self.batches():
-            features = self.project([self.seen[prompt.image].tokens for prompt in batch])
+            features = self.project([self.images[prompt.image].tokens for prompt in batch])
             splits = [prompt.ids.index(IMAGE_TOKEN_INDEX) for prompt in batch]
             rows = []
             for prompt, split, own in zip(batch, splits, features, strict=True):
@@ -90,45 +92,45 @@ class Gallery:
                 rows.append(torch.cat([text[:split], own.to(text), text[split:]]))
             images = [(split, split + len(own)) for split, own in zip(splits, features, strict=True)]
             for prompt, attention in zip(batch, attention_to_images(decoder, layer, rows, images), strict=True):
-                patches = len(self.seen[prompt.image].tokens)  # what follows them is the end of a row
+                patches = len(self.images[prompt.image].tokens)  # what follows them is the end of a row
                 found[prompt.row] = TextAttention(*(scores[:patches].cpu() for scores in attention))
             bar.update(len(batch))
         return [found[row] for row in range(len(self.prompts))]
 
     def batches(self) -> list[list[Prompt]]:
         """Prompts of similar length together."""
-        return even_batches(sorted(self.prompts, key=lambda prompt: len(prompt.ids)), self.bench.batch_size)
+        return even_batches(sorted(self.prompts, key=lambda prompt: len(prompt.ids)), self.evaluation.batch_size)
 
     def project(self, tokens: Sequence[Tensor]) -> list[Tensor]:
         """Patches of each image as the language model gets them: a list of (patches, C)."""
-        side = self.bench.model.get_vision_tower().num_patches_per_side
-        return self.bench.model.image_features([VisionFeatures(own[None], None, side) for own in tokens])
+        side = self.evaluation.model.get_vision_tower().num_patches_per_side
+        return self.evaluation.model.image_features([VisionFeatures(own[None], None, side) for own in tokens])
 
 
-def open_gallery(bench: Workbench) -> Gallery:
-    """Send each picture through the tower once, for all settings. Takes the pictures out of `bench`: one form of them
+def prepare_masked(evaluation: InMemoryEval) -> MaskedEval:
+    """Send each picture through the tower once, for all settings. Takes the pictures out of `evaluation`: one form of them
     fills the memory as it is.
 
     Raises:
         ValueError: a question is not about one image.
     """
-    suffix, prompts = bench.task.prompt_suffix, []
-    for row, question in enumerate(bench.questions):
+    suffix, prompts = evaluation.task.prompt_suffix, []
+    for row, question in enumerate(evaluation.questions):
         if len(question.images) != 1:
             raise ValueError(f"Question {question.question_id} is about {len(question.images)} images; expected one.")
-        ids = bench.decoding.ids(question.text + suffix, bench.tokenizer, bench.model.config)
+        ids = evaluation.decoding.ids(question.text + suffix, evaluation.tokenizer, evaluation.model.config)
         prompts.append(Prompt(row, question.images[0], ids))
-    tower = bench.model.get_vision_tower()
-    names = tqdm(list(bench.pictures), desc="vision tower", unit="image", dynamic_ncols=True)
-    return Gallery(bench, {name: look(tower, bench.pictures.pop(name).pixels) for name in names}, prompts)
+    tower = evaluation.model.get_vision_tower()
+    names = tqdm(list(evaluation.pictures), desc="vision tower", unit="image", dynamic_ncols=True)
+    return MaskedEval(evaluation, {name: look(tower, evaluation.pictures.pop(name).pixels) for name in names}, prompts)
 
 
 @torch.inference_mode()
-def look(tower, pixels: Tensor) -> Seen:
+def look(tower, pixels: Tensor) -> ScoredImage:
     """What the tower makes of one image: (3, S, S) or (crops, 3, S, S)."""
     before, after = tower.hidden_states(pixels if pixels.ndim == 4 else pixels[None])
     saliency, _ = (cls_saliency if tower.has_cls else received_saliency)(tower.selected_layer, before)
-    return Seen(after[:, int(tower.has_cls) :].flatten(0, 1).cpu(), saliency.flatten().cpu())
+    return ScoredImage(after[:, int(tower.has_cls) :].flatten(0, 1).cpu(), saliency.flatten().cpu())
 
 
 def attention_to_images(

@@ -13,7 +13,7 @@ from datetime import date
 from functools import partial
 from pathlib import Path
 
-from llava.perf.sizes import SHAPES
+from llava.perf.sizes import SIZES
 from llava.utils.cli import add_verbose, not_negative, positive, print_once, run_command
 from llava.utils.files import make_folder, require_own, write_json, write_text
 
@@ -41,7 +41,7 @@ def bench(args: argparse.Namespace) -> int:
 
     from llava.perf.bench.growth import double_processes
     from llava.perf.measure import measure_device
-    from llava.perf.sizes import find_shape
+    from llava.perf.sizes import find_size
     from llava.utils.environment import device_of, versions
     from llava.utils.processes import ALONE
 
@@ -50,30 +50,30 @@ def bench(args: argparse.Namespace) -> int:
     if args.answer < 2:
         raise ValueError(f"--answer {args.answer}: a decoding step lies between two tokens; ask for 2 or more.")
     if args.checkpoint:
-        find_shape(args.checkpoint)  # before anything is measured
+        find_size(args.checkpoint)  # before anything is measured
     device = torch.device(device_of(args.device, ALONE))
     is_gpu = device.type == "cuda"
     dtype = getattr(torch, args.dtype or ("bfloat16" if is_gpu else "float32"))
     out = make_folder(args.out)
     require_own([out / "bench.json", out / "bench.md"], COMMAND)
-    ceilings = measure_device(device, dtype)
+    peaks = measure_device(device, dtype)
     about = {
         "command": " ".join([COMMAND, *sys.argv[1:]]),
         "date": date.today().isoformat(),
         "on": device.type,
-        "device": ceilings._asdict(),
+        "device": peaks._asdict(),
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }
     results: dict[str, list] = {part: [] for part in PARTS}
     for name, parts in plan_of(args, is_gpu).items():
-        measure_model(args, name, parts, device, dtype, ceilings, results)
+        measure_model(args, name, parts, device, dtype, peaks, results)
         gc.collect()
-        write(out, about, ceilings, results)
+        write(out, about, peaks, results)
     if "growth" in args.parts and not is_gpu:
         results["growth"].append(double_processes())
-    text = write(out, about, ceilings, results)
+    text = write(out, about, peaks, results)
     print(text)
     print_once(f"\nWritten: {', '.join(str(path) for path in sorted(out.glob('bench*')))}")
     return 0
@@ -88,38 +88,38 @@ def plan_of(args: argparse.Namespace, is_gpu: bool) -> dict[str, list[str]]:
     return {name: parts for name, parts in plan.items() if parts}
 
 
-def measure_model(args, name: str, parts: Sequence[str], device, dtype, ceilings, results: dict[str, list]) -> None:
+def measure_model(args, name: str, parts: Sequence[str], device, dtype, peaks, results: dict[str, list]) -> None:
     """Add what is measured on one model to `results`."""
     import torch
 
     from llava.inference.decoding import Decoding
     from llava.perf.bench.growth import measure_growth
-    from llava.perf.bench.stages import measure_batch, ways_of
+    from llava.perf.bench.stages import measure_batch, variants_of
     from llava.perf.bench.workload import Endless, compare_runs, draw_images, pope_shaped, textvqa_shaped
 
     setting, tokenizer = open_model(args, name, device, dtype)
-    budgets = args.budgets or setting.shape.budgets
+    budgets = args.budgets or setting.size.budgets
     is_gpu = device.type == "cuda"
     fast = args.fast or ["graphs" if is_gpu else "static"]
     batches = args.batch_sizes or ([1] if args.quick else [1, 4, 16] if is_gpu else [1, 4])
     setting = setting._replace(patience=args.patience / len(batches))
     if "stages" in parts:
         for batch in batches:
-            ways = ways_of(setting.shape, budgets, batch, fast)
-            results["stages"] += measure_batch(setting, ways, batch, ceilings)
+            variants = variants_of(setting.size, budgets, batch, fast)
+            results["stages"] += measure_batch(setting, variants, batch, peaks)
             for mode in fast:
                 setting.model.engine(mode).clear()
-    random = name in SHAPES
+    random = name in SIZES
     kind = partial(Endless, "vicuna_v1") if random else Decoding
     brief = kind(max_new_tokens=2 if random else 8).settled(setting.model.config, tokenizer)  # "Yes" and the end
     if "workload" in parts:
         with tempfile.TemporaryDirectory() as folder:
             images = draw_images(Path(folder), args.images)
-            loads = [pope_shaped(Path(folder), images, brief)]
-            loads += [textvqa_shaped(Path(folder), images, replace(brief, max_new_tokens=5) if random else brief)]
-            for load in loads:
+            workloads = [pope_shaped(Path(folder), images, brief)]
+            workloads += [textvqa_shaped(Path(folder), images, replace(brief, max_new_tokens=5) if random else brief)]
+            for workload in workloads:
                 results["workload"] += compare_runs(
-                    setting, tokenizer, load, budgets[0], fast[0], batch_size=16, sample=args.sample
+                    setting, tokenizer, workload, budgets[0], fast[0], batch_size=16, sample=args.sample
                 )
     if "growth" in parts:
         results["growth"] += measure_growth(setting, tokenizer, budgets[0], fast[0], brief, max(2, args.images // 4))
@@ -134,14 +134,14 @@ def open_model(args: argparse.Namespace, name: str, device, dtype) -> tuple:
     from llava.model.builder import load_pretrained_model
     from llava.model.tokenizer import load_tokenizer
     from llava.perf.bench.stages import Setting
-    from llava.perf.sizes import Shape, build_model
+    from llava.perf.sizes import ModelSize, build_model
     from visionzip_patch import unzip
 
-    if name in SHAPES:
-        shape = SHAPES[name]
+    if name in SIZES:
+        size = SIZES[name]
         if args.layers:
-            shape = shape._replace(layers=args.layers)
-        model = build_model(shape, device, dtype)
+            size = size._replace(layers=args.layers)
+        model = build_model(size, device, dtype)
         tokenizer = load_tokenizer(str(playground() / EMBEDDED_CHECKPOINT))
         label = f"{name}, {args.layers} layers" if args.layers else name
         processor = model.get_vision_tower().image_processor
@@ -150,22 +150,25 @@ def open_model(args: argparse.Namespace, name: str, device, dtype) -> tuple:
         name = str(playground() / EMBEDDED_CHECKPOINT) if name == EMBEDDED else name
         tokenizer, model, processor, _ = load_pretrained_model(name, device=device, dtype=dtype)
         unzip(model)
-        shape = Shape.from_config(model.config, model.get_vision_tower())
+        size = ModelSize.from_config(model.config, model.get_vision_tower())
         label = get_model_name_from_path(name)
-    return Setting(label, model, processor, shape, device, dtype, args.text, args.answer, args.patience), tokenizer
+    return Setting(label, model, processor, size, device, dtype, args.text, args.answer, args.patience), tokenizer
 
 
-def write(out: Path, about: dict, ceilings, results: dict[str, list]) -> str:
+def write(out: Path, about: dict, peaks, results: dict[str, list]) -> str:
     """Write bench.json, bench.md and charts, as far as there is something; returns the text."""
     from llava.perf.bench import report
 
-    sections = [f"{report.ceilings(ceilings)} {about['dtype']}, {about['date']}: `{about['command']}`", report.LEGEND]
+    sections = [
+        f"{report.describe_peaks(peaks)} {about['dtype']}, {about['date']}: `{about['command']}`",
+        report.LEGEND,
+    ]
     for name in dict.fromkeys(row.shape for row in results["stages"]):
         rows = [row for row in results["stages"] if row.shape == name]
         sections += [f"## {name}: a request, ms", report.stages_table(rows)]
         sections += [f"## {name}: memory and counted work", report.work_table(rows)]
         sections += [f"## {name}: measured ÷ calculated", report.calculation_table(rows)]
-        report.draw(rows, f"{name}, {ceilings.name}", out / f"bench-{name.replace(', ', '-').replace(' ', '-')}.png")
+        report.draw(rows, f"{name}, {peaks.name}", out / f"bench-{name.replace(', ', '-').replace(' ', '-')}.png")
     for name in dict.fromkeys(run.shape for run in results["workload"]):
         runs = [run for run in results["workload"] if run.shape == name]
         sections += [f"## {name}: whole runs", report.workload_table(runs)]
@@ -204,9 +207,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--shape",
         nargs="+",
-        choices=SHAPES,
+        choices=SIZES,
         metavar="NAME",
-        help=f"of {', '.join(SHAPES)} (default: tiny on a CPU, all others on a GPU)",
+        help=f"of {', '.join(SIZES)} (default: tiny on a CPU, all others on a GPU)",
     )
     add("--layers", type=positive, metavar="N", help="of the language model, to cut a shape for a slow machine")
     add("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all of them")

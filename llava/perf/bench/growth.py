@@ -18,7 +18,7 @@ from tqdm import tqdm
 from llava.inference.chat import ChatSession
 from llava.inference.decoding import Decoding
 from llava.inference.embedded import EMBEDDED_CHECKPOINT, playground
-from llava.perf.bench.stages import Request, Setting, Way, sample_image
+from llava.perf.bench.stages import Request, Setting, Variant, sample_image
 from llava.perf.bench.timing import compare, synchronize
 from llava.perf.bench.workload import draw_images, pope_shaped, together
 
@@ -44,12 +44,12 @@ def measure_growth(
     setting: Setting, tokenizer, budget: tuple[int, int], fast: str, decoding: Decoding, images: int
 ) -> list[Growth]:
     """All doublings that one process can see. `images` is the smaller number of them."""
-    load = partial(double_load, setting, tokenizer, budget, fast, decoding)
+    grow = partial(double_workload, setting, tokenizer, budget, fast, decoding)
     doublings: list[Callable[[], Growth]] = [
         partial(double_tokens, setting, budget, fast),
         partial(double_batch, setting, budget, fast),
-        partial(load, what="images", sizes=[(images, 18), (2 * images, 18)]),
-        partial(load, what="questions", sizes=[(images, 9), (images, 18)]),
+        partial(grow, what="images", sizes=[(images, 18), (2 * images, 18)]),
+        partial(grow, what="questions", sizes=[(images, 9), (images, 18)]),
         partial(double_turns, setting, tokenizer, budget, fast, decoding),
     ]
     return [double() for double in tqdm(doublings, desc="growth", unit="doubling", dynamic_ncols=True)]
@@ -62,8 +62,8 @@ def pair(setting: Setting, functions: list[Callable]) -> tuple[float, float]:
 
 
 def double_tokens(setting: Setting, budget: tuple[int, int], fast: str) -> Growth:
-    image = [sample_image(setting.shape)]
-    requests = [Request(setting, Way("", (k * budget[0], k * budget[1]), fast), image, None) for k in (1, 2)]
+    image = [sample_image(setting.size)]
+    requests = [Request(setting, Variant("", (k * budget[0], k * budget[1]), fast), image, None) for k in (1, 2)]
     tokens = tuple(request.image_tokens for request in requests)
     seconds = pair(setting, [partial(r.generate, 1) for r in requests])
     return Growth(setting.name, "tokens of an image", "first token", tokens, seconds)
@@ -71,12 +71,12 @@ def double_tokens(setting: Setting, budget: tuple[int, int], fast: str) -> Growt
 
 def double_batch(setting: Setting, budget: tuple[int, int], fast: str, batch: int = 4) -> Growth:
     sizes = (batch, 2 * batch)
-    requests = [Request(setting, Way("", budget, fast), [sample_image(setting.shape)] * n, None) for n in sizes]
+    requests = [Request(setting, Variant("", budget, fast), [sample_image(setting.size)] * n, None) for n in sizes]
     seconds = pair(setting, [partial(r.generate, setting.new) for r in requests])
     return Growth(setting.name, "requests in a batch", "batch", sizes, seconds)
 
 
-def double_load(
+def double_workload(
     setting: Setting,
     tokenizer,
     budget: tuple[int, int],
@@ -87,17 +87,17 @@ def double_load(
     sizes: list[tuple[int, int]],
 ) -> Growth:
     """A POPE-shaped run of (images, questions about each)."""
-    with tempfile.TemporaryDirectory() as folder, Way("", budget, fast).on(setting.model):
+    with tempfile.TemporaryDirectory() as folder, Variant("", budget, fast).on(setting.model):
         names = draw_images(Path(folder), max(images for images, _ in sizes))
-        loads = [pope_shaped(Path(folder), names[:images], decoding, each) for images, each in sizes]
-        seconds = pair(setting, [partial(together, setting, tokenizer, load, 16, fast) for load in loads])
+        workloads = [pope_shaped(Path(folder), names[:images], decoding, each) for images, each in sizes]
+        seconds = pair(setting, [partial(together, setting, tokenizer, workload, 16, fast) for workload in workloads])
     counts = tuple(images if what == "images" else each for images, each in sizes)
     return Growth(setting.name, "images" if what == "images" else "questions about an image", "run", counts, seconds)
 
 
 def double_turns(setting: Setting, tokenizer, budget: tuple[int, int], fast: str, decoding: Decoding) -> Growth:
     """The time of a turn late in a conversation against one early in it."""
-    with Way("", budget, fast).on(setting.model):
+    with Variant("", budget, fast).on(setting.model):
         conversations = [list(turn_seconds(setting, tokenizer, fast, decoding)) for _ in range(4)][1:]
     turns = [median(each) for each in zip(*conversations, strict=True)]
     early, late = turns[TURNS // 2 - 5 : TURNS // 2], turns[TURNS - 5 :]
@@ -107,7 +107,7 @@ def double_turns(setting: Setting, tokenizer, budget: tuple[int, int], fast: str
 def turn_seconds(setting: Setting, tokenizer, fast: str, decoding: Decoding) -> Iterator[float]:
     """Each turn of a conversation that begins with an image; every turn puts as many new tokens in."""
     setting.model.fast = fast
-    image: list[Image.Image] = [sample_image(setting.shape)]
+    image: list[Image.Image] = [sample_image(setting.size)]
     session = ChatSession(setting.model, tokenizer, setting.image_processor, decoding)
     try:
         for _ in range(TURNS):
@@ -140,5 +140,5 @@ def double_processes() -> Growth:
                 [*command, "textvqa", checkpoint, *options], check=True, capture_output=True, env=environment
             )
             (result,) = Path(folder).glob("*.result.json")
-            seconds.append(json.loads(result.read_text())["timing"]["seconds"])
+            seconds.append(json.workloads(result.read_text())["timing"]["seconds"])
     return Growth("llava-signs", "processes", "run of the embedded benchmark", PROCESSES, tuple(seconds))

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from llava.perf.bench.growth import Growth
-from llava.perf.bench.stages import STAGES, Measured
+from llava.perf.bench.stages import STAGES, RequestMeasurement
 from llava.perf.bench.timing import Timing
-from llava.perf.bench.workload import Run
+from llava.perf.bench.workload import WorkloadRun
 from llava.perf.devices import Device
 from llava.utils.plots import pyplot
 from llava.utils.tables import format_number, to_table
@@ -18,7 +18,7 @@ Without another word in transformers' loop; static, graphs, compile: `fast=`. Me
 weights. "Limit": the least time there can be, of each operation its arithmetic or its weights at the speeds above."""
 
 
-def ceilings(device: Device) -> str:
+def describe_peaks(device: Device) -> str:
     return (
         f"{device.name}: {device.matmul / 1e12:.3g} TFLOP/s in matrix products, {device.attention / 1e12:.3g} in "
         f"attention, {device.bandwidth / 1e9:.3g} GB/s, {device.launch * 1e6:.3g} µs to start an operation; measured "
@@ -26,7 +26,7 @@ def ceilings(device: Device) -> str:
     )
 
 
-def stages_table(rows: Sequence[Measured]) -> str:
+def stages_table(rows: Sequence[RequestMeasurement]) -> str:
     """A line per way: medians in ms."""
     head = ["way", "batch", "tokens", "preprocess", *COLUMNS]
     head += ["first token (fastest – slowest)", "per token", "answer (fastest – slowest)"]
@@ -43,7 +43,7 @@ def stages_table(rows: Sequence[Measured]) -> str:
     return to_table(lines)
 
 
-def work_table(rows: Iterable[Measured]) -> str:
+def work_table(rows: Iterable[RequestMeasurement]) -> str:
     """A line per way: memory, work up to the first token, distance from the limit, and what was prepared before."""
     head = ["way", "batch", "peak MB", "KV MB", "GFLOP", "GB moved"]
     head += ["first token ÷ limit", "per token ÷ limit", "graphs and compiling, s"]
@@ -63,12 +63,12 @@ def work_table(rows: Iterable[Measured]) -> str:
     return to_table(lines)
 
 
-def failed(row: Measured) -> bool:
+def failed(row: RequestMeasurement) -> bool:
     return row.stages["first token"] is None or row.stages["answer"] is None
 
 
-def calculation_table(rows: Iterable[Measured]) -> str:
-    """Measured time over what `llava.perf.cost` predicts."""
+def calculation_table(rows: Iterable[RequestMeasurement]) -> str:
+    """RequestMeasurement time over what `llava.perf.cost` predicts."""
     names = (*COLUMNS, "first token", "per token")
     lines = [["way", "batch", *names]]
     for row in rows:
@@ -82,7 +82,7 @@ def calculation_table(rows: Iterable[Measured]) -> str:
     return to_table(lines)
 
 
-def workload_table(runs: Iterable[Run]) -> str:
+def workload_table(runs: Iterable[WorkloadRun]) -> str:
     """A line per run, its speed against upstream's way with the same and with all tokens."""
     head = ["load", "way", "images", "questions", "of them timed", "seconds for all", "questions/s"]
     head += ["× upstream's way", "× all tokens", "same answers %"]
@@ -99,7 +99,9 @@ def workload_table(runs: Iterable[Run]) -> str:
     return to_table(lines, left=2)
 
 
-def goals_table(stages: Sequence[Measured], runs: Sequence[Run], growths: Sequence[Growth], is_gpu: bool) -> str:
+def goals_table(
+    stages: Sequence[RequestMeasurement], runs: Sequence[WorkloadRun], growths: Sequence[Growth], is_gpu: bool
+) -> str:
     """What was aimed at, for each model that was measured, and what came out."""
     found: list[tuple[str, str, float, bool]] = []  # what, of which model, value, met
 
@@ -147,13 +149,13 @@ def goals_table(stages: Sequence[Measured], runs: Sequence[Run], growths: Sequen
     return to_table(lines, left=2)
 
 
-def rows_of(rows: Sequence[Measured], zipped: bool) -> list[Measured]:
+def rows_of(rows: Sequence[RequestMeasurement], zipped: bool) -> list[RequestMeasurement]:
     """Ours of the rows: with all tokens, or at the smallest budget; transformers' loop first."""
     rows = [row for row in rows if row.way.startswith("all") != zipped and "published" not in row.way]
     return [row for row in rows if row.tokens == min(row.tokens for row in rows)]
 
 
-def tower_seconds(row: Measured) -> float:
+def tower_seconds(row: RequestMeasurement) -> float:
     return row.stages["tower"].seconds + row.stages["select + merge"].seconds
 
 
@@ -174,7 +176,7 @@ def span(timing: Timing) -> str:
     return " ".join([ms(timing), f"({format_number(1e3 * timing.fastest)} – {format_number(1e3 * timing.slowest)})"])
 
 
-def draw(rows: Sequence[Measured], title: str, path: Path) -> bool:
+def draw(rows: Sequence[RequestMeasurement], title: str, path: Path) -> bool:
     """Stages of a request as bars, one way under the other, batch 1. Returns False if there is no matplotlib."""
     plt = pyplot()
     if plt is None:

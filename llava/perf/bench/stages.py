@@ -35,7 +35,7 @@ from llava.perf.roofline import (
     select_ops,
     tower_ops,
 )
-from llava.perf.sizes import Shape
+from llava.perf.sizes import ModelSize
 from visionzip_patch import zipped
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ PREFIX = 35  # tokens of a prompt before its image, as in LLaVA-1.5's
 STAGES = ("preprocess", "tower", "select + merge", "project", "prefill", "first token", "answer")
 
 
-class Way(NamedTuple):
+class Variant(NamedTuple):
     """How a request is dealt with."""
 
     name: str
@@ -67,7 +67,7 @@ class Setting(NamedTuple):
     name: str  # of the shape or checkpoint
     model: nn.Module
     image_processor: object
-    shape: Shape
+    size: ModelSize
     device: torch.device
     dtype: torch.dtype
     text: int  # tokens of a prompt, the image not counted
@@ -89,7 +89,7 @@ class Cost(NamedTuple):
         return cls(flops, moved, roofline(ops, device), predicted(ops, device, launches=launches))
 
 
-class Measured(NamedTuple):
+class RequestMeasurement(NamedTuple):
     """What one way took for one batch."""
 
     shape: str
@@ -103,44 +103,51 @@ class Measured(NamedTuple):
     prepared: float  # seconds spent on graphs and compiling
 
 
-def ways_of(shape: Shape, budgets: Sequence[tuple[int, int]], batch: int, fast: Sequence[str]) -> list[Way]:
+def variants_of(size: ModelSize, budgets: Sequence[tuple[int, int]], batch: int, fast: Sequence[str]) -> list[Variant]:
     """The rows of the table: all ways at the first budget, and ours at the others where the batch is 1."""
     first, *others = budgets
-    rows = [Way("all tokens"), *(Way(f"all tokens, {mode}", fast=mode) for mode in fast)]
-    rows += [Way(f"{name_of(first)}, published", first, published=True), Way(name_of(first), first)]
-    rows += [Way(f"{name_of(first)}, {mode}", first, mode) for mode in fast]
-    return rows + [Way(f"{name_of(other)}, {fast[-1]}", other, fast[-1]) for other in others if batch == 1]
+    rows = [Variant("all tokens"), *(Variant(f"all tokens, {mode}", fast=mode) for mode in fast)]
+    rows += [Variant(f"{name_of(first)}, published", first, published=True), Variant(name_of(first), first)]
+    rows += [Variant(f"{name_of(first)}, {mode}", first, mode) for mode in fast]
+    return rows + [Variant(f"{name_of(other)}, {fast[-1]}", other, fast[-1]) for other in others if batch == 1]
 
 
 def name_of(budget: tuple[int, int]) -> str:
     return f"{budget[0]}+{budget[1]}"
 
 
-def sample_image(shape: Shape) -> Image.Image:
+def sample_image(size: ModelSize) -> Image.Image:
     """A picture that fills as many crops as the shape says: a photograph's size, or a square of 2 x 2 tiles."""
-    size = (640, 480) if shape.crops == 1 else (2 * shape.image_size, 2 * shape.image_size)
-    return Image.linear_gradient("L").resize(size).convert("RGB")
+    pixels = (640, 480) if size.crops == 1 else (2 * size.image_size, 2 * size.image_size)
+    return Image.linear_gradient("L").resize(pixels).convert("RGB")
 
 
 @torch.inference_mode()
-def measure_batch(setting: Setting, ways: Sequence[Way], batch: int, device: Device) -> list[Measured]:
+def measure_batch(
+    setting: Setting, variants: Sequence[Variant], batch: int, device: Device
+) -> list[RequestMeasurement]:
     """Every stage in every way, for `batch` requests at a time."""
-    model, images = setting.model, [sample_image(setting.shape)] * batch
+    model, images = setting.model, [sample_image(setting.size)] * batch
     published = {
-        way.budget: PublishedTower(model.get_vision_tower(), *way.budget)
-        for way in ways
-        if way.published and way.budget
+        variant.budget: PublishedTower(model.get_vision_tower(), *variant.budget)
+        for variant in variants
+        if variant.published and variant.budget
     }
-    runs = [Request(setting, way, images, published.get(way.budget) if way.published else None) for way in ways]
+    runs = [
+        Request(setting, variant, images, published.get(variant.budget) if variant.published else None)
+        for variant in variants
+    ]
     timings: dict[str, dict[str, Timing | None]] = {}
     with tqdm(STAGES, desc=f"{setting.name}, batch {batch}", unit="stage", dynamic_ncols=True) as bar:
         for stage in bar:
             bar.set_postfix_str(stage)
             different = runs[:1] if stage == "preprocess" else runs
-            preparations = {run.way.name: partial(run.stage, stage) for run in different}
+            preparations = {run.variant.name: partial(run.stage, stage) for run in different}
             timings[stage] = compare(preparations, setting.device, setting.patience)
-    timings["preprocess"] = dict.fromkeys((run.way.name for run in runs), timings["preprocess"][runs[0].way.name])
-    return [run.summary({stage: timings[stage][run.way.name] for stage in STAGES}, device) for run in runs]
+    timings["preprocess"] = dict.fromkeys(
+        (run.variant.name for run in runs), timings["preprocess"][runs[0].variant.name]
+    )
+    return [run.summary({stage: timings[stage][run.variant.name] for stage in STAGES}, device) for run in runs]
 
 
 class Clock(BaseStreamer):
@@ -159,11 +166,11 @@ class Clock(BaseStreamer):
 class Request:
     """A batch of requests in one way; each `stage` is a function that can be timed, with inputs of its own."""
 
-    def __init__(self, setting: Setting, way: Way, images: list[Image.Image], published: PublishedTower | None):
-        self.setting, self.way, self.images, self.published = setting, way, images, published
+    def __init__(self, setting: Setting, variant: Variant, images: list[Image.Image], published: PublishedTower | None):
+        self.setting, self.variant, self.images, self.published = setting, variant, images, published
         model, device = setting.model, setting.device
         self.sizes = [image.size for image in images]
-        self.engine = model.engine(way.fast)
+        self.engine = model.engine(variant.fast)
         self.steps: list[float] = []  # seconds of a decoding step, per answer
         self.prepared = 0.0  # seconds spent on graphs and compiling
         self.pixels = self.preprocess().to(setting.dtype)  # (B, 3, S, S) or (B, crops, 3, S, S)
@@ -171,7 +178,7 @@ class Request:
         self.ids = torch.full((len(images), setting.text + 1), 5)
         self.ids[:, PREFIX] = IMAGE_TOKEN_INDEX
         self.ids = self.ids.to(device)
-        with way.on(model):
+        with variant.on(model):
             self.features = self.encode()
         self.image_tokens = len(self.features[0])
 
@@ -207,19 +214,19 @@ class Request:
 
     def select(self) -> Callable:
         tower = self.setting.model.get_vision_tower()
-        if self.way.budget is None:
+        if self.variant.budget is None:
             return lambda: None
         if self.published:
             return partial(self.published.reduce, *self.published.states(self.crops))
         before, after = tower.hidden_states(self.crops)
-        with self.way.on(self.setting.model):
+        with self.variant.on(self.setting.model):
             reducer = tower.reducer
-        key = ("bench select", before.shape, self.way.budget)
+        key = ("bench select", before.shape, self.variant.budget)
         return partial(self.engine.tower_graphs.run, key, partial(reducer.reduce, tower.selected_layer), before, after)
 
     def project(self) -> Callable:
         model = self.setting.model
-        with self.way.on(model):
+        with self.variant.on(model):
             tokens = model.get_vision_tower()(self.crops)
         return partial(model._project, tokens)
 
@@ -230,7 +237,7 @@ class Request:
         embeds = torch.stack(
             [torch.cat([t[:PREFIX], f, t[PREFIX + 1 :]]) for t, f in zip(text, self.features, strict=True)]
         )
-        if self.way.fast is None:
+        if self.variant.fast is None:
             return partial(model, inputs_embeds=embeds, use_cache=True, logits_to_keep=1)
         return partial(self.extend, embeds)
 
@@ -243,17 +250,17 @@ class Request:
         """Tokens of each image as the language model gets them."""
         model = self.setting.model
         if not self.published:
-            encoder = self.engine if self.way.fast else model
+            encoder = self.engine if self.variant.fast else model
             return encoder.image_features(self.pixels.to(self.setting.device), self.sizes)
         found = self.published(self.pixels.flatten(0, -4).to(self.setting.device))
-        parts = (found.tokens.split(self.setting.shape.crops), found.position.split(self.setting.shape.crops))
+        parts = (found.tokens.split(self.setting.size.crops), found.position.split(self.setting.size.crops))
         return model.image_features(
             [VisionFeatures(*part, found.side) for part in zip(*parts, strict=True)], self.sizes
         )
 
     def generate(self, new: int, **options) -> Tensor:
         """Pixels in the host's memory to `new` ids there: tower, selection, projection, prefill, decoding."""
-        with self.way.on(self.setting.model):
+        with self.variant.on(self.setting.model):
             features = self.encode()
         return self.setting.model.generate(
             self.ids,
@@ -263,7 +270,7 @@ class Request:
             do_sample=False,
             eos_token_id=None,  # as many tokens in every way
             pad_token_id=0,
-            fast=self.way.fast,
+            fast=self.variant.fast,
             **options,
         ).cpu()
 
@@ -274,25 +281,25 @@ class Request:
         times = clock.times[-self.setting.new :]  # transformers also shows the prompt
         self.steps.append(median(later - earlier for earlier, later in pairwise(times)))
 
-    def summary(self, stages: dict[str, Timing | None], device: Device) -> Measured:
+    def summary(self, stages: dict[str, Timing | None], device: Device) -> RequestMeasurement:
         setting, per_token = self.setting, median(self.steps) if stages["answer"] else None
         batch = len(self.images)
         costs = {stage: Cost.of(ops, device, self.engine.is_static) for stage, ops in self.work().items()}
-        kept = kv_bytes(setting.shape, self.image_tokens + setting.text, batch, setting.dtype.itemsize)
-        return Measured(
-            setting.name, self.way.name, batch, self.image_tokens, stages, per_token, costs, kept, self.prepared
+        kept = kv_bytes(setting.size, self.image_tokens + setting.text, batch, setting.dtype.itemsize)
+        return RequestMeasurement(
+            setting.name, self.variant.name, batch, self.image_tokens, stages, per_token, costs, kept, self.prepared
         )
 
     def work(self) -> dict[str, list[Op]]:
         """The operations of each stage, and of a decoding step, "per token"."""
-        shape, size, batch = self.setting.shape, self.setting.dtype.itemsize, len(self.images)
-        prompt, crops = self.image_tokens + self.setting.text, batch * shape.crops
+        size, dtype_bytes, batch = self.setting.size, self.setting.dtype.itemsize, len(self.images)
+        prompt, crops = self.image_tokens + self.setting.text, batch * size.crops
         stages = {
-            "tower": tower_ops(shape, crops, size),
-            "select + merge": select_ops(shape, crops, *self.way.budget, size) if self.way.budget else [],
-            "project": project_ops(shape, batch * self.image_tokens, size),
-            "prefill": prefill_ops(shape, prompt, batch, size),
+            "tower": tower_ops(size, crops, dtype_bytes),
+            "select + merge": select_ops(size, crops, *self.variant.budget, dtype_bytes) if self.variant.budget else [],
+            "project": project_ops(size, batch * self.image_tokens, dtype_bytes),
+            "prefill": prefill_ops(size, prompt, batch, dtype_bytes),
         }
         first = [op for ops in stages.values() for op in ops]
-        step = decode_ops(shape, prompt, batch, size, growing=self.way.fast is None)
+        step = decode_ops(size, prompt, batch, dtype_bytes, growing=self.variant.fast is None)
         return {**stages, "first token": first, "per token": step}

@@ -21,13 +21,13 @@ from llava.eval.questions import Question
 from llava.inference.decoding import Decoding
 from llava.inference.preprocess import free_workers, read_pictures
 from llava.model.graphs import OFF
-from llava.perf.bench.stages import Setting, Way
+from llava.perf.bench.stages import Setting, Variant
 from llava.perf.bench.timing import synchronize
 
 SUFFIX = "\nAnswer the question using a single word or phrase."
 
 
-class Load(NamedTuple):
+class Workload(NamedTuple):
     """Questions, each about one image in a folder."""
 
     name: str
@@ -41,13 +41,13 @@ class Load(NamedTuple):
 
 
 class Endless(Decoding):
-    """Answers of `max_new_tokens` tokens, all of them: random weights would end them anywhere."""
+    """AnswersInMemory of `max_new_tokens` tokens, all of them: random weights would end them anywhere."""
 
     def ends(self, model, tokenizer) -> None:
         return None
 
 
-class Run(NamedTuple):
+class WorkloadRun(NamedTuple):
     """What a run of a load took."""
 
     load: str
@@ -60,7 +60,7 @@ class Run(NamedTuple):
     same: float | None  # % of the answers that equal those of upstream's way with the same tokens
 
 
-class Answers:
+class AnswersInMemory:
     """In place of an `AnswerFile`: keeps answers in memory, by row."""
 
     def __init__(self):
@@ -73,13 +73,13 @@ class Answers:
         raise ValueError(reason)
 
 
-def pope_shaped(folder: Path, images: Sequence[str], decoding: Decoding, each: int = 18) -> Load:
+def pope_shaped(folder: Path, images: Sequence[str], decoding: Decoding, each: int = 18) -> Workload:
     """Many yes/no questions about few images; as in POPE, three lists that each hold a part of every image's."""
     asked = [(image, f"Is there a {thing} in the image?{SUFFIX}") for thing in things(each) for image in images]
-    return Load("POPE-shaped", folder, to_questions(asked), decoding)
+    return Workload("POPE-shaped", folder, to_questions(asked), decoding)
 
 
-def textvqa_shaped(folder: Path, images: Sequence[str], decoding: Decoding) -> Load:
+def textvqa_shaped(folder: Path, images: Sequence[str], decoding: Decoding) -> Workload:
     """One or two questions about each image, with OCR tokens, so of very different length."""
     draw = random.Random(0)
     asked = []
@@ -87,7 +87,7 @@ def textvqa_shaped(folder: Path, images: Sequence[str], decoding: Decoding) -> L
         for _ in range(1 + i % 2):
             words = ", ".join(draw.choice(things(18)) for _ in range(draw.randrange(1, 30)))
             asked.append((image, f"what does the sign say?\nReference OCR token: {words}{SUFFIX}"))
-    return Load("TextVQA-shaped", folder, to_questions(asked), decoding)
+    return Workload("TextVQA-shaped", folder, to_questions(asked), decoding)
 
 
 def things(count: int) -> list[str]:
@@ -111,28 +111,34 @@ def draw_images(folder: Path, count: int) -> list[str]:
 
 
 def compare_runs(
-    setting: Setting, tokenizer, load: Load, budget: tuple[int, int], fast: str, batch_size: int, sample: int
-) -> list[Run]:
+    setting: Setting, tokenizer, workload: Workload, budget: tuple[int, int], fast: str, batch_size: int, sample: int
+) -> list[WorkloadRun]:
     """Upstream's way and ours, with all tokens and zipped.
 
     Args:
         sample: questions that upstream's way is timed on, spread over the load; its time is taken to grow with their
             number, as nothing of a question is kept for the next.
     """
-    loop = load.questions[:: max(1, len(load.questions) // sample)][:sample]
+    loop = workload.questions[:: max(1, len(workload.questions) // sample)][:sample]
     runs = []
     for zipped in (None, budget):
-        way = Way("all tokens" if zipped is None else f"{zipped[0]}+{zipped[1]}", zipped, fast)
-        counts = (load.images, len(load.questions))
-        with way.on(setting.model):
+        variant = Variant("all tokens" if zipped is None else f"{zipped[0]}+{zipped[1]}", zipped, fast)
+        counts = (workload.images, len(workload.questions))
+        with variant.on(setting.model):
             for _ in range(2):  # the first warms up
-                seconds, texts = timed(setting, partial(one_by_one, setting, tokenizer, load, loop))
-            seconds *= len(load.questions) / len(loop)
-            runs.append(Run(load.name, setting.name, f"{way.name}, upstream's way", *counts, len(loop), seconds, None))
+                seconds, texts = timed(setting, partial(one_by_one, setting, tokenizer, workload, loop))
+            seconds *= len(workload.questions) / len(loop)
+            runs.append(
+                WorkloadRun(
+                    workload.name, setting.name, f"{variant.name}, upstream's way", *counts, len(loop), seconds, None
+                )
+            )
             for _ in range(2):
-                seconds, ours = timed(setting, partial(together, setting, tokenizer, load, batch_size, fast))
+                seconds, ours = timed(setting, partial(together, setting, tokenizer, workload, batch_size, fast))
             same = 100 * sum(ours[key] == text for key, text in texts.items()) / len(texts)
-            runs.append(Run(load.name, setting.name, f"{way.name}, ours", *counts, counts[1], seconds, same))
+            runs.append(
+                WorkloadRun(workload.name, setting.name, f"{variant.name}, ours", *counts, counts[1], seconds, same)
+            )
     return runs
 
 
@@ -145,15 +151,15 @@ def timed(setting: Setting, function) -> tuple[float, dict[int, str]]:
 
 
 @torch.inference_mode()
-def one_by_one(setting: Setting, tokenizer, load: Load, questions: Sequence[Question]) -> dict[int, str]:
-    """Answers by row."""
+def one_by_one(setting: Setting, tokenizer, workload: Workload, questions: Sequence[Question]) -> dict[int, str]:
+    """AnswersInMemory by row."""
     model, texts = setting.model, {}
-    workers = min(4, free_workers(setting.device, len(load.questions)))
+    workers = min(4, free_workers(setting.device, len(workload.questions)))
     names = [name for question in questions for name in question.images]
-    pictures = read_pictures(names, load.folder, setting.image_processor, model.config, workers, batch_size=8)
-    shown = tqdm(questions, desc=f"{load.name}, upstream's way", unit="question", leave=False)
+    pictures = read_pictures(names, workload.folder, setting.image_processor, model.config, workers, batch_size=8)
+    shown = tqdm(questions, desc=f"{workload.name}, upstream's way", unit="question", leave=False)
     for question, picture in zip(shown, pictures, strict=True):
-        ids = torch.tensor([load.decoding.ids(question.text, tokenizer, model.config)], device=setting.device)
+        ids = torch.tensor([workload.decoding.ids(question.text, tokenizer, model.config)], device=setting.device)
         output = model.generate(
             ids,
             images=picture.pixels[None].to(setting.device, setting.dtype),
@@ -161,25 +167,25 @@ def one_by_one(setting: Setting, tokenizer, load: Load, questions: Sequence[Ques
             attention_mask=torch.ones_like(ids),
             use_cache=True,
             fast=OFF,
-            **load.decoding.options(model, tokenizer),
+            **workload.decoding.options(model, tokenizer),
         )
-        texts[question.row] = load.decoding.cut(tokenizer.decode(output[0], skip_special_tokens=True))
+        texts[question.row] = workload.decoding.cut(tokenizer.decode(output[0], skip_special_tokens=True))
     return texts
 
 
-def together(setting: Setting, tokenizer, load: Load, batch_size: int, fast: str) -> dict[int, str]:
-    """Answers by row."""
-    answers = Answers()
+def together(setting: Setting, tokenizer, workload: Workload, batch_size: int, fast: str) -> dict[int, str]:
+    """AnswersInMemory by row."""
+    answers = AnswersInMemory()
     setting.model.fast = fast
     try:
         answer_questions(
             setting.model,
             tokenizer,
             setting.image_processor,
-            load.questions,
-            load.folder,
+            workload.questions,
+            workload.folder,
             answers,
-            decoding=load.decoding,
+            decoding=workload.decoding,
             batch_size=batch_size,
             progress=None,
         )
