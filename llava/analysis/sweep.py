@@ -1,7 +1,7 @@
-"""How far can an image be cut, and does it matter how: `python -m llava.analysis.sweep`.
+"""Measure accuracy at few tokens, by how the tokens are chosen: `python -m llava.analysis.sweep [CHECKPOINT]`.
 
 Runs TextVQA questions at five budgets with three ways to choose the kept tokens: VisionZip's attention, at random,
-uniformly. A budget is split 54 : 10 into kept and merged tokens, rounded. Where the places of the signs are known, it
+uniformly. A budget is split 54 : 10 into kept and merged tokens, rounded. Where the places of objects are known, it
 also counts how many of the kept patches lie on them. Writes sweep.csv, sweep.json and sweep.png.
 """
 
@@ -31,7 +31,7 @@ SHARES = (2, 4, 8, 16, 32)  # of the tower's patches: a half to a thirty-second
 
 
 class Row(NamedTuple):
-    """One line of the result; percentages of `accuracy` are over questions, of `on_signs` over kept patches."""
+    """One line of sweep.csv; accuracies are % of the questions, `on_signs` % of the kept patches."""
 
     selector: str
     tokens: int  # per image
@@ -40,7 +40,7 @@ class Row(NamedTuple):
     accuracy: float
     lowest: float  # accuracy of the worst and the best seed
     highest: float
-    on_signs: float | None
+    on_signs: float | None  # that lie on an object, where the places of objects are known: signs in the embedded data
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,18 +79,27 @@ def sweep(args: argparse.Namespace) -> int:
 
 
 def measure_selector(evaluation: "InMemoryEval", selector: str, tokens: int, seeds: int) -> Row:
-    """One budget, averaged over seeds."""
+    """Measure one selector at one budget, averaged over seeds."""
     from visionzip_patch import VisionZipConfig
 
     budgets = [VisionZipConfig(tokens_per_image=tokens, selector=selector, seed=seed) for seed in range(seeds)]
     measured = [evaluation.measure(budget) for budget in budgets]
     accuracy = [one.accuracy for one in measured]
-    on_objects = None if evaluation.on_object is None else fmean(one.on_objects for one in measured)
+    on_objects = [one.on_objects for one in measured if one.on_objects is not None]
     split = budgets[0].per_crop(1, evaluation.patches)
-    return Row(selector, measured[0].tokens, *split, fmean(accuracy), min(accuracy), max(accuracy), on_objects)
+    return Row(
+        selector,
+        measured[0].tokens,
+        *split,
+        fmean(accuracy),
+        min(accuracy),
+        max(accuracy),
+        fmean(on_objects) if on_objects else None,
+    )
 
 
 def describe(args: argparse.Namespace, name: str, evaluation: "InMemoryEval", rows: list[Row]) -> dict:
+    """Describe the sweep and its results, ready for JSON."""
     from llava.utils.environment import versions
 
     return {
@@ -104,6 +113,7 @@ def describe(args: argparse.Namespace, name: str, evaluation: "InMemoryEval", ro
 
 
 def to_csv(rows: list[Row]) -> str:
+    """Write the rows as CSV, floats with three digits after the point."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(Row._fields)
@@ -112,7 +122,7 @@ def to_csv(rows: list[Row]) -> str:
 
 
 def to_markdown(rows: list[Row], patches: int) -> str:
-    """A line per budget, selectors side by side: accuracy %, and the share of kept patches on signs in brackets."""
+    """Write a table, a line per budget: accuracy by selector in %, in brackets the share of kept patches on a sign."""
 
     def cell(row: Row) -> str:
         return f"{row.accuracy:.1f}" + ("" if row.on_signs is None else f" ({row.on_signs:.0f})")
@@ -133,7 +143,7 @@ def to_markdown(rows: list[Row], patches: int) -> str:
 
 
 def draw(plt, rows: list[Row], evaluation: "InMemoryEval", path: Path) -> None:
-    """Accuracy and, if known, the share of kept patches on signs, over the tokens per image."""
+    """Draw accuracy and, where known, the share of kept patches on objects, over the tokens per image."""
     full, *others = rows
     panels = 1 if evaluation.on_object is None else 2
     figure, axes = plt.subplots(1, panels, figsize=(5.5 * panels, 4.2), squeeze=False, layout="constrained")

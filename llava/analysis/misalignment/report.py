@@ -1,4 +1,4 @@
-"""Accuracy by who chooses the patches, as tables and a figure: the work of `llava.analysis.misalignment`."""
+"""Measure and draw the accuracy by who chooses the patches: the work of `llava.analysis.misalignment`."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -26,16 +26,16 @@ COLORS = {"tower": "tab:blue", "last": "tab:orange", "text": "tab:green", "rando
 
 
 class Row(NamedTuple):
-    """One line of the result. Percentages of `accuracy` are over questions, those behind it over chosen patches."""
+    """One line of misalignment.csv: accuracies in % of the questions, the last two in % of the chosen patches."""
 
     selector: str  # "all" for the picture as it is
-    masked: int  # patches of an image that nobody may choose; images of several crops: on average
+    masked: int  # patches of an image that may not be chosen; on average where images have several crops
     tokens: int  # per image, likewise
     accuracy: float
     lowest: float  # accuracy of the worst and the best seed
     highest: float
     as_tower: float  # that are also among as many of the tower's favourites
-    on_signs: float | None  # that lie on a sign, where the signs' places are known
+    on_signs: float | None  # that lie on an object, where the places of objects are known: signs in the embedded data
 
 
 def analyse(args: argparse.Namespace) -> int:
@@ -56,7 +56,7 @@ def analyse(args: argparse.Namespace) -> int:
 
 
 def measure(masked_eval: MaskedEval, args: argparse.Namespace) -> Iterator[Row]:
-    """All tokens, then every budget, selector by selector, without mask and with it."""
+    """Measure with all tokens, then at every budget with every selector, without the mask and with it."""
     saliency = [masked_eval.images[prompt.image].saliency for prompt in masked_eval.prompts]
     passes = 2 + 2 * len(SHARES) * (len(SELECTORS) - 1 + args.seeds)  # one to look, one with all patches
     with tqdm(total=passes * len(saliency), unit="question", dynamic_ncols=True) as bar:
@@ -85,7 +85,16 @@ def measure_choice(
     share: int,
     bar: tqdm,
 ) -> Row:
-    """One part of the patches, averaged over seeds; scores and mask of each question's image, (n,)."""
+    """Measure one selector at one budget, averaged over seeds.
+
+    Args:
+        masked_eval: what is asked.
+        selector: its name in the result.
+        seeds: for each seed, the scores of each question's image, (n,).
+        masked: for each question, the patches that may not be chosen, (n,) bool.
+        share: one patch in so many is chosen.
+        bar: is moved on by each question.
+    """
     accuracy, as_tower, on_objects = [], [], []
     counts = [max(1, len(mask) // share) for mask in masked]
     for scores in seeds:
@@ -112,20 +121,20 @@ def measure_choice(
 
 
 def random_scores(masked_eval: MaskedEval, seed: int) -> list[Tensor]:
-    """For each question, those of its image."""
+    """Draw scores of each image at random; returns, for each question, those of its image, (n,)."""
     generator = torch.Generator().manual_seed(seed)
     scores = {name: torch.rand(len(seen.tokens), generator=generator) for name, seen in masked_eval.images.items()}
     return [scores[prompt.image] for prompt in masked_eval.prompts]
 
 
 def share_within(chosen: Sequence[Tensor], places: Sequence[Tensor]) -> float:
-    """How many % of the chosen positions lie within; `places` are (n,) bool."""
+    """Return how many % of the chosen positions, (k,) each, are marked in `places`, (n,) bool each."""
     within = sum(int(own[positions].sum()) for own, positions in zip(places, chosen, strict=True))
     return 100 * within / sum(map(len, chosen))
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
-    """Accuracy by selector and number of tokens, in brackets how much of the choice is the tower's."""
+    """Write a table of accuracy by tokens and selector, in brackets the part of the choice that is also the tower's."""
     full, *others = rows
     lines = [["tokens", "masked", *SELECTORS.values()]]
     for first in range(0, len(others), len(SELECTORS)):
@@ -137,7 +146,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
 
 
 def draw(plt, rows: Sequence[Row], title: str):
-    """Accuracy without and with the mask, and how much of each choice is the tower's."""
+    """Draw accuracy without and with the mask, and the share of each choice that is also the tower's."""
     full, *others = rows
     free = [row for row in others if not row.masked]
     masked = [row for row in others if row.masked]
