@@ -91,7 +91,7 @@ def stages(
     select = select_ops(size, crops, *budget, dtype_bytes) if budget else []
     prefill, kv = prefill_ops(size, prompt, batch, dtype_bytes), kv_bytes(size, prompt, batch, dtype_bytes)
     first = [*tower, *select, *project, *prefill]
-    step = decode_ops(size, (prompt + last) // 2, batch, size, growing=growing)
+    step = decode_ops(size, (prompt + last) // 2, batch, dtype_bytes, growing=growing)
     steps = [op._replace(count=op.count * (answer - 1)) for op in step]
     return {
         "tower": Stage(crops * size.tower_length, [tower]),
