@@ -2,10 +2,11 @@
 
 import time
 
-from _common import CHECKPOINT, CONTEXTUAL, DOMINANT, PICTURE, SHORT
+from _common import CHECKPOINT, CONTEXTUAL, DOMINANT, PICTURE
 from PIL import Image
 
 from llava.inference.chat import ChatSession
+from llava.inference.prompts import SHORT
 from llava.model.builder import load_pretrained_model
 from visionzip_patch import visionzip
 

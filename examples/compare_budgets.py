@@ -7,11 +7,12 @@ import time
 from contextlib import nullcontext
 from statistics import median
 
-from _common import CHECKPOINT, CONTEXTUAL, DOMINANT, PICTURE, SHORT
+from _common import CHECKPOINT, CONTEXTUAL, DOMINANT, PICTURE
 
 from llava.inference.batch import generate_batch
 from llava.inference.decoding import GREEDY
 from llava.inference.preprocess import read_picture
+from llava.inference.prompts import SHORT
 from llava.model.builder import load_pretrained_model
 from visionzip_patch import zipped
 

@@ -8,6 +8,9 @@ DEFAULT_IM_START_TOKEN = "<im_start>"
 DEFAULT_IM_END_TOKEN = "<im_end>"
 IMAGE_PLACEHOLDER = "<image-placeholder>"
 
+# Fields of a config.json in which training programs record their prompt template.
+TEMPLATE_FIELDS = ("conv_mode", "conv_template", "conversation_template", "conv_version", "version")
+
 # What servers written for upstream LLaVA read.
 LOGDIR = "."  # where `llava.utils.build_logger` writes
 WORKER_HEART_BEAT_INTERVAL = 15  # seconds between two signs of life of a worker

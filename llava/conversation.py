@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import NamedTuple
 
-from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN, TEMPLATE_FIELDS
 
 CLIP_MEAN_COLOUR = (122, 116, 104)
 
@@ -335,7 +335,6 @@ conv_llava_llama_2 = conv_templates["llava_llama_2"]
 
 # Which template a checkpoint takes. In order: what its config.json says, what its tokenizer shows, the language model.
 
-RECORDED = ("conv_mode", "conv_template", "conversation_template", "conv_version", "version")  # in a config.json
 MARKS = {  # in a tokenizer's chat template or vocabulary -> template, by language model; "" is any other
     "<|start_header_id|>": {"": "llava_llama_3"},
     "<|im_start|>": {"llava_qwen": "qwen_1_5", "": "chatml_direct"},
@@ -405,7 +404,7 @@ def choose_template(asked: str | None, config, tokenizer, flag: str = "--conv-mo
 
 def recorded(config) -> list[tuple[str, str]]:
     """The fields of a config that name a template, known or not; a mere `version` may be that of anything."""
-    values = [(field, getattr(config, field, None)) for field in RECORDED]
+    values = [(field, getattr(config, field, None)) for field in TEMPLATE_FIELDS]
     given = [(field, name) for field, name in values if isinstance(name, str) and name]
     return [(field, name) for field, name in given if name in conv_templates or field != "version"]
 
@@ -447,3 +446,17 @@ def warn(message: str) -> None:
     from visionzip_patch.once import warn_once  # now: its package imports torch, and templates alone need none
 
     warn_once(logger, message)
+
+
+def image_marker(use_start_end: bool) -> str:
+    """Write the placeholder of one image as it stands in a prompt.
+
+    Args:
+        use_start_end: `mm_use_im_start_end` of the checkpoint: whether one more token stands on either side.
+
+    Returns:
+        "<image>" or "<im_start><image><im_end>".
+    """
+    if use_start_end:
+        return DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_TOKEN + DEFAULT_IM_END_TOKEN
+    return DEFAULT_IMAGE_TOKEN

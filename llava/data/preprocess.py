@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 
 from llava.constants import (
-    DEFAULT_IM_END_TOKEN,
-    DEFAULT_IM_START_TOKEN,
     DEFAULT_IMAGE_TOKEN,
     IGNORE_INDEX,
     IMAGE_TOKEN_INDEX,
 )
-from llava.conversation import Conversation, SeparatorStyle
+from llava.conversation import Conversation, SeparatorStyle, image_marker
 from llava.data.records import turn_texts
 from llava.mm_utils import surplus_bos
 
@@ -84,9 +82,7 @@ def images_first(text: str, conversation: Conversation, use_start_end: bool) -> 
     count = text.count(DEFAULT_IMAGE_TOKEN)
     if not count:
         return text
-    image = DEFAULT_IMAGE_TOKEN
-    if use_start_end:
-        image = f"{DEFAULT_IM_START_TOKEN}{image}{DEFAULT_IM_END_TOKEN}"
+    image = image_marker(use_start_end)
     if "mmtag" in conversation.version:
         image = f"<Image>{image}</Image>"
     return (f"{image}\n" * count + text.replace(DEFAULT_IMAGE_TOKEN, "").strip()).strip()

@@ -7,10 +7,8 @@ from typing import NamedTuple
 
 from llava.data.records import other_media
 from llava.eval.metrics.mmmu import read_list
-from llava.inference.decoding import LETTER, SHORT
+from llava.inference.prompts import LETTER, SHORT
 from llava.utils.files import is_file, read_json, read_jsonl, shorten
-
-LETTER_CN = "\n请直接回答选项字母。"
 
 Fields = tuple[str | int, tuple[str, ...], str]  # id, images and text of a question
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from llava.eval import scores, submissions
 from llava.eval.data import Data
 from llava.eval.mmbench_file import folder_of, read_mmbench, unpack
-from llava.eval.questions import LETTER_CN, Question, read_mmmu, read_questions, read_scienceqa, read_vizwiz, read_vqav2
+from llava.eval.questions import Question, read_mmmu, read_questions, read_scienceqa, read_vizwiz, read_vqav2
 from llava.eval.submissions import Submission
-from llava.inference.decoding import LETTER, SHORT
+from llava.inference.prompts import LETTER, LETTER_CN, SHORT
 
 LONG = 1024  # tokens; LLaVA asks for free answers so
 JUDGE = "A language model grades the answers: python -m llava.eval.judge {} ANSWERS --base-url URL --model NAME."

@@ -1,15 +1,17 @@
-"""Ask a model many questions at once.
+"""Ask a model many questions at once, and compute what they share once.
 
-Shapes: B questions, T ids of the longest prompt, S pixels a side.
+Shapes: B questions, T ids of the longest prompt, n tokens of an image, C channels of the language model.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from transformers import GenerationConfig
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.inference.decoding import Decoding
@@ -29,11 +31,51 @@ class Answers(NamedTuple):
     image_tokens: list[int]  # visual tokens the language model saw for each question, of all its images
 
 
+class Prompts(NamedTuple):
+    """Questions as the language model reads them, and the pictures they are about, each of these once."""
+
+    ids: list[list[int]]  # of each question, with one IMAGE_TOKEN_INDEX per image
+    pictures: list[Picture]
+    images: list[list[int]]  # of each question: positions in `pictures`
+
+    @classmethod
+    def of(
+        cls, questions: Sequence[str], pictures: Sequence[Sequence[Picture]], decoding: Decoding, tokenizer, config
+    ) -> "Prompts":
+        """Write out the prompt of each question about its own pictures; see `generate_batches`."""
+        ids = [
+            decoding.ids(question, tokenizer, config, images=len(own))
+            for question, own in zip(questions, pictures, strict=True)
+        ]
+        distinct = {id(picture): picture for own in pictures for picture in own}
+        place = {key: i for i, key in enumerate(distinct)}
+        return cls(ids, list(distinct.values()), [[place[id(picture)] for picture in own] for own in pictures])
+
+    def batches(self, batch_size: int) -> list[list[int]]:
+        """Share the questions out, those of similar length together."""
+        return even_batches(sorted(range(len(self.ids)), key=lambda i: len(self.ids[i])), batch_size)
+
+    def pixels(self, batch: Sequence[int]) -> list[Tensor]:
+        """Collect the pixels of the pictures that a batch is about, each once."""
+        return [self.pictures[image].pixels for image in dict.fromkeys(j for i in batch for j in self.images[i])]
+
+
 def generate_batch(
     model, tokenizer, questions: Sequence[str], pictures: Sequence[Sequence[Picture]], decoding: Decoding
 ) -> Answers:
-    """Answer B questions, each about its own pictures, of which there may be none. One that several of them are about
-    is read once. Without `decoding.conv_mode` the checkpoint's template is taken."""
+    """Answer B questions at once, each about its own pictures.
+
+    Args:
+        model: from `load_pretrained_model`.
+        tokenizer: likewise.
+        questions: without a template.
+        pictures: of each question; there may be none. One that several questions are about is computed once.
+        decoding: how answers are drawn. Without `conv_mode` the checkpoint's template is taken.
+
+    Raises:
+        NotFinite: the model's numbers are NaN or infinite.
+        ValueError: more or fewer lists of pictures than questions, or a prompt that cannot be used.
+    """
     if not questions:
         return Answers([], [])
     decoding = decoding.settled(model.config, tokenizer)
@@ -51,12 +93,19 @@ def generate_batches(
     decoding: Decoding,
     batch_size: int,
 ) -> Iterator[tuple[list[int], Answers]]:
-    """Answer questions, each about its own pictures, of which there may be none; at most `batch_size` at a time, those
-    of similar length together.
+    """Answer questions in batches, those of similar length together.
 
     A picture that several questions share goes once through the tower, and, where each question is about one, once
     through the language model too, with the system prompt before it. Greedy answers are those of `model.generate` one
     by one, in fp32.
+
+    Args:
+        model: from `load_pretrained_model`.
+        tokenizer: likewise.
+        questions: without a template.
+        pictures: of each question; there may be none.
+        decoding: how answers are drawn, with its template chosen.
+        batch_size: most questions at a time.
 
     Yields:
         Which of the questions a batch held, and the answers to them.
@@ -65,61 +114,87 @@ def generate_batches(
         NotFinite: the model's numbers are NaN or infinite.
         ValueError: `decoding` is not settled.
     """
-    prompts = [
-        decoding.ids(question, tokenizer, model.config, images=len(own))
-        for question, own in zip(questions, pictures, strict=True)
-    ]
-    distinct = {id(picture): picture for own in pictures for picture in own}
-    place = {key: i for i, key in enumerate(distinct)}
-    images_of = [[place[id(picture)] for picture in own] for own in pictures]
+    prompts = Prompts.of(questions, pictures, decoding, tokenizer, model.config)
     options = {"use_cache": True, **decoding.options(model, tokenizer)}
     config, beyond = configure(model, options)
     can_be_fast = not beyond and model.config._attn_implementation == "sdpa" and model.fast != OFF
     engine = model.engine() if can_be_fast else None
-    features = encode(engine or model, list(distinct.values()))  # of (tokens, C)
+    features = encode(engine or model, prompts.pictures)
+    batches = prompts.batches(batch_size)
 
-    def answers(batch: list[int], output: Tensor) -> tuple[list[int], Answers]:
-        texts = [decoding.cut(text) for text in tokenizer.batch_decode(output, skip_special_tokens=True)]
-        return batch, Answers(texts, [sum(len(features[image]) for image in images_of[i]) for i in batch])
+    if engine and len(prompts.pictures) < len(prompts.ids) and can_share(engine, prompts.ids, features):
+        outputs = continue_from_images(engine, prompts, features, batches, config)
+    else:
+        outputs = generate_each(model, prompts, features, batches, fast=engine.mode if engine else OFF, **options)
+    with closing(outputs):
+        for batch, output in zip(batches, outputs, strict=True):
+            texts = [decoding.cut(text) for text in tokenizer.batch_decode(output, skip_special_tokens=True)]
+            yield batch, Answers(texts, [sum(len(features[image]) for image in prompts.images[i]) for i in batch])
 
-    def pixels(batch: list[int]) -> list[Tensor]:
-        return list({id(picture): picture.pixels for i in batch for picture in pictures[i]}.values())
 
-    batches = even_batches(sorted(range(len(prompts)), key=lambda i: len(prompts[i])), batch_size)
-    if engine and len(distinct) < len(prompts) and can_share(engine, prompts, features):
-        split = prompts[0].index(IMAGE_TOKEN_INDEX)
-        system = engine.embed(prompts[0][:split])
-        heads = [torch.cat([system, tokens.to(system)]) for tokens in features]
-        with engine.open_cache(len(heads), max(map(len, heads))) as images:
-            images.extend(*pad_right(heads))
-            for batch in batches:
-                tails = [engine.embed(prompts[i][split + 1 :]) for i in batch]
-                begins = [images_of[i][0] for i in batch]
-                try:
-                    output = engine.generate(*pad_right(tails), config, begin_with=(images, begins))
-                except NotFinite:
-                    rows = (torch.cat([heads[image], tail]) for image, tail in zip(begins, tails, strict=True))
-                    raise explain(model, rows, pixels(batch)) from None
-                yield answers(batch, output)
-        return
+def continue_from_images(
+    engine: Engine, prompts: Prompts, features: list[Tensor], batches: list[list[int]], config: GenerationConfig
+) -> Iterator[Tensor]:
+    """Answer batches from caches of what their prompts begin with: the system's words and one image, computed once.
+
+    Args:
+        engine: of the model.
+        prompts: all of them about one image, see `can_share`.
+        features: of each picture, (n, C).
+        batches: positions of questions.
+        config: of the generation.
+
+    Yields:
+        New ids of each batch, (B, longest answer).
+    """
+    split = prompts.ids[0].index(IMAGE_TOKEN_INDEX)
+    system = engine.embed(prompts.ids[0][:split])
+    heads = [torch.cat([system, tokens.to(system)]) for tokens in features]
+    with engine.open_cache(len(heads), max(map(len, heads))) as images:
+        images.extend(*pad_right(heads))
+        for batch in batches:
+            tails = [engine.embed(prompts.ids[i][split + 1 :]) for i in batch]
+            begins = [prompts.images[i][0] for i in batch]
+            try:
+                yield engine.generate(*pad_right(tails), config, begin_with=(images, begins))
+            except NotFinite:
+                rows = (torch.cat([heads[image], tail]) for image, tail in zip(begins, tails, strict=True))
+                raise explain(engine.model, rows, prompts.pixels(batch)) from None
+
+
+def generate_each(
+    model, prompts: Prompts, features: list[Tensor], batches: list[list[int]], **options
+) -> Iterator[Tensor]:
+    """Answer batches by `model.generate`, each prompt from its beginning.
+
+    Args:
+        model: a LLaVA.
+        prompts: with any number of images each.
+        features: of each picture, (n, C).
+        batches: positions of questions.
+        options: of `model.generate`.
+
+    Yields:
+        New ids of each batch, (B, longest answer).
+    """
     for batch in batches:
-        input_ids, mask = pad_left([prompts[i] for i in batch], options["pad_token_id"])
+        input_ids, mask = pad_left([prompts.ids[i] for i in batch], options["pad_token_id"])
         try:
-            output = model.generate(
+            yield model.generate(
                 input_ids.to(model.device),
-                image_features=[features[image] for i in batch for image in images_of[i]],
+                image_features=[features[image] for i in batch for image in prompts.images[i]],
                 attention_mask=mask.to(model.device),
-                fast=engine.mode if engine else OFF,
                 **options,
             )
         except NotFinite as error:  # of a prompt; its pixels tell more
-            raise explain(model, [], pixels(batch), known=error) from None
-        yield answers(batch, output)
+            raise explain(model, [], prompts.pixels(batch), known=error) from None
 
 
 def can_share(engine: Engine, prompts: list[list[int]], features: list[Tensor]) -> bool:
-    """Whether what prompts begin with can be computed once: all have one image, what is kept fits beside a batch, and
-    no prompt will be cut or refused."""
+    """Tell whether what prompts begin with can be computed once.
+
+    It can where all have one image, what is kept fits next to a batch, and no prompt will be cut or refused.
+    """
     if {ids.count(IMAGE_TOKEN_INDEX) for ids in prompts} != {1}:
         return False
     limit = getattr(engine.model.config, "tokenizer_model_max_length", None)
@@ -130,7 +205,7 @@ def can_share(engine: Engine, prompts: list[list[int]], features: list[Tensor]) 
 
 
 def encode(encoder, pictures: Sequence[Picture]) -> list[Tensor]:
-    """The tokens of each picture as the language model gets them, a list of (tokens, C), by a model or its engine."""
+    """Compute the tokens of each picture as the language model gets them, (n, C), by a model or its engine."""
     pixels = [picture.pixels for picture in pictures]
     if len({tensor.shape for tensor in pixels}) == 1:
         pixels = torch.stack(pixels)
@@ -138,20 +213,20 @@ def encode(encoder, pictures: Sequence[Picture]) -> list[Tensor]:
 
 
 def pad_right(rows: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
-    """Rows of (t, C) side by side, (B, T, C), and the length of each."""
+    """Stack rows of (t, C), padded at their ends: (B, T, C), and the length of each."""
     return pad_sequence(list(rows), batch_first=True), [len(row) for row in rows]
 
 
-def even_batches(items: Sequence, batch_size: int) -> list[list]:
-    """As few batches as possible, none larger than `batch_size`, and all about equally large."""
-    count = -(-len(items) // batch_size)
-    cuts = [len(items) * i // count for i in range(count + 1)]
-    return [list(items[a:b]) for a, b in pairwise(cuts)]
-
-
 def pad_left(prompts: Sequence[list[int]], padding: int) -> tuple[Tensor, Tensor]:
-    """Prompts side by side, (B, T), and the mask of what is no padding, (B, T) bool."""
+    """Stack prompts, padded at their beginnings: (B, T), and the mask of what is no padding, (B, T) bool."""
     longest = max(map(len, prompts))
     ids = torch.tensor([[padding] * (longest - len(prompt)) + prompt for prompt in prompts])
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     return ids, torch.arange(longest) >= longest - lengths[:, None]
+
+
+def even_batches(items: Sequence, batch_size: int) -> list[list]:
+    """Split items into as few batches of at most `batch_size` as possible, all about equally large."""
+    count = -(-len(items) // batch_size)
+    cuts = [len(items) * i // count for i in range(count + 1)]
+    return [list(items[a:b]) for a, b in pairwise(cuts)]

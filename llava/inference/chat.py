@@ -1,4 +1,4 @@
-"""A conversation about images whose past stays in the KV cache, so that a turn costs only what is new in it.
+"""Hold a conversation about images whose past stays in the KV cache, so that a turn costs only what is new in it.
 
 Each turn writes out the whole conversation and compares it with what the cache holds. The beginning that both share is
 kept, the rest is computed; so answers are those of a fresh start, whatever came between: an answer that was stopped, a
@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from llava.conversation import image_marker
 from llava.inference.decoding import Decoding
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.engine import configure
@@ -89,9 +90,7 @@ class ChatSession:
         self.require_open()
         if DEFAULT_IMAGE_TOKEN in text:
             raise ValueError(f"The text holds {DEFAULT_IMAGE_TOKEN!r}, which stands for an image: leave it out.")
-        marker = DEFAULT_IMAGE_TOKEN
-        if getattr(self.model.config, "mm_use_im_start_end", False):
-            marker = DEFAULT_IM_START_TOKEN + marker + DEFAULT_IM_END_TOKEN
+        marker = image_marker(getattr(self.model.config, "mm_use_im_start_end", False))
         user, assistant = self.decoding.template.roles
         shown = [old if old.budget == self.budget else self.encode(old.image) for old in self.images]
         shown += map(self.encode, images)
@@ -117,7 +116,7 @@ class ChatSession:
         self.messages, self.images = [], []
 
     def close(self) -> None:
-        """Give the cache's memory back to the model's engine. The end of a `with` block does so too."""
+        """Return the cache's memory to the model's engine. The end of a `with` block does so too."""
         self.sequences.close()
 
     def __enter__(self):
@@ -128,23 +127,25 @@ class ChatSession:
 
     @property
     def budget(self) -> VisionZipConfig | None:
-        """VisionZip's setting that the model has now; None is all tokens."""
+        """Return VisionZip's setting that the model has now; None is all tokens."""
         reducer = self.model.get_vision_tower().reducer
         return reducer and reducer.config
 
     def require_open(self) -> None:
+        """Raise ValueError if the session is closed."""
         if not self.sequences.is_open:
             raise ValueError("This session is closed: begin another.")
 
     @torch.inference_mode()
     def encode(self, image: Image.Image) -> ChatImage:
+        """Compute the tokens of an image at the model's present budget."""
         self.last_key -= 1
         pixels = process_images([image], self.image_processor, self.model.config)[0]
         tokens = self.model.engine().image_features([pixels], [image.size])[0]
         return ChatImage(self.last_key, tokens, image, self.budget)
 
     def tokens_of(self, messages: Sequence[tuple[str, str]], shown: Sequence[ChatImage]) -> list[int]:
-        """The prompt for the next answer: ids, and for each token of an image its key."""
+        """Tokenize the prompt for the next answer: ids, and for each token of an image its key."""
         conversation = self.decoding.template.copy()
         for role, text in messages:
             conversation.append_message(role, text)
@@ -158,9 +159,9 @@ class ChatSession:
     def answer(
         self, known: list[tuple[str, str]], messages: list[tuple[str, str]], shown: list[ChatImage], wanted: list[int]
     ) -> Iterator[str]:
-        """Take the turn, and put down what is said as it is said: it may stop, or be taken back, at any piece.
+        """Take the turn, and note each piece of the answer as it comes: it may stop, or be undone, at any piece.
 
-        An error undoes the turn; so does an interruption as long as there is nothing to put down.
+        An error undoes the turn; so does an interruption before the first piece.
         """
         self.require_open()
         before = self.messages, self.images
@@ -173,9 +174,7 @@ class ChatSession:
                 piece, said = text[len(said) :], text
                 messages[-1] = (role, said.replace(DEFAULT_IMAGE_TOKEN, "image"))  # of a model that writes it
                 yield piece
-                if (
-                    self.messages is not messages or not self.sequences.is_open
-                ):  # somebody went on without hearing this out
+                if self.messages is not messages or not self.sequences.is_open:  # the caller went on meanwhile
                     return
         except BaseException as error:
             if isinstance(error, NotFinite):
@@ -185,7 +184,7 @@ class ChatSession:
             raise error
 
     def texts(self, wanted: list[int]) -> Iterator[str]:
-        """Compute what of `wanted` is new; yields the answer so far, longer each time."""
+        """Compute what is new of `wanted`, ids and keys; yields the answer so far, longer each time."""
         shared = min(common_prefix(self.held, wanted), len(wanted) - 1)  # the last one's logits are needed
         limit = min(self.config.max_new_tokens, self.context_length - len(wanted))
         self.held, self.reused = wanted[:shared], shared
@@ -208,7 +207,7 @@ class ChatSession:
             yield done
 
     def explained(self, wanted: list[int]) -> NotFinite:
-        """Why `wanted` has no answer. What the cache holds of it is no good to anyone, and is forgotten."""
+        """Explain why `wanted` has no answer, and empty the cache, which holds what is not finite."""
         self.held = []
         self.sequences.cache.clear()
         config = self.model.config
@@ -217,7 +216,7 @@ class ChatSession:
 
     @torch.inference_mode()
     def embed(self, keys: list[int]) -> Tensor:
-        """What the keys stand for, (T, C); of an image at their head, perhaps its last tokens only."""
+        """Look up the embeddings of ids and keys, (T, C); of the first image, perhaps its last tokens only."""
         embeds = self.sequences.engine.embed([max(0, key) for key in keys])
         ids = torch.tensor(keys, device=embeds.device)
         for image in self.images:
@@ -227,12 +226,12 @@ class ChatSession:
 
 
 def is_unfinished(text: str, stop: str) -> bool:
-    """Whether a text ends with half a character, or with what may become the stop."""
+    """Tell whether a text ends with half a character, or with what may become the stop."""
     return text.endswith(("\ufffd", *(stop[:i] for i in range(1, len(stop)))))
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many items both begin with."""
+    """Count the items that both begin with."""
     for i, (x, y) in enumerate(zip(a, b, strict=False)):
         if x != y:
             return i

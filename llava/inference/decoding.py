@@ -1,19 +1,16 @@
-"""How a model is asked: prompts, decoding, and where an answer ends."""
+"""Write prompts, and set how answers are drawn and where they end."""
 
 from dataclasses import dataclass, replace
 
-from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
-from llava.conversation import Conversation, SeparatorStyle, choose_template, conv_templates, token_id
+from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from llava.conversation import Conversation, SeparatorStyle, choose_template, conv_templates, image_marker, token_id
 from llava.mm_utils import tokenizer_image_token
 from llava.model.engine import end_tokens
-
-SHORT = "\nAnswer the question using a single word or phrase."
-LETTER = "\nAnswer with the option's letter from the given choices directly."
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are drawn.
+    """Settings of how answers are drawn.
 
     Args:
         conv_mode: key of `llava.conversation.conv_templates`. None is the template of the checkpoint that is asked:
@@ -47,12 +44,16 @@ class Decoding:
             raise ValueError(f"top_p={self.top_p}: must be above 0 and at most 1.")
 
     def settled(self, config, tokenizer) -> "Decoding":
-        """The same with its template chosen: that of a checkpoint, by its config and tokenizer, if none was named."""
+        """Choose the template of a checkpoint, by its config and tokenizer, if none was named."""
         return replace(self, conv_mode=choose_template(self.conv_mode, config, tokenizer))
 
     @property
     def template(self) -> Conversation:
-        """The prompt template. Raises ValueError if none was named and no checkpoint was looked at."""
+        """Return the prompt template.
+
+        Raises:
+            ValueError: none was named, and no checkpoint was looked at.
+        """
         if self.conv_mode is None:
             raise ValueError(
                 "This Decoding has no prompt template yet: name one (conv_mode=), or take the checkpoint's own with "
@@ -61,45 +62,49 @@ class Decoding:
         return conv_templates[self.conv_mode]
 
     def prompt(self, question: str, use_start_end: bool = False, images: int = 1) -> str:
-        """The whole prompt for a question about so many images; `use_start_end` is `mm_use_im_start_end`.
+        """Write the prompt for a question about some images.
 
-        They stand where the question says <image>, else before it, side by side with blanks between, as lmms-eval shows
-        several to LLaVA (generate_until of its model).
+        Images stand where the question says <image>, else before it with blanks between, as lmms-eval shows several to
+        LLaVA (generate_until of its model).
+
+        Args:
+            question: without a template.
+            use_start_end: `mm_use_im_start_end` of the checkpoint.
+            images: how many the question is about.
         """
-        image = DEFAULT_IMAGE_TOKEN
-        if use_start_end:
-            image = DEFAULT_IM_START_TOKEN + image + DEFAULT_IM_END_TOKEN
         if images and DEFAULT_IMAGE_TOKEN not in question:
             question = " ".join([DEFAULT_IMAGE_TOKEN] * images) + f"\n{question}"
         conversation = self.template.copy()
-        conversation.append_message(conversation.roles[0], question.replace(DEFAULT_IMAGE_TOKEN, image))
+        conversation.append_message(
+            conversation.roles[0], question.replace(DEFAULT_IMAGE_TOKEN, image_marker(use_start_end))
+        )
         conversation.append_message(conversation.roles[1], None)
         return conversation.get_prompt()
 
     def ids(self, question: str, tokenizer, config, images: int = 1) -> list[int]:
-        """The same as ids, with one IMAGE_TOKEN_INDEX for each image."""
+        """Tokenize the prompt for a question: ids, with one IMAGE_TOKEN_INDEX for each image."""
         prompt = self.prompt(question, getattr(config, "mm_use_im_start_end", False), images)
         return tokenizer_image_token(prompt, tokenizer, IMAGE_TOKEN_INDEX)
 
     @property
     def stop(self) -> str:
-        """What the template puts behind an answer; may be empty."""
+        """Return the text by which the template ends an answer; it may be empty."""
         conversation = self.template
         two_seps = conversation.sep_style in (SeparatorStyle.TWO, SeparatorStyle.LLAMA_2)
         return conversation.sep2 if two_seps else conversation.sep
 
     def cut(self, text: str) -> str:
-        """The answer without what a model wrote past its own turn."""
+        """Cut off what a model wrote past its own turn."""
         return text.split(self.stop)[0].strip() if self.stop else text.strip()
 
     def ends(self, model, tokenizer) -> list[int] | None:
-        """Ids that end an answer: the checkpoint's own, and the template's `stop` where that is one token."""
+        """List ids that end an answer: the checkpoint's own, and the template's `stop` where that is one token."""
         ids = end_tokens(model.generation_config)
         stop = token_id(tokenizer, self.stop)
         return [*ids, *([stop] if stop is not None and stop not in ids else [])] or None
 
     def options(self, model, tokenizer) -> dict:
-        """Arguments for `model.generate`; None overrides what a checkpoint's generation_config suggests."""
+        """Make arguments for `model.generate`; None overrides what a checkpoint's generation_config suggests."""
         sampled = self.temperature > 0
         return {
             "do_sample": sampled,

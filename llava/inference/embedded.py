@@ -1,4 +1,4 @@
-"""Where the model and the data lie that come with the project."""
+"""Find the model and the data that come with the project."""
 
 from pathlib import Path
 
@@ -7,6 +7,6 @@ EMBEDDED_CHECKPOINT = "checkpoints/llava-signs"  # relative to playground/
 
 
 def playground() -> Path:
-    """The folder of data, checkpoints and results: the current directory's if it has one, else this source tree's."""
+    """Find the folder of data, checkpoints and results: `playground` here, else that of this source tree."""
     here = Path("playground")
     return here if here.is_dir() else SOURCE_ROOT / "playground"

@@ -1,4 +1,4 @@
-"""From command-line options to a model on a device."""
+"""Load what a program asks: a checkpoint that sees images, and its tokenizer alone."""
 
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import Checkpoint
@@ -7,10 +7,17 @@ from llava.model.tokenizer import load_tokenizer
 
 
 def load(checkpoint: str, **options) -> tuple:
-    """(tokenizer, model, image processor). Raises ValueError if the model sees no images.
+    """Load a checkpoint to ask it about images.
 
     Args:
-        options: as for `load_pretrained_model`.
+        checkpoint: folder, or name on the hub.
+        **options: of `load_pretrained_model`.
+
+    Returns:
+        (tokenizer, model, image processor)
+
+    Raises:
+        ValueError: the model sees no images, or what `load_pretrained_model` raises.
     """
     tokenizer, model, image_processor, _ = load_pretrained_model(checkpoint, **options)
     if image_processor is None:
@@ -19,7 +26,15 @@ def load(checkpoint: str, **options) -> tuple:
 
 
 def read_tokenizer(checkpoint: str, model_base: str | None):
-    """The tokenizer that `load` will give, before any weights. Raises ValueError if it, or a base, is missing."""
+    """Read the tokenizer that `load` will return, before any weights.
+
+    Args:
+        checkpoint: folder, or name on the hub.
+        model_base: of an adapter or a projector, likewise.
+
+    Raises:
+        ValueError: there is no tokenizer, or no base.
+    """
     found = Checkpoint.inspect(checkpoint)
     source = found if found.has_tokenizer() else find_base(found, model_base)
     return load_tokenizer(source.path, **source.hub)

@@ -1,4 +1,4 @@
-"""Images from files to what a model takes, prepared ahead of it by worker processes."""
+"""Prepare images for a model, ahead of it, in worker processes."""
 
 import ctypes
 import os
@@ -27,7 +27,16 @@ class Picture(NamedTuple):
 
 
 def read_picture(path: str | Path, image_processor, config) -> Picture:
-    """Decode and prepare one image. Raises ValueError, naming the file, where it is no usable image."""
+    """Decode and prepare one image.
+
+    Args:
+        path: of the file.
+        image_processor: of the model.
+        config: of the model: how the image is cut or padded.
+
+    Raises:
+        ValueError: the file is no usable image; it is named.
+    """
     image = load_image(str(path))
     try:
         return Picture(process_images([image], image_processor, config)[0], image.size)
@@ -36,9 +45,9 @@ def read_picture(path: str | Path, image_processor, config) -> Picture:
 
 
 def free_workers(device: torch.device, images: int) -> int:
-    """How many processes are worth it for so many images: one per core that a model on `device` leaves free, at most 8.
+    """Count the processes that are worth starting to prepare images.
 
-    Processes of one launch share the cores.
+    That is one per core that a model on `device` leaves free, at most 8; processes of one launch share the cores.
     """
     cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if device.type == "cpu":
@@ -49,13 +58,18 @@ def free_workers(device: torch.device, images: int) -> int:
 def read_pictures(
     names: Sequence[str], folder: str | Path, image_processor, config, num_workers: int = 0, batch_size: int = 16
 ) -> Iterator[Picture | str]:
-    """Each image in turn, or why it cannot be used, while workers prepare the next: those of one batch, and no more.
+    """Read images in turn while workers prepare the next ones.
 
     Args:
         names: of image files, below `folder`.
-        image_processor, config: of the model.
+        folder: what the names are relative to.
+        image_processor: of the model.
+        config: of the model.
         num_workers: processes that prepare images, 0 for none but this.
-        batch_size: images that are used together.
+        batch_size: images that are used together; no more than these are prepared ahead.
+
+    Yields:
+        The image, or why it cannot be used.
     """
     num_workers = min(num_workers, len(names))
     loader = DataLoader(
@@ -71,7 +85,7 @@ def read_pictures(
 
 
 class PictureFiles(Dataset):
-    """What a worker does. Pixels leave it as an array: tensors would go through /dev/shm, small in a container."""
+    """Prepare images in a worker. Pixels leave it as arrays: tensors would use /dev/shm, small in a container."""
 
     def __init__(self, names: Sequence[str], folder: Path, image_processor, config):
         self.names, self.folder, self.image_processor, self.config = names, folder, image_processor, config
@@ -88,21 +102,20 @@ class PictureFiles(Dataset):
 
 
 def unchanged(item):
+    """Return what came: a batch is one item."""
     return item
 
 
 def begin_worker(number: int) -> None:
     """Let the main process decide when a worker ends; nothing else may keep it or end it."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C goes to all, and a worker that ends by itself waits for its pipe
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; a worker that ends by it waits for its pipe
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # else it outlives a main process that is killed
 
 
 @contextmanager
 def lost_workers() -> Iterator[None]:
-    """Say what it means when a worker was killed, which torch reports wherever the main process happens to be."""
+    """Explain the error that torch raises when a worker was killed, wherever the main process happens to be."""
     try:
         yield
     except RuntimeError as error:

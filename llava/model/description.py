@@ -11,7 +11,7 @@ from pathlib import Path
 
 from transformers import PretrainedConfig
 
-from llava.conversation import RECORDED
+from llava.constants import TEMPLATE_FIELDS
 from llava.model.checkpoint import (
     CONTENTS,
     Checkpoint,
@@ -169,7 +169,7 @@ def told_template(checkpoint: Checkpoint) -> dict:
 
     Training used to write it only into the settings of training.json.
     """
-    told = {field: checkpoint.config[field] for field in RECORDED if field in checkpoint.config}
+    told = {field: checkpoint.config[field] for field in TEMPLATE_FIELDS if field in checkpoint.config}
     report = Path(checkpoint.path, "training.json")
     if told or not report.is_file():
         return told

@@ -60,7 +60,7 @@ def measure_launch(speeds: Device, device: "torch.device", dtype: "torch.dtype")
     """By a decoding step of a narrow language model that fits no cache: what it takes beyond arithmetic and bytes."""
     import torch
 
-    from llava.perf.cost import decode_ops, predicted
+    from llava.perf.roofline import decode_ops, predicted
     from llava.perf.sizes import ModelSize, build_model
     from visionzip_patch.compat import CACHE
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from llava.eval.data import Data
 from llava.eval.metrics.mmbench import LETTERS, ROTATION
 from llava.eval.scores import POPE_LISTS
-from llava.inference.decoding import LETTER, SHORT
+from llava.inference.prompts import LETTER, SHORT
 from llava.utils.files import to_line, write_bytes
 
 MME_FOLDERS = ("artwork", "celebrity", "landmark", "posters", "scene")  # these keep images and texts apart

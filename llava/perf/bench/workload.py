@@ -20,11 +20,10 @@ from llava.eval.generate import answer_questions
 from llava.eval.questions import Question
 from llava.inference.decoding import Decoding
 from llava.inference.preprocess import free_workers, read_pictures
+from llava.inference.prompts import SHORT
 from llava.model.graphs import OFF
 from llava.perf.bench.stages import Setting, Variant
 from llava.perf.bench.timing import synchronize
-
-SUFFIX = "\nAnswer the question using a single word or phrase."
 
 
 class Workload(NamedTuple):
@@ -75,7 +74,7 @@ class AnswersInMemory:
 
 def pope_shaped(folder: Path, images: Sequence[str], decoding: Decoding, each: int = 18) -> Workload:
     """Many yes/no questions about few images; as in POPE, three lists that each hold a part of every image's."""
-    asked = [(image, f"Is there a {thing} in the image?{SUFFIX}") for thing in things(each) for image in images]
+    asked = [(image, f"Is there a {thing} in the image?{SHORT}") for thing in things(each) for image in images]
     return Workload("POPE-shaped", folder, to_questions(asked), decoding)
 
 
@@ -86,7 +85,7 @@ def textvqa_shaped(folder: Path, images: Sequence[str], decoding: Decoding) -> W
     for i, image in enumerate(images):
         for _ in range(1 + i % 2):
             words = ", ".join(draw.choice(things(18)) for _ in range(draw.randrange(1, 30)))
-            asked.append((image, f"what does the sign say?\nReference OCR token: {words}{SUFFIX}"))
+            asked.append((image, f"what does the sign say?\nReference OCR token: {words}{SHORT}"))
     return Workload("TextVQA-shaped", folder, to_questions(asked), decoding)
 
 

@@ -381,7 +381,7 @@ def test_nothing_is_asked_before_the_template_is_known(loaded):
 def test_the_template_is_chosen_once_for_all_questions(loaded, benchmark, tmp_path, monkeypatch):
     chosen = []
     monkeypatch.setattr(
-        "llava.eval.generate.choose_template", lambda *given: chosen.append(given[0]) or choose_template(*given)
+        "llava.inference.decoding.choose_template", lambda *given: chosen.append(given[0]) or choose_template(*given)
     )
     run(loaded, benchmark, tmp_path / "a.jsonl", decoding=FOUR, batch_size=2)
     tokenizer, model, _ = loaded

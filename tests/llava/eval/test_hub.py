@@ -18,8 +18,8 @@ from llava.eval.metrics.judged import llava_bench_reviews  # noqa: E402
 from llava.eval.metrics.mme import SUBTASKS  # noqa: E402
 from llava.eval.questions import missing_images  # noqa: E402
 from llava.eval.tasks import TASKS  # noqa: E402
-from llava.inference.decoding import LETTER, SHORT  # noqa: E402
 from llava.inference.embedded import playground  # noqa: E402
+from llava.inference.prompts import LETTER, SHORT  # noqa: E402
 from llava.utils.files import read_json, read_jsonl  # noqa: E402
 
 
