@@ -1,4 +1,4 @@
-"""What a request costs, by calculation: `python -m llava.perf.cost --model llava-next-7b --dominant 27 --contextual 5`.
+"""Calculate what a request costs: `python -m llava.perf.cost --model llava-next-7b --dominant 27 --contextual 5`.
 
 Prints a Markdown table: for each stage of a request, with all tokens and with VisionZip, floating-point operations,
 bytes moved, size of the KV cache, the least time that a device could take, and the time to expect of it. The limit
@@ -9,7 +9,7 @@ An operation takes as long as its arithmetic or its bytes, whichever is longer; 
 part for each weight of its map (`Device.per_score`). Starting an operation takes time of the host.
 
 Left out: preprocessing, embedding and splicing of prompts, choice of the next token; that small tensors stay in caches;
-that kernels of causal attention compute some blocks in vain.
+that kernels of causal attention also compute some blocks that are masked.
 """
 
 import argparse
@@ -47,43 +47,39 @@ from llava.utils.tables import format_number, to_table
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
-# The stages
-
-
-# Their operations
-
-
-# Time
-
-
-# The table
-
-
 class Request(NamedTuple):
-    """What is asked, the same with all tokens and with VisionZip."""
+    """The size of a batch of requests, the same with all tokens and with VisionZip."""
 
-    text: int = 60  # tokens of the prompt beside its image, the system's words included
+    text: int = 60  # tokens of the prompt without its image, the system's words included
     answer: int = 16  # new tokens
     batch: int = 1  # requests at a time, of one image each
     dtype_bytes: int = 2
 
 
 class Stage(NamedTuple):
-    """A line of the table."""
+    """The operations of a stage of a request."""
 
     tokens: int
-    parts: list[list[Op]]  # the host waits for each before it starts the next
-    kv: int = 0  # bytes of the cache
+    parts: list[list[Op]]  # the host waits for the end of each before it starts the next
+    kv: int = 0  # bytes of keys and values in the cache at its end
 
     def total(self, field: str) -> float:
-        """Of all operations: "flops" or "bytes"."""
+        """Sum a field over all operations: "flops" or "bytes"."""
         return sum(op.count * getattr(op, field) for part in self.parts for op in part)
 
 
 def stages(
     size: ModelSize, request: Request, image_tokens: int, budget: tuple[int, int] | None = None, *, growing: bool = True
 ) -> dict[str, Stage]:
-    """Stages of a batch of requests whose images become `image_tokens` tokens, by `budget` or all there are."""
+    """List the stages of a batch of requests, by name.
+
+    Args:
+        size: of the model.
+        request: prompts and answers.
+        image_tokens: of an image, that the language model gets.
+        budget: dominant and contextual tokens of a crop; None selects nothing.
+        growing: see `decode_ops`.
+    """
     text, answer, batch, dtype_bytes = request
     crops, visual, prompt = batch * size.crops, batch * image_tokens, image_tokens + text
     last = prompt + answer - 1  # tokens in the cache at the end; the answer's last never gets there
@@ -107,7 +103,14 @@ def stages(
 def to_markdown(
     full: dict[str, Stage], zipped: dict[str, Stage], limits: Device, speeds: Device, *, launches: bool = True
 ) -> str:
-    """A line per stage and way. Limits are those of one device, predictions of another: peaks, and what is attained."""
+    """Write a table of the stages, with all tokens and zipped.
+
+    Args:
+        full, zipped: from `stages`.
+        limits: the device whose speeds give the lower bounds: peaks.
+        speeds: the device whose speeds give the predictions: what is attained.
+        launches: whether starting an operation takes time.
+    """
     lines = [["stage", "way", "tokens", "GFLOP", "MB moved", "KV MB", "limit ms", "predicted ms", "all ÷ zipped"]]
     for name, few in zipped.items():
         whole = full.get(name)
@@ -116,12 +119,12 @@ def to_markdown(
         seconds = {way: sum(predicted(ops, speeds, launches) for ops in stage.parts) for way, stage in ways.items()}
         for way, stage in ways.items():
             ratio = f"{seconds['all'] / seconds[way]:.2f}" if way == "zipped" and whole else ""
-            lines.append([name, way, *figures(stage, limits), format_number(1e3 * seconds[way]), ratio])
+            lines.append([name, way, *cells(stage, limits), format_number(1e3 * seconds[way]), ratio])
     return to_table(lines, left=2)
 
 
-def figures(stage: Stage, limits: Device) -> list[str]:
-    """From tokens to the limit."""
+def cells(stage: Stage, limits: Device) -> list[str]:
+    """Format tokens, GFLOP, MB moved, MB of KV cache, and the lower bound in ms."""
     limit = sum(roofline(part, limits) for part in stage.parts)
     kv = format_number(stage.kv / 1e6) if stage.kv else ""
     counts = (format_number(stage.total("flops") / 1e9), format_number(stage.total("bytes") / 1e6))
@@ -134,6 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Calculate and print the table; returns the exit status."""
     name, size = find_size(args.model)
     budget = counts_per_crop(args, size.budgets[0], crops=size.crops, available=size.tower_length)
     limits, speeds, dtype, source = find_device(args.device, args.dtype)
@@ -153,7 +157,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def find_device(name: str, dtype: str | None) -> tuple[Device, Device, str, str]:
-    """What limits a device, what can be expected of it, the data type, and where both are known from."""
+    """Look up or measure a device: its limits, the speeds to expect, the data type, and a sentence on their source."""
     if name.lower() == "this":
         import torch
 
@@ -180,6 +184,7 @@ def find_device(name: str, dtype: str | None) -> tuple[Device, Device, str, str]
 
 
 def describe(device: Device) -> str:
+    """Write the speeds of a device as two lines of text."""
     return (
         f"{device.matmul / 1e12:.3g} TFLOP/s in matrix products, {device.attention / 1e12:.3g} in attention,\n"
         f"{device.bandwidth / 1e9:.3g} GB/s copied, {device.stream / 1e9:.3g} GB/s of weights for one row, "

@@ -1,11 +1,13 @@
-"""How long a list of operations takes on a device, by calculation."""
+"""Calculate how long operations take on a device: the lower bound, and the time to expect.
+
+Each `*_ops` lists the operations of a stage as transformers runs them. Work is in FLOP, memory in bytes, time in
+seconds. `dtype_bytes` is the size of a weight or activation: 2 or 4.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from llava.perf.devices import (
-    Device,
-)
+from llava.perf.devices import Device
 from llava.perf.sizes import ModelSize
 
 
@@ -14,15 +16,15 @@ class Op(NamedTuple):
 
     name: str
     kind: str  # matmul, attention or memory
-    flops: float  # of each; 2 per multiplication and addition, of matrix products only
-    bytes: float  # of each, read and written
+    flops: float  # FLOP of each: 2 per multiplication and addition, of matrix products only
+    bytes: float  # read and written by each
     count: int = 1  # how many there are
     compulsory: float = 0  # bytes of each that no fusion of operations saves: weights and KV cache
     scores: float = 0  # weights of the attention map, of each
 
 
 def tower_ops(size: ModelSize, crops: int, dtype_bytes: int) -> list[Op]:
-    """Pixels of `crops` crops to the hidden states of the layer that is read."""
+    """List what the vision tower does, from the pixels of `crops` crops to the hidden states that are read."""
     hidden, wide, heads, length = size.tower_hidden, size.tower_intermediate, size.tower_heads, size.tower_length
     depth, rows = size.tower_depth, crops * size.tower_length
     tokens = rows * hidden * dtype_bytes  # bytes of a hidden state
@@ -40,7 +42,7 @@ def tower_ops(size: ModelSize, crops: int, dtype_bytes: int) -> list[Op]:
 
 
 def select_ops(size: ModelSize, crops: int, dominant: int, contextual: int, dtype_bytes: int) -> list[Op]:
-    """Scores and keys of one layer, choice of tokens, merging: what VisionZip does (`visionzip_patch`)."""
+    """List what VisionZip does (`visionzip_patch`): scores and keys of one layer, choice of tokens, merging."""
     hidden, heads, head_dim, length = size.tower_hidden, size.tower_heads, size.tower_head_dim, size.tower_length
     rows, queries = crops * length, 1 if size.has_cls else length
     others = length - dominant - contextual
@@ -68,7 +70,7 @@ def select_ops(size: ModelSize, crops: int, dominant: int, contextual: int, dtyp
 
 
 def project_ops(size: ModelSize, tokens: int, dtype_bytes: int) -> list[Op]:
-    """`tokens` visual tokens into the language model's channels."""
+    """List what the projector does to `tokens` visual tokens."""
     return [
         linear("first", tokens, size.tower_hidden, size.hidden, dtype_bytes, bias=True),
         memory("activation", 2 * tokens * size.hidden * dtype_bytes),
@@ -77,19 +79,25 @@ def project_ops(size: ModelSize, tokens: int, dtype_bytes: int) -> list[Op]:
 
 
 def prefill_ops(size: ModelSize, tokens: int, batch: int, dtype_bytes: int) -> list[Op]:
-    """Embeddings of prompts of `tokens` tokens to the logits of the last. Causal attention: half of the map."""
+    """List what the language model does to prompts of `tokens` tokens, up to the logits of the last.
+
+    Causal attention computes half of its map.
+    """
     return decoder_ops(size, tokens, 0, batch, dtype_bytes)
 
 
 def decode_ops(size: ModelSize, context: int, batch: int, dtype_bytes: int, *, growing: bool = True) -> list[Op]:
-    """One more token after `context` tokens. `growing`: the cache is copied at each step, as transformers' own is."""
+    """List what the language model does for one more token after `context` tokens.
+
+    With `growing`, the cache is copied at each step, as transformers' own is.
+    """
     return decoder_ops(size, 1, context, batch, dtype_bytes, growing=growing)
 
 
 def decoder_ops(
     size: ModelSize, new: int, past: int, batch: int, dtype_bytes: int, *, growing: bool = True
 ) -> list[Op]:
-    """`new` tokens of each row after `past` ones."""
+    """List what the language model does to `new` tokens of each of `batch` rows, after `past` tokens."""
     hidden, wide, layers = size.hidden, size.intermediate, size.layers
     key_hidden, rows, norms = size.kv_heads * size.head_dim, batch * new, 2 * layers + 1
     tokens, scores = rows * hidden * dtype_bytes, rows * size.heads * (past + (new + 1) / 2)
@@ -114,46 +122,49 @@ def decoder_ops(
 
 
 def kv_bytes(size: ModelSize, tokens: int, batch: int, dtype_bytes: int) -> int:
-    """Keys and values of `tokens` tokens in every layer."""
+    """Return the bytes of the keys and values of `tokens` tokens in every layer, for `batch` rows."""
     return 2 * size.layers * size.kv_heads * size.head_dim * tokens * batch * dtype_bytes
 
 
 def linear(name: str, rows: int, inputs: int, outputs: int, dtype_bytes: int, count: int = 1, bias=False) -> Op:
+    """Describe a linear layer on `rows` rows."""
     weights = (inputs + bias) * outputs * dtype_bytes
     moved = weights + rows * (inputs + outputs) * dtype_bytes
     return Op(name, "matmul", 2 * rows * inputs * outputs, moved, count, weights)
 
 
 def product(name: str, batch: int, rows: int, inner: int, columns: int, dtype_bytes: int) -> Op:
-    """Of activations with activations."""
+    """Describe `batch` products of one activation, (rows, inner), with another, (inner, columns)."""
     moved = batch * (rows * inner + inner * columns + rows * columns) * dtype_bytes
     return Op(name, "matmul", 2 * batch * rows * inner * columns, moved)
 
 
 def attention(heads: int, queries: int, keys: int, head_dim: int, dtype_bytes: int, count: int) -> Op:
-    """Without a mask, its map never stored; `heads` of all rows of the batch."""
+    """Describe attention without a mask, whose map is never stored; `heads` counts those of all rows of the batch."""
     scores = heads * queries * keys
     moved = 2 * heads * (queries + keys) * head_dim * dtype_bytes
     return Op("attention", "attention", 4 * scores * head_dim, moved, count, scores=scores)
 
 
 def memory(name: str, moved: float, count: int = 1) -> Op:
+    """Describe `count` operations that move `moved` bytes each, and compute next to nothing."""
     return Op(name, "memory", 0, moved, count)
 
 
 def roofline(ops: Sequence[Op], device: Device) -> float:
-    """Seconds that nobody can beat: each operation waits for the one before, and for its arithmetic or its weights."""
+    """Return a lower bound in seconds: operations run one after the other, each bound by arithmetic or by weights."""
     return sum(op.count * max(op.flops / device.matmul, op.compulsory / device.bandwidth) for op in ops)
 
 
 def predicted(ops: Sequence[Op], device: Device, launches: bool = True) -> float:
-    """Seconds to expect; without `launches`, operations are started for nothing, as in a CUDA graph."""
+    """Return the seconds to expect; without `launches`, starting an operation is free, as in a CUDA graph."""
     busy = sum(op.count * busy_seconds(op, device) for op in ops)
     host = launches * device.launch * sum(op.count for op in ops)
     return max(busy, host) if device.is_async else busy + host
 
 
 def busy_seconds(op: Op, device: Device) -> float:
+    """Return the seconds that the device is busy with one of `op.count` operations."""
     bandwidth = device.stream if op.kind == "matmul" else device.bandwidth
     arithmetic = op.flops / device.matmul + op.scores * device.per_score
     return max(arithmetic, op.bytes / bandwidth, device.least)

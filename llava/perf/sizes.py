@@ -1,6 +1,6 @@
-"""Sizes of LLaVA models: enough to calculate with, or to build one with random weights that costs what a real one does.
+"""Sizes of LLaVA models: enough to calculate their cost, or to build one with random weights and the same cost.
 
-Imports nothing heavy, so that a calculator starts at once.
+Imports nothing heavy, so that the calculator starts at once.
 """
 
 from collections.abc import Mapping
@@ -40,29 +40,29 @@ class ModelSize(NamedTuple):
 
     @property
     def patches(self) -> int:
-        """Of a crop."""
+        """Patches of a crop."""
         return (self.image_size // self.patch_size) ** 2
 
     @property
     def tower_length(self) -> int:
-        """Tokens inside the tower, of a crop."""
+        """Tokens of a crop inside the tower, CLS included."""
         return self.patches + self.has_cls
 
     @property
     def tower_depth(self) -> int:
-        """Layers that run: up to the one that is read."""
+        """Layers of the tower that run, up to the one that is read."""
         return self.select_layer if self.select_layer >= 0 else self.tower_layers + 1 + self.select_layer
 
     @property
     def budgets(self) -> list[tuple[int, int]]:
-        """Dominant and contextual tokens of a crop, the smallest first: the paper's, less where a tower is small."""
+        """The paper's dominant and contextual tokens of a crop, smallest budget first; fewer for a small tower."""
         if self.patches < 12**2:
             return [(6, 1), (14, 2)]
         return [(27, 5), (54, 10), (108, 20)] if self.crops > 1 else [(54, 10), (108, 20), (162, 30)]
 
     @property
     def tower_parameters(self) -> int:
-        """Also of layers that never run; of SigLIP, with the pooling head that its published models have."""
+        """Parameters of the tower, with layers that never run and the pooling head of SigLIP's published models."""
         hidden, wide = self.tower_hidden, self.tower_intermediate
         norm, attention, mlp = 2 * hidden, 4 * (hidden + 1) * hidden, (hidden + 1) * wide + (wide + 1) * hidden
         embeddings = hidden * (3 * self.patch_size**2 + self.tower_length)
@@ -71,9 +71,10 @@ class ModelSize(NamedTuple):
 
     @classmethod
     def from_config(cls, config, tower) -> "ModelSize":
-        """Of a LLaVA config and its tower without weights, as `llava.model.description.read_config` returns them."""
+        """Read the sizes from a LLaVA config and its tower, as `llava.model.description.read_config` returns them."""
+        from llava.model.anyres import is_anyres
+
         vision = tower.cfg_only
-        aspect = getattr(config, "image_aspect_ratio", None) or "square"
         return cls(
             hidden=config.hidden_size,
             intermediate=config.intermediate_size,
@@ -90,12 +91,12 @@ class ModelSize(NamedTuple):
             patch_size=vision.patch_size,
             has_cls=tower.has_cls,
             select_layer=tower.select_layer,
-            crops=5 if aspect.startswith("anyres") else 1,
+            crops=5 if is_anyres(config) else 1,
         )
 
 
-VICUNA_7B = {"hidden": 4096, "intermediate": 11008, "layers": 32, "heads": 32, "kv_heads": 32, "vocab": 32000}
-VICUNA_13B = {"hidden": 5120, "intermediate": 13824, "layers": 40, "heads": 40, "kv_heads": 40, "vocab": 32000}
+VICUNA_7B = ModelSize(hidden=4096, intermediate=11008, layers=32, heads=32, kv_heads=32, vocab=32000)
+VICUNA_13B = ModelSize(hidden=5120, intermediate=13824, layers=40, heads=40, kv_heads=40, vocab=32000)
 
 SIZES = {
     "tiny": ModelSize(  # the tower's share of all work is LLaVA-NeXT's
@@ -111,15 +112,23 @@ SIZES = {
         tower_heads=4,
         crops=5,
     ),
-    "llava-1.5-7b": ModelSize(**VICUNA_7B),
-    "llava-1.5-13b": ModelSize(**VICUNA_13B),
-    "llava-next-7b": ModelSize(**VICUNA_7B, crops=5),
-    "llava-next-13b": ModelSize(**VICUNA_13B, crops=5),
+    "llava-1.5-7b": VICUNA_7B,
+    "llava-1.5-13b": VICUNA_13B,
+    "llava-next-7b": VICUNA_7B._replace(crops=5),
+    "llava-next-13b": VICUNA_13B._replace(crops=5),
 }
 
 
 def find_size(model: str, known: Mapping[str, ModelSize] = SIZES) -> tuple[str, ModelSize]:
-    """Name and shape of one of `known`, or of a checkpoint: folder or hub id. Raises ValueError."""
+    """Find the name and sizes of a model.
+
+    Args:
+        model: one of `known`, in upper or lower case, or a checkpoint: folder or hub id.
+        known: sizes by name.
+
+    Raises:
+        ValueError: it is neither, or the checkpoint cannot be read.
+    """
     by_name = {name.lower(): name for name in known}
     if name := by_name.get(model.lower()):
         return name, known[name]
@@ -136,7 +145,7 @@ def find_size(model: str, known: Mapping[str, ModelSize] = SIZES) -> tuple[str, 
 
 
 def build_model(size: ModelSize, device, dtype):
-    """A LLaVA of that shape with small random weights, made on the device; in evaluation mode, its tower frozen."""
+    """Build a LLaVA of that size with small random weights, on the device; in evaluation mode, its tower frozen."""
     import torch
     from transformers import CLIPImageProcessorPil, CLIPVisionConfig
 
