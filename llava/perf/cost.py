@@ -15,6 +15,7 @@ that kernels of causal attention also compute some blocks that are masked.
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from llava.inference.budget import add_budget_options, counts_per_crop
@@ -88,7 +89,7 @@ def stages(
     prefill, kv = prefill_ops(size, prompt, batch, dtype_bytes), kv_bytes(size, prompt, batch, dtype_bytes)
     first = [*tower, *select, *project, *prefill]
     step = decode_ops(size, (prompt + last) // 2, batch, dtype_bytes, growing=growing)
-    steps = [op._replace(count=op.count * (answer - 1)) for op in step]
+    steps = [replace(op, count=op.count * (answer - 1)) for op in step]
     return {
         "tower": Stage(crops * size.tower_length, [tower]),
         **({"select + merge": Stage(visual, [select])} if budget else {}),
@@ -203,7 +204,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--all-tokens", type=positive, metavar="N", help="of an image without VisionZip (default: patches of all crops)"
     )
-    add("--text", type=positive, default=60, metavar="N", help="tokens of the prompt beside the image (default: 60)")
+    add("--text", type=positive, default=60, metavar="N", help="tokens of the prompt without its image (default: 60)")
     add("--answer", type=positive, default=16, metavar="N", help="new tokens (default: 16)")
     add("--batch", type=positive, default=1, metavar="N", help="requests at a time (default: 1)")
     add("--dtype", choices=DTYPE_BYTES, help="default: bfloat16; float32 where this machine has no GPU")

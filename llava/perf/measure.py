@@ -45,8 +45,10 @@ def measure_attention(device: "torch.device", dtype: "torch.dtype", batch: int) 
     from torch.nn.functional import scaled_dot_product_attention
 
     heads, length = 16, 577
-    qkv = torch.randn(3, batch, length, heads, HEAD, device=device, dtype=dtype).transpose(2, 3)
-    return 4 * batch * heads * length**2 * HEAD / median_seconds(lambda: scaled_dot_product_attention(*qkv), device)
+    shape = (3, batch, length, heads, HEAD)
+    query, key, value = torch.randn(*shape, device=device, dtype=dtype).transpose(2, 3)
+    seconds = median_seconds(lambda: scaled_dot_product_attention(query, key, value), device)
+    return 4 * batch * heads * length**2 * HEAD / seconds
 
 
 def measure_memory(device: "torch.device", dtype: "torch.dtype", side: int) -> tuple[float, float]:
@@ -70,8 +72,8 @@ def measure_launch(speeds: Device, device: "torch.device", dtype: "torch.dtype")
     from llava.perf.sizes import ModelSize, build_model
     from visionzip_patch.compat import CACHE
 
-    tower = {"tower_hidden": 8, "tower_intermediate": 8, "tower_layers": 1, "tower_heads": 1, "select_layer": -1}
-    size = ModelSize(hidden=256, intermediate=512, layers=24, heads=4, kv_heads=4, vocab=16, **tower)
+    size = ModelSize(hidden=256, intermediate=512, layers=24, heads=4, kv_heads=4, vocab=16)
+    size = size._replace(tower_hidden=8, tower_intermediate=8, tower_layers=1, tower_heads=1, select_layer=-1)
     model, ids = build_model(size, device, dtype), torch.zeros(1, 1, dtype=torch.long, device=device)
     past = {CACHE: model(input_ids=ids, use_cache=True)[CACHE]}
     seconds = median_seconds(lambda: model(input_ids=ids, use_cache=True, **past), device, rounds=30)

@@ -5,13 +5,14 @@ seconds. `dtype_bytes` is the size of a weight or activation: 2 or 4.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from llava.perf.devices import Device
 from llava.perf.sizes import ModelSize
 
 
-class Op(NamedTuple):
+@dataclass(frozen=True)
+class Op:
     """Operations of one kind and size."""
 
     name: str

@@ -5,7 +5,7 @@ Imports nothing heavy, so that the calculator starts at once.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 GRIDS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))  # LLaVA-1.6's, tiles wide and high
 
@@ -161,11 +161,19 @@ def build_model(size: ModelSize, device, dtype):
         image_size=side,
         patch_size=size.patch_size,
     )
-    tiled = {
-        "image_aspect_ratio": "anyres",
-        "mm_patch_merge_type": "spatial_unpad",
-        "image_grid_pinpoints": [[side * wide, side * high] for wide, high in GRIDS],
+    vision: dict[str, Any] = {
+        "mm_vision_tower": "random",
+        "mm_vision_tower_config": tower_config.to_dict(),
+        "mm_hidden_size": size.tower_hidden,
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_layer": size.select_layer,
     }
+    if size.crops > 1:
+        vision |= {
+            "image_aspect_ratio": "anyres",
+            "mm_patch_merge_type": "spatial_unpad",
+            "image_grid_pinpoints": [[side * wide, side * high] for wide, high in GRIDS],
+        }
     config = LlavaConfig(
         hidden_size=size.hidden,
         intermediate_size=size.intermediate,
@@ -175,12 +183,7 @@ def build_model(size: ModelSize, device, dtype):
         vocab_size=size.vocab,
         tie_word_embeddings=size.is_tied,
         max_position_embeddings=4096,
-        mm_vision_tower="random",
-        mm_vision_tower_config=tower_config.to_dict(),
-        mm_hidden_size=size.tower_hidden,
-        mm_projector_type="mlp2x_gelu",
-        mm_vision_select_layer=size.select_layer,
-        **(tiled if size.crops > 1 else {}),
+        **vision,
     )
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)

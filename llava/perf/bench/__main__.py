@@ -41,16 +41,10 @@ def bench(args: argparse.Namespace) -> int:
 
     from llava.perf.bench.growth import double_processes
     from llava.perf.measure import measure_device
-    from llava.perf.sizes import find_size
     from llava.utils.environment import device_of, versions
     from llava.utils.processes import ALONE
 
-    if args.checkpoint and (args.shape or args.layers):
-        raise ValueError("A checkpoint has a shape: leave --shape and --layers out, or the checkpoint.")
-    if args.answer < 2:
-        raise ValueError(f"--answer {args.answer}: a decoding step lies between two tokens; ask for 2 or more.")
-    if args.checkpoint:
-        find_size(args.checkpoint)  # before anything is measured
+    require_possible(args)
     device = torch.device(device_of(args.device, ALONE))
     is_gpu = device.type == "cuda"
     dtype = getattr(torch, args.dtype or ("bfloat16" if is_gpu else "float32"))
@@ -79,8 +73,20 @@ def bench(args: argparse.Namespace) -> int:
     return 0
 
 
+def require_possible(args: argparse.Namespace) -> None:
+    """Raise ValueError for options that exclude each other, or a checkpoint that cannot be read, before measuring."""
+    from llava.perf.sizes import find_size
+
+    if args.checkpoint and (args.shape or args.layers):
+        raise ValueError("A checkpoint has a shape: leave --shape and --layers out, or the checkpoint.")
+    if args.answer < 2:
+        raise ValueError(f"--answer {args.answer}: a decoding step lies between two tokens; ask for 2 or more.")
+    if args.checkpoint:
+        find_size(args.checkpoint)
+
+
 def plan_of(args: argparse.Namespace, is_gpu: bool) -> dict[str, list[str]]:
-    """Models, and what is measured on each."""
+    """Choose the models, and what is measured on each."""
     named = [args.checkpoint] if args.checkpoint else args.shape
     usual = GPU_PLAN if is_gpu else QUICK_PLAN if args.quick else CPU_PLAN
     plan = dict.fromkeys(named, PARTS) if named else usual
@@ -94,41 +100,54 @@ def measure_model(args, name: str, parts: Sequence[str], device, dtype, peaks, r
 
     from llava.inference.decoding import Decoding
     from llava.perf.bench.growth import measure_growth
-    from llava.perf.bench.stages import measure_batch, variants_of
-    from llava.perf.bench.workload import Endless, compare_runs, draw_images, pope_shaped, textvqa_shaped
+    from llava.perf.bench.workload import Endless
 
     setting, tokenizer = open_model(args, name, device, dtype)
+    is_gpu, is_random = device.type == "cuda", name in SIZES
     budgets = args.budgets or setting.size.budgets
-    is_gpu = device.type == "cuda"
     fast = args.fast or ["graphs" if is_gpu else "static"]
     batches = args.batch_sizes or ([1] if args.quick else [1, 4, 16] if is_gpu else [1, 4])
     setting = setting._replace(patience=args.patience / len(batches))
+    kind = partial(Endless, "vicuna_v1") if is_random else Decoding
+    brief = kind(max_new_tokens=2 if is_random else 8).settled(setting.model.config, tokenizer)  # "Yes" and the end
     if "stages" in parts:
-        for batch in batches:
-            variants = variants_of(setting.size, budgets, batch, fast)
-            results["stages"] += measure_batch(setting, variants, batch, peaks)
-            for mode in fast:
-                setting.model.engine(mode).clear()
-    random = name in SIZES
-    kind = partial(Endless, "vicuna_v1") if random else Decoding
-    brief = kind(max_new_tokens=2 if random else 8).settled(setting.model.config, tokenizer)  # "Yes" and the end
+        results["stages"] += measure_stages(setting, budgets, batches, fast, peaks)
     if "workload" in parts:
-        with tempfile.TemporaryDirectory() as folder:
-            images = draw_images(Path(folder), args.images)
-            workloads = [pope_shaped(Path(folder), images, brief)]
-            workloads += [textvqa_shaped(Path(folder), images, replace(brief, max_new_tokens=5) if random else brief)]
-            for workload in workloads:
-                results["workload"] += compare_runs(
-                    setting, tokenizer, workload, budgets[0], fast[0], batch_size=16, sample=args.sample
-                )
+        long = replace(brief, max_new_tokens=5) if is_random else brief
+        results["workload"] += measure_workloads(args, setting, tokenizer, budgets[0], fast[0], brief, long)
     if "growth" in parts:
         results["growth"] += measure_growth(setting, tokenizer, budgets[0], fast[0], brief, max(2, args.images // 4))
     if is_gpu:
         torch.cuda.empty_cache()
 
 
+def measure_stages(setting, budgets, batches: Sequence[int], fast: Sequence[str], peaks) -> list:
+    """Measure single requests stage by stage, at each batch size."""
+    from llava.perf.bench.stages import measure_batch, variants_of
+
+    rows = []
+    for batch in batches:
+        rows += measure_batch(setting, variants_of(setting.size, budgets, batch, fast), batch, peaks)
+        for mode in fast:
+            setting.model.engine(mode).clear()
+    return rows
+
+
+def measure_workloads(args, setting, tokenizer, budget: tuple[int, int], fast: str, brief, long) -> list:
+    """Time whole runs of questions; `brief` and `long` say how those like POPE's and like TextVQA's are answered."""
+    from llava.perf.bench.workload import compare_runs, draw_images, pope_shaped, textvqa_shaped
+
+    runs = []
+    with tempfile.TemporaryDirectory() as folder:
+        images = draw_images(Path(folder), args.images)
+        workloads = (pope_shaped(Path(folder), images, brief), textvqa_shaped(Path(folder), images, long))
+        for workload in workloads:
+            runs += compare_runs(setting, tokenizer, workload, budget, fast, batch_size=16, sample=args.sample)
+    return runs
+
+
 def open_model(args: argparse.Namespace, name: str, device, dtype) -> tuple:
-    """The setting of a shape or checkpoint, and a tokenizer."""
+    """Build a model of random weights, or load a checkpoint; returns its setting and a tokenizer."""
     from llava.inference.embedded import EMBEDDED_CHECKPOINT, playground
     from llava.mm_utils import get_model_name_from_path
     from llava.model.builder import load_pretrained_model
@@ -184,13 +203,14 @@ def write(out: Path, about: dict, peaks, results: dict[str, list]) -> str:
 
 
 def to_dict(value):
-    """A tree of NamedTuples as a tree of dicts."""
+    """Turn a tree of NamedTuples into a tree of dicts."""
     if hasattr(value, "_asdict"):
         value = value._asdict()
     return {key: to_dict(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def budget(text: str) -> tuple[int, int]:
+    """Read a budget such as 54+10 from the command line."""
     dominant, plus, contextual = text.partition("+")
     if not (plus and dominant.isdecimal() and contextual.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is no budget; write 54+10 for 54 dominant and 10 contextual tokens")
@@ -219,7 +239,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--budgets", nargs="+", type=budget, metavar="D+C", help="kept + merged tokens of a crop (default: the paper's)"
     )
     add("--fast", nargs="+", choices=("static", "graphs", "compile"), help="our ways (default: graphs; CPU: static)")
-    add("--text", type=positive, default=60, metavar="N", help="tokens of a prompt beside its image (default: 60)")
+    add("--text", type=positive, default=60, metavar="N", help="tokens of a prompt without its image (default: 60)")
     add("--answer", type=positive, default=16, metavar="N", help="tokens of an answer, at least 2 (default: 16)")
     add("--images", type=positive, default=32, metavar="N", help="of a whole run (default: 32)")
     add(

@@ -1,4 +1,4 @@
-"""One request, stage by stage, done in several ways.
+"""Measure one request stage by stage, in several variants.
 
 Shapes: B requests of one image each, crops of an image, S pixels a side, T tokens of a prompt, C channels.
 """
@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 from transformers.generation.streamers import BaseStreamer
 
@@ -45,7 +45,7 @@ STAGES = ("preprocess", "tower", "select + merge", "project", "prefill", "first 
 
 
 class Variant(NamedTuple):
-    """How a request is dealt with."""
+    """One way to answer a request."""
 
     name: str
     budget: tuple[int, int] | None = None  # dominant and contextual tokens of a crop; None: all tokens
@@ -54,6 +54,7 @@ class Variant(NamedTuple):
 
     @contextmanager
     def on(self, model) -> Iterator[None]:
+        """Zip `model` to the budget for the length of a `with` block."""
         if self.budget is None:
             yield
         else:
@@ -62,38 +63,39 @@ class Variant(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What all ways have in common."""
+    """What all variants have in common."""
 
-    name: str  # of the shape or checkpoint
-    model: nn.Module
-    image_processor: object
+    name: str  # of the model: one of SIZES, or a checkpoint
+    model: Any  # a LLaVA
+    image_processor: Any
     size: ModelSize
     device: torch.device
     dtype: torch.dtype
     text: int  # tokens of a prompt, the image not counted
     new: int  # tokens of an answer
-    patience: float  # seconds that one stage of all ways may take
+    patience: float  # seconds that one stage of all variants may take
 
 
 class Cost(NamedTuple):
-    """What a stage asks for, by calculation."""
+    """The calculated cost of a stage."""
 
-    flops: float
-    bytes: float
-    limit: float  # seconds: no device of these ceilings is faster
+    flops: float  # FLOP
+    bytes: float  # moved
+    limit: float  # seconds: a lower bound on a device of these peaks
     expected: float  # seconds, with what kernels and launches take
 
     @classmethod
     def of(cls, ops: Sequence[Op], device: Device, launches: bool) -> "Cost":
+        """Sum up operations; without `launches`, starting them is free."""
         flops, moved = (sum(getattr(op, name) * op.count for op in ops) for name in ("flops", "bytes"))
         return cls(flops, moved, roofline(ops, device), predicted(ops, device, launches=launches))
 
 
 class RequestMeasurement(NamedTuple):
-    """What one way took for one batch."""
+    """What one variant took for one batch; the fields are those of bench.json."""
 
-    shape: str
-    way: str
+    shape: str  # name of the model
+    way: str  # name of the variant
     batch: int
     tokens: int  # of an image, that the language model gets
     stages: dict[str, Timing | None]  # by STAGES; None: out of memory
@@ -102,9 +104,27 @@ class RequestMeasurement(NamedTuple):
     kv_bytes: int
     prepared: float  # seconds spent on graphs and compiling
 
+    @property
+    def has_answer(self) -> bool:
+        """Whether neither the first token nor the whole answer ran out of memory."""
+        return self.stages["first token"] is not None and self.stages["answer"] is not None
+
+    def timing(self, stage: str) -> Timing:
+        """Return what a stage took, which must not have run out of memory."""
+        timing = self.stages[stage]
+        assert timing is not None, f"{self.way}, batch {self.batch}: {stage} ran out of memory"
+        return timing
+
+    def seconds(self, stage: str) -> float:
+        """Return the median seconds of a stage, or of a decoding step: "per token"."""
+        if stage != "per token":
+            return self.timing(stage).seconds
+        assert self.per_token is not None, f"{self.way}, batch {self.batch}: the answer ran out of memory"
+        return self.per_token
+
 
 def variants_of(size: ModelSize, budgets: Sequence[tuple[int, int]], batch: int, fast: Sequence[str]) -> list[Variant]:
-    """The rows of the table: all ways at the first budget, and ours at the others where the batch is 1."""
+    """List the rows of the table: all variants at the first budget, and ours at the others where the batch is 1."""
     first, *others = budgets
     rows = [Variant("all tokens"), *(Variant(f"all tokens, {mode}", fast=mode) for mode in fast)]
     rows += [Variant(f"{name_of(first)}, published", first, published=True), Variant(name_of(first), first)]
@@ -113,11 +133,12 @@ def variants_of(size: ModelSize, budgets: Sequence[tuple[int, int]], batch: int,
 
 
 def name_of(budget: tuple[int, int]) -> str:
+    """Write a budget as 54+10."""
     return f"{budget[0]}+{budget[1]}"
 
 
 def sample_image(size: ModelSize) -> Image.Image:
-    """A picture that fills as many crops as the shape says: a photograph's size, or a square of 2 x 2 tiles."""
+    """Draw a picture that fills as many crops as the model has: a photograph's size, or a square of 2 x 2 tiles."""
     pixels = (640, 480) if size.crops == 1 else (2 * size.image_size, 2 * size.image_size)
     return Image.linear_gradient("L").resize(pixels).convert("RGB")
 
@@ -126,7 +147,7 @@ def sample_image(size: ModelSize) -> Image.Image:
 def measure_batch(
     setting: Setting, variants: Sequence[Variant], batch: int, device: Device
 ) -> list[RequestMeasurement]:
-    """Every stage in every way, for `batch` requests at a time."""
+    """Measure every stage in every variant, for `batch` requests at a time; `device` gives the lower bounds."""
     model, images = setting.model, [sample_image(setting.size)] * batch
     published = {
         variant.budget: PublishedTower(model.get_vision_tower(), *variant.budget)
@@ -134,7 +155,7 @@ def measure_batch(
         if variant.published and variant.budget
     }
     runs = [
-        Request(setting, variant, images, published.get(variant.budget) if variant.published else None)
+        Request(setting, variant, images, published[variant.budget] if variant.published and variant.budget else None)
         for variant in variants
     ]
     timings: dict[str, dict[str, Timing | None]] = {}
@@ -151,7 +172,7 @@ def measure_batch(
 
 
 class Clock(BaseStreamer):
-    """When each token came."""
+    """A streamer that notes when each token comes, in seconds."""
 
     def __init__(self):
         self.times: list[float] = []
@@ -164,7 +185,7 @@ class Clock(BaseStreamer):
 
 
 class Request:
-    """A batch of requests in one way; each `stage` is a function that can be timed, with inputs of its own."""
+    """A batch of requests in one variant; each `stage` is a function that can be timed, with inputs of its own."""
 
     def __init__(self, setting: Setting, variant: Variant, images: list[Image.Image], published: PublishedTower | None):
         self.setting, self.variant, self.images, self.published = setting, variant, images, published
@@ -183,7 +204,7 @@ class Request:
         self.image_tokens = len(self.features[0])
 
     def stage(self, name: str) -> Callable:
-        """What is timed as `name`, one of STAGES."""
+        """Make the function that is timed as `name`, one of STAGES."""
         prepare = {
             "preprocess": lambda: self.preprocess,
             "tower": self.tower,
@@ -203,16 +224,19 @@ class Request:
         return call
 
     def preprocess(self) -> Tensor:
-        return process_images(self.images, self.setting.image_processor, self.setting.model.config)
+        """Prepare the images: (B, 3, S, S) or (B, crops, 3, S, S)."""
+        pixels = process_images(self.images, self.setting.image_processor, self.setting.model.config)
+        return pixels if isinstance(pixels, Tensor) else torch.stack(pixels)
 
     def tower(self) -> Callable:
-        """Pixels to hidden states, without selection."""
+        """Make a function from pixels to hidden states, without selection."""
         tower = self.setting.model.get_vision_tower()
         if self.published:
             return partial(self.published.states, self.crops)
         return partial(self.engine.tower_graphs.run, ("bench", self.crops.shape), tower.hidden_states, self.crops)
 
     def select(self) -> Callable:
+        """Make a function from hidden states to the tokens that stay."""
         tower = self.setting.model.get_vision_tower()
         if self.variant.budget is None:
             return lambda: None
@@ -225,13 +249,14 @@ class Request:
         return partial(self.engine.tower_graphs.run, key, partial(reducer.reduce, tower.selected_layer), before, after)
 
     def project(self) -> Callable:
+        """Make a function from the tower's tokens to those of the language model."""
         model = self.setting.model
         with self.variant.on(model):
             tokens = model.get_vision_tower()(self.crops)
         return partial(model._project, tokens)
 
     def prefill(self) -> Callable:
-        """Embeddings of the whole prompt to the logits that follow it."""
+        """Make a function from the embeddings of the whole prompt to the logits that follow it."""
         model = self.setting.model
         text = model.get_input_embeddings()(self.ids.clamp(min=0))
         embeds = torch.stack(
@@ -242,24 +267,25 @@ class Request:
         return partial(self.extend, embeds)
 
     def extend(self, embeds: Tensor) -> Tensor:
+        """Run the prompt, (B, T, C), through our engine with a cache of fixed size."""
         rows, length, _ = embeds.shape
         with self.engine.open_cache(rows, length + self.setting.new) as sequences:
             return sequences.extend(embeds, [length] * rows)
 
     def encode(self) -> list[Tensor]:
-        """Tokens of each image as the language model gets them."""
+        """Compute the tokens of each image as the language model gets them."""
         model = self.setting.model
         if not self.published:
             encoder = self.engine if self.variant.fast else model
             return encoder.image_features(self.pixels.to(self.setting.device), self.sizes)
         found = self.published(self.pixels.flatten(0, -4).to(self.setting.device))
-        parts = (found.tokens.split(self.setting.size.crops), found.position.split(self.setting.size.crops))
-        return model.image_features(
-            [VisionFeatures(*part, found.side) for part in zip(*parts, strict=True)], self.sizes
-        )
+        assert found.position is not None, "the published code selects"
+        crops = self.setting.size.crops
+        parts = zip(found.tokens.split(crops), found.position.split(crops), strict=True)
+        return model.image_features([VisionFeatures(*part, found.side) for part in parts], self.sizes)
 
     def generate(self, new: int, **options) -> Tensor:
-        """Pixels in the host's memory to `new` ids there: tower, selection, projection, prefill, decoding."""
+        """Answer with `new` tokens: tower, selection, projection, prefill, decoding; from and to the host's memory."""
         with self.variant.on(self.setting.model):
             features = self.encode()
         return self.setting.model.generate(
@@ -268,20 +294,21 @@ class Request:
             attention_mask=torch.ones_like(self.ids),
             max_new_tokens=new,
             do_sample=False,
-            eos_token_id=None,  # as many tokens in every way
+            eos_token_id=None,  # as many tokens in every variant
             pad_token_id=0,
             fast=self.variant.fast,
             **options,
         ).cpu()
 
     def answer(self) -> None:
-        """A whole answer; notes how long a decoding step of it took."""
+        """Give a whole answer, and note how long a decoding step of it took."""
         clock = Clock()
         self.generate(self.setting.new, streamer=clock)
         times = clock.times[-self.setting.new :]  # transformers also shows the prompt
         self.steps.append(median(later - earlier for earlier, later in pairwise(times)))
 
     def summary(self, stages: dict[str, Timing | None], device: Device) -> RequestMeasurement:
+        """Put what was measured next to what is calculated."""
         setting, per_token = self.setting, median(self.steps) if stages["answer"] else None
         batch = len(self.images)
         costs = {stage: Cost.of(ops, device, self.engine.is_static) for stage, ops in self.work().items()}
@@ -291,7 +318,7 @@ class Request:
         )
 
     def work(self) -> dict[str, list[Op]]:
-        """The operations of each stage, and of a decoding step, "per token"."""
+        """List the operations of each stage, and of a decoding step: "per token"."""
         size, dtype_bytes, batch = self.setting.size, self.setting.dtype.itemsize, len(self.images)
         prompt, crops = self.image_tokens + self.setting.text, batch * size.crops
         stages = {

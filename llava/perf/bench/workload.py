@@ -1,4 +1,4 @@
-"""Whole runs of questions: upstream's way, one after the other, against ours.
+"""Time whole runs of questions: upstream's loop, a question at a time, against ours.
 
 Upstream's way is that of `model_vqa_loader` in LLaVA 1.2: a question at a time, for which the image is decoded and
 prepared again, ahead of the model by up to four workers, and encoded again; then transformers' loop. Ours is
@@ -7,7 +7,7 @@ prepared again, ahead of the model by up to four workers, and encoded again; the
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +27,7 @@ from llava.perf.bench.timing import synchronize
 
 
 class Workload(NamedTuple):
-    """Questions, each about one image in a folder."""
+    """Questions to be answered, each about one image in a folder."""
 
     name: str
     folder: Path
@@ -40,18 +40,18 @@ class Workload(NamedTuple):
 
 
 class Endless(Decoding):
-    """AnswersInMemory of `max_new_tokens` tokens, all of them: random weights would end them anywhere."""
+    """Decoding whose answers all have `max_new_tokens` tokens: random weights would end them anywhere."""
 
     def ends(self, model, tokenizer) -> None:
         return None
 
 
 class WorkloadRun(NamedTuple):
-    """What a run of a load took."""
+    """What a run of a workload took; the fields are those of bench.json."""
 
-    load: str
-    shape: str
-    way: str
+    load: str  # name of the workload
+    shape: str  # name of the model
+    way: str  # name of the variant, and whose loop
     images: int
     questions: int
     timed: int  # questions that were timed; if fewer, `seconds` are those of all by proportion
@@ -60,7 +60,7 @@ class WorkloadRun(NamedTuple):
 
 
 class AnswersInMemory:
-    """In place of an `AnswerFile`: keeps answers in memory, by row."""
+    """A stand-in for an `AnswerFile` that keeps answers in memory, by row."""
 
     def __init__(self):
         self.texts: dict[int, str] = {}
@@ -73,13 +73,13 @@ class AnswersInMemory:
 
 
 def pope_shaped(folder: Path, images: Sequence[str], decoding: Decoding, each: int = 18) -> Workload:
-    """Many yes/no questions about few images; as in POPE, three lists that each hold a part of every image's."""
+    """Make many yes/no questions about few images, `each` per image; those of an image lie far apart, as in POPE."""
     asked = [(image, f"Is there a {thing} in the image?{SHORT}") for thing in things(each) for image in images]
     return Workload("POPE-shaped", folder, to_questions(asked), decoding)
 
 
 def textvqa_shaped(folder: Path, images: Sequence[str], decoding: Decoding) -> Workload:
-    """One or two questions about each image, with OCR tokens, so of very different length."""
+    """Make one or two questions about each image, with OCR tokens, so of very different lengths."""
     draw = random.Random(0)
     asked = []
     for i, image in enumerate(images):
@@ -90,16 +90,18 @@ def textvqa_shaped(folder: Path, images: Sequence[str], decoding: Decoding) -> W
 
 
 def things(count: int) -> list[str]:
+    """List words to ask about."""
     names = ("sign", "dog", "car", "bench", "person", "bottle", "chair", "table", "bus", "clock", "tree", "cup")
     return [names[i % len(names)] for i in range(count)]
 
 
 def to_questions(asked: Sequence[tuple[str, str]]) -> list[Question]:
+    """Number (image, text) pairs as questions."""
     return [Question(row, row, (image,), text, row + 1) for row, (image, text) in enumerate(asked)]
 
 
 def draw_images(folder: Path, count: int) -> list[str]:
-    """Write JPEGs of a photograph's size and of as much detail; returns their names."""
+    """Write JPEGs of a photograph's size and detail; returns their names."""
     names = []
     for i in range(count):
         noise = torch.rand(3, 48, 64, generator=torch.Generator().manual_seed(i)).mul(255).byte()
@@ -112,11 +114,16 @@ def draw_images(folder: Path, count: int) -> list[str]:
 def compare_runs(
     setting: Setting, tokenizer, workload: Workload, budget: tuple[int, int], fast: str, batch_size: int, sample: int
 ) -> list[WorkloadRun]:
-    """Upstream's way and ours, with all tokens and zipped.
+    """Time upstream's loop and ours, with all tokens and zipped.
 
     Args:
-        sample: questions that upstream's way is timed on, spread over the load; its time is taken to grow with their
-            number, as nothing of a question is kept for the next.
+        setting, tokenizer: the model.
+        workload: the questions.
+        budget: dominant and contextual tokens of a crop.
+        fast: how our loop decodes, as in `generate`.
+        batch_size: questions at a time in our loop.
+        sample: questions that upstream's loop is timed on, evenly spread. Its time is scaled up to all of them, as it
+            keeps nothing of a question for the next.
     """
     loop = workload.questions[:: max(1, len(workload.questions) // sample)][:sample]
     runs = []
@@ -124,40 +131,39 @@ def compare_runs(
         variant = Variant("all tokens" if zipped is None else f"{zipped[0]}+{zipped[1]}", zipped, fast)
         counts = (workload.images, len(workload.questions))
         with variant.on(setting.model):
-            for _ in range(2):  # the first warms up
-                seconds, texts = timed(setting, partial(one_by_one, setting, tokenizer, workload, loop))
+            upstream = partial(one_by_one, setting, tokenizer, workload, loop)
+            seconds, theirs = timed(setting, upstream)
             seconds *= len(workload.questions) / len(loop)
-            runs.append(
-                WorkloadRun(
-                    workload.name, setting.name, f"{variant.name}, upstream's way", *counts, len(loop), seconds, None
-                )
-            )
-            for _ in range(2):
-                seconds, ours = timed(setting, partial(together, setting, tokenizer, workload, batch_size, fast))
-            same = 100 * sum(ours[key] == text for key, text in texts.items()) / len(texts)
-            runs.append(
-                WorkloadRun(workload.name, setting.name, f"{variant.name}, ours", *counts, counts[1], seconds, same)
-            )
+            name = f"{variant.name}, upstream's way"
+            runs.append(WorkloadRun(workload.name, setting.name, name, *counts, len(loop), seconds, None))
+            seconds, ours = timed(setting, partial(together, setting, tokenizer, workload, batch_size, fast))
+            same = 100 * sum(ours[row] == text for row, text in theirs.items()) / len(theirs)
+            name = f"{variant.name}, ours"
+            runs.append(WorkloadRun(workload.name, setting.name, name, *counts, counts[1], seconds, same))
     return runs
 
 
-def timed(setting: Setting, function) -> tuple[float, dict[int, str]]:
+def timed(setting: Setting, answer: Callable[[], dict[int, str]]) -> tuple[float, dict[int, str]]:
+    """Call a function twice, the first time to warm up; returns the seconds of the second call, and its answers."""
+    answer()
     synchronize(setting.device)
     start = time.perf_counter()
-    texts = function()
+    texts = answer()
     synchronize(setting.device)
     return time.perf_counter() - start, texts
 
 
 @torch.inference_mode()
 def one_by_one(setting: Setting, tokenizer, workload: Workload, questions: Sequence[Question]) -> dict[int, str]:
-    """AnswersInMemory by row."""
+    """Answer as upstream's loop does; returns answers by row."""
     model, texts = setting.model, {}
     workers = min(4, free_workers(setting.device, len(workload.questions)))
     names = [name for question in questions for name in question.images]
     pictures = read_pictures(names, workload.folder, setting.image_processor, model.config, workers, batch_size=8)
     shown = tqdm(questions, desc=f"{workload.name}, upstream's way", unit="question", leave=False)
     for question, picture in zip(shown, pictures, strict=True):
+        if isinstance(picture, str):
+            raise ValueError(picture)
         ids = torch.tensor([workload.decoding.ids(question.text, tokenizer, model.config)], device=setting.device)
         output = model.generate(
             ids,
@@ -173,7 +179,7 @@ def one_by_one(setting: Setting, tokenizer, workload: Workload, questions: Seque
 
 
 def together(setting: Setting, tokenizer, workload: Workload, batch_size: int, fast: str) -> dict[int, str]:
-    """AnswersInMemory by row."""
+    """Answer with our loop; returns answers by row."""
     answers = AnswersInMemory()
     setting.model.fast = fast
     try:
