@@ -155,7 +155,7 @@ def running(page, host: str, port: int) -> Iterator[str]:
         server_port=port,
         share=False,
         theme=theme,
-        css=markup.STYLE,
+        css=markup.style(),
         footer_links=[],
         max_file_size=MOST_BYTES,
         app_kwargs={"middleware": [Middleware(ContentPolicy)]},

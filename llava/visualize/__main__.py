@@ -1,8 +1,7 @@
-"""What VisionZip sees and keeps: `python -m llava.visualize IMAGE [--model CHECKPOINT]`.
+"""Draw what VisionZip sees and keeps: `python -m llava.visualize IMAGE [--model CHECKPOINT]`.
 
 Draws the scores over the picture, the kept patches, and which patches each contextual token merges: as a PNG, and as an
-HTML page to point at. Several images, a folder or a video are frames side by side. A command, and as such the one
-module of this package that needs `llava`, which loads the model; nothing imports it.
+interactive HTML page. Several images, a folder or a video are frames side by side.
 """
 
 import argparse
