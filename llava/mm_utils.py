@@ -11,7 +11,7 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import StoppingCriteria
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
@@ -41,6 +41,7 @@ __all__ = [
     "select_best_resolution",
     "to_rgb",
     "tokenizer_image_token",
+    "upright",
 ]
 
 LARGE = 2048  # pixels: the side of a square that is made as it is, in 12 MB
@@ -110,6 +111,14 @@ def decode_image(file: io.BytesIO, name: str) -> Image.Image:
         raise ValueError(f"{name}: not an image of a known format ({size} bytes).") from None
     except Exception as error:  # damaged files make the decoders raise anything: OSError, SyntaxError, zlib.error ...
         raise ValueError(f"{name}: cannot be decoded ({error}).") from error
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turn a picture the way the camera was held, by what EXIF says; return it as it is where EXIF is damaged."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Pillow's reader raises SyntaxError, struct.error ...
+        return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

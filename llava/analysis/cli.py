@@ -6,7 +6,7 @@ from llava.utils.cli import EXIT_STATUSES, add_verbose, positive
 
 
 def make_parser(analysis: str, description: str, batch_of: str) -> argparse.ArgumentParser:
-    """A parser with the options that all analyses have."""
+    """Make a parser with the options that all analyses have."""
     parser = argparse.ArgumentParser(
         prog=f"python -m llava.analysis.{analysis}", description=description, epilog=EXIT_STATUSES
     )

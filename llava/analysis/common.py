@@ -5,7 +5,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -23,20 +23,20 @@ class Job(NamedTuple):
     checkpoint: str
     name: str  # of the checkpoint, for people
     out: Path
-    plt: object  # matplotlib.pyplot
+    plt: Any  # matplotlib.pyplot
 
 
 def begin(analysis: str, args: argparse.Namespace, tables: Mapping[str, type]) -> Job:
-    """All that can fail before the work does.
+    """Check all that can fail before the work begins: matplotlib, the output folder, files of others in it.
 
     Args:
         analysis: its name.
         args: of `make_parser`.
-        tables: what is written, each as .csv and .png: the kind of row by the name of the files.
+        tables: the type of row by the name of the files; each is written as .csv and .png.
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: no place to write, or somebody else's files are there.
+        ValueError: the folder cannot be written to, or holds files of that name that no analysis wrote.
     """
     plt = pyplot()
     if plt is None:
@@ -50,7 +50,7 @@ def begin(analysis: str, args: argparse.Namespace, tables: Mapping[str, type]) -
 
 
 def write_csv(path: Path, rows: Sequence[NamedTuple]) -> None:
-    """Rows of one kind under the names of their fields; floats with four digits, nothing for None."""
+    """Write rows of one kind under the names of their fields; floats with four digits, nothing for None."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(rows[0]._fields)
@@ -59,7 +59,7 @@ def write_csv(path: Path, rows: Sequence[NamedTuple]) -> None:
 
 
 def write_figure(plt, figure, path: Path) -> None:
-    """A PNG of few colours, which is a third as large."""
+    """Write a figure as a PNG of few colours, a third as large as with all, and close it."""
     drawn, content = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=150)
     plt.close(figure)

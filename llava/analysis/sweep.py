@@ -1,8 +1,8 @@
-"""How far can an image be cut, and does it matter how: `python -m llava.analysis.sweep`.
+"""Measure accuracy at few tokens, by how the tokens are chosen: `python -m llava.analysis.sweep [CHECKPOINT]`.
 
 Runs TextVQA questions at five budgets with several selectors, by default VisionZip's own, at random and uniformly. A
-budget is split 54 : 10 into kept and merged tokens, rounded. Where the places of the signs are known, it also counts
-how many of the kept patches lie on them. Writes sweep.csv, sweep.json and sweep.png.
+budget is split 54 : 10 into kept and merged tokens, rounded. Where the places of objects are known, it also counts how
+many of the kept patches lie on them. Writes sweep.csv, sweep.json and sweep.png.
 """
 
 import argparse
@@ -19,20 +19,20 @@ from tqdm import tqdm
 from llava.eval.cli import add_data_options
 from llava.eval.tasks import TASKS
 from llava.inference.embedded import EMBEDDED_CHECKPOINT, playground
-from llava.utils.cli import add_conv_mode, add_verbose, positive, status_of
+from llava.utils.cli import add_conv_mode, add_verbose, positive, run_command
 from llava.utils.files import make_folder, require_own, write_json, write_text
 from llava.utils.plots import pyplot
 from visionzip_patch.selectors import SELECTORS
 
 if TYPE_CHECKING:
-    from llava.analysis.in_memory import Workbench
+    from llava.analysis.in_memory import InMemoryEval
 
 USUAL = "visionzip,random,uniform"
 SHARES = (2, 4, 8, 16, 32)  # of the tower's patches: a half to a thirty-second
 
 
 class Row(NamedTuple):
-    """One line of the result; percentages of `accuracy` are over questions, of `on_signs` over kept patches."""
+    """One line of sweep.csv; accuracies are % of the questions, `on_signs` % of the kept patches."""
 
     selector: str
     tokens: int  # per image
@@ -41,12 +41,12 @@ class Row(NamedTuple):
     accuracy: float
     lowest: float  # accuracy of the worst and the best seed
     highest: float
-    on_signs: float | None
+    on_signs: float | None  # that lie on an object, where the places of objects are known: signs in the embedded data
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return status_of(sweep, parse_arguments(argv))
+    return run_command(sweep, parse_arguments(argv))
 
 
 def sweep(args: argparse.Namespace) -> int:
@@ -61,44 +61,53 @@ def sweep(args: argparse.Namespace) -> int:
     name = get_model_name_from_path(checkpoint)
     out = make_folder(args.out or playground() / "results/sweep" / name)
     require_own([out / f"sweep.{kind}" for kind in ("csv", "json", "png")], ",".join(Row._fields))
-    bench = prepare(args, checkpoint, TASKS["textvqa"])
+    evaluation = prepare(args, checkpoint, TASKS["textvqa"])
 
-    full = bench.measure(None)
-    rows = [Row("full", full.tokens, full.tokens, 0, full.accuracy, full.accuracy, full.accuracy, full.on_signs)]
-    settings = [(selector, bench.patches // share) for share in SHARES for selector in args.selectors]
+    full = evaluation.measure(None)
+    rows = [Row("full", full.tokens, full.tokens, 0, full.accuracy, full.accuracy, full.accuracy, full.on_objects)]
+    settings = [(selector, evaluation.patches // share) for share in SHARES for selector in args.selectors]
     with tqdm(settings, unit="setting", dynamic_ncols=True) as bar:
         for selector, tokens in bar:
             bar.set_description(f"{SELECTORS[selector].label}, {tokens} tokens")
             seeds = args.seeds if "seed" in SELECTORS[selector].parameters else 1
-            rows.append(measure_selector(bench, selector, tokens, seeds))
+            rows.append(measure_selector(evaluation, selector, tokens, seeds))
 
     write_text(out / "sweep.csv", to_csv(rows))
-    write_json(out / "sweep.json", describe(args, name, bench, rows))
-    draw(plt, rows, bench, out / "sweep.png")
-    print(to_markdown(rows, bench.patches))
+    write_json(out / "sweep.json", describe(args, name, evaluation, rows))
+    draw(plt, rows, evaluation, out / "sweep.png")
+    print(to_markdown(rows, evaluation.patches))
     print(f"\nWritten: {', '.join(str(out / f'sweep.{kind}') for kind in ('csv', 'json', 'png'))}")
     return 0
 
 
-def measure_selector(bench: "Workbench", selector: str, tokens: int, seeds: int) -> Row:
-    """One budget, averaged over seeds."""
+def measure_selector(evaluation: "InMemoryEval", selector: str, tokens: int, seeds: int) -> Row:
+    """Measure one selector at one budget, averaged over seeds."""
     from visionzip_patch import VisionZipConfig
 
     budgets = [VisionZipConfig(tokens_per_image=tokens, selector=selector, seed=seed) for seed in range(seeds)]
-    measured = [bench.measure(budget) for budget in budgets]
+    measured = [evaluation.measure(budget) for budget in budgets]
     accuracy = [one.accuracy for one in measured]
-    on_signs = None if bench.on_sign is None else fmean(one.on_signs for one in measured)
-    split = budgets[0].per_crop(1, bench.patches)
-    return Row(selector, measured[0].tokens, *split, fmean(accuracy), min(accuracy), max(accuracy), on_signs)
+    on_objects = [one.on_objects for one in measured if one.on_objects is not None]
+    split = budgets[0].per_crop(1, evaluation.patches)
+    return Row(
+        selector,
+        measured[0].tokens,
+        *split,
+        fmean(accuracy),
+        min(accuracy),
+        max(accuracy),
+        fmean(on_objects) if on_objects else None,
+    )
 
 
-def describe(args: argparse.Namespace, name: str, bench: "Workbench", rows: list[Row]) -> dict:
+def describe(args: argparse.Namespace, name: str, evaluation: "InMemoryEval", rows: list[Row]) -> dict:
+    """Describe the sweep and its results, ready for JSON."""
     from llava.utils.environment import versions
 
     return {
         "checkpoint": name,
-        "questions": len(bench.questions),
-        "images": len(bench.pictures),
+        "questions": len(evaluation.questions),
+        "images": len(evaluation.pictures),
         "random_seeds": args.seeds,
         "rows": [row._asdict() for row in rows],
         "versions": versions(),
@@ -106,6 +115,7 @@ def describe(args: argparse.Namespace, name: str, bench: "Workbench", rows: list
 
 
 def to_csv(rows: list[Row]) -> str:
+    """Write the rows as CSV, floats with three digits after the point."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(Row._fields)
@@ -119,7 +129,7 @@ def names_in(rows: list[Row]) -> list[str]:
 
 
 def to_markdown(rows: list[Row], patches: int) -> str:
-    """A line per budget, selectors side by side: accuracy %, and the share of kept patches on signs in brackets."""
+    """Write a table, a line per budget: accuracy by selector in %, in brackets the share of kept patches on a sign."""
 
     def cell(row: Row) -> str:
         return f"{row.accuracy:.1f}" + ("" if row.on_signs is None else f" ({row.on_signs:.0f})")
@@ -140,10 +150,10 @@ def to_markdown(rows: list[Row], patches: int) -> str:
     return "\n".join(lines)
 
 
-def draw(plt, rows: list[Row], bench: "Workbench", path: Path) -> None:
-    """Accuracy and, if known, the share of kept patches on signs, over the tokens per image."""
+def draw(plt, rows: list[Row], evaluation: "InMemoryEval", path: Path) -> None:
+    """Draw accuracy and, where known, the share of kept patches on objects, over the tokens per image."""
     full, *others = rows
-    panels = 1 if bench.on_sign is None else 2
+    panels = 1 if evaluation.on_object is None else 2
     figure, axes = plt.subplots(1, panels, figsize=(5.5 * panels, 4.2), squeeze=False, layout="constrained")
     for selector in names_in(others):
         line, label = [row for row in others if row.selector == selector], SELECTORS[selector].label
@@ -155,10 +165,10 @@ def draw(plt, rows: list[Row], bench: "Workbench", path: Path) -> None:
         if panels == 2:
             axes[0, 1].plot(tokens, [row.on_signs for row in line], marker="o", label=label)
     axes[0, 0].axhline(full.accuracy, color="grey", linestyle="--", label=f"all {full.tokens} tokens")
-    axes[0, 0].set(ylabel="accuracy (%)", title=f"{len(bench.questions)} questions")
+    axes[0, 0].set(ylabel="accuracy (%)", title=f"{len(evaluation.questions)} questions")
     if panels == 2:
         axes[0, 1].axhline(full.on_signs, color="grey", linestyle="--", label="all patches")
-        axes[0, 1].set(ylabel="kept patches on a sign (%)", title=f"{len(bench.pictures)} images", ylim=(0, 103))
+        axes[0, 1].set(ylabel="kept patches on a sign (%)", title=f"{len(evaluation.pictures)} images", ylim=(0, 103))
     ticks = sorted({row.tokens for row in others})
     for axis in axes[0]:
         axis.set_xscale("log", base=2)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.data.records import image_names, read_records, source_of, write_records
-from llava.utils.cli import add_verbose, positive, share, status_of
+from llava.utils.cli import add_verbose, positive, run_command, share
 from llava.utils.files import make_folder, require_apart
 
 
@@ -59,7 +59,7 @@ def apportion(sizes: dict[str, int], count: int) -> dict[str, int]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return status_of(subset, parse_arguments(argv))
+    return run_command(subset, parse_arguments(argv))
 
 
 def subset(args: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from llava.data.records import Problem, image_names, inspect, read_records, write_records
-from llava.utils.cli import add_verbose, positive, status_of
+from llava.utils.cli import add_verbose, positive, run_command
 from llava.utils.files import is_file, make_folder, require_apart, require_distinct, write_json
 
 BAD_RECORDS = 1  # exit status
@@ -229,7 +229,7 @@ def flaw(path: str, decode: bool) -> Problem | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return status_of(verify, parse_arguments(argv))
+    return run_command(verify, parse_arguments(argv))
 
 
 def verify(args: argparse.Namespace) -> int:

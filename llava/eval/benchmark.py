@@ -31,7 +31,7 @@ from llava.inference.loading import load, read_tokenizer
 from llava.mm_utils import get_model_name_from_path
 from llava.model.description import read_config
 from llava.model.graphs import OFF
-from llava.utils.cli import QUESTIONS_REFUSED, quiet, tell
+from llava.utils.cli import QUESTIONS_REFUSED, print_once, silence_logging
 from llava.utils.distributed import process_group
 from llava.utils.environment import describe_device, device_of, use_one_thread
 from llava.utils.files import read_json, write_bytes, write_json
@@ -91,12 +91,12 @@ def run_benchmark(args: argparse.Namespace) -> int:
     unanswered = not all(result["answered"] for result in results)
     unmade = run.task.submission and not run.limit and not all(result["submission"] for result in results)
     if refused:
-        tell("\nFix what was skipped and run the same again, or add --skip-bad to accept this.")
+        print_once("\nFix what was skipped and run the same again, or add --skip-bad to accept this.")
     if run.task.elsewhere and not run.limit and not unmade:
-        tell(f"\n{run.task.elsewhere}")
+        print_once(f"\n{run.task.elsewhere}")
     if None not in budgets:
         add = f"--budgets full,{args.budgets}" if args.budgets else "--compare-full"
-        tell(f"\nTo compare with all tokens in the same table: {add}.")
+        print_once(f"\nTo compare with all tokens in the same table: {add}.")
     is_useless = unanswered or (unmade and not run.task.headline)  # without a headline, the submission is all there is
     return QUESTIONS_REFUSED if refused or is_useless else 0
 
@@ -110,7 +110,7 @@ def choose_budgets(args: argparse.Namespace, checkpoint: str, config, tower) -> 
         return budgets
     budget = choose_budget(args, config, tower, usual=args.checkpoint is None)
     if carried_budget(tower) and not asked_counts(args):
-        tell(f"No budget was given; {checkpoint} carries one, which is used: {budget}.")
+        print_once(f"No budget was given; {checkpoint} carries one, which is used: {budget}.")
     if budget is None and args.compare_full:
         raise ValueError("--compare-full needs a budget: add --dominant and --contextual, or --tokens-per-image.")
     return [None, budget] if args.compare_full or args.checkpoint is None else [budget]
@@ -213,7 +213,7 @@ def require_annotations(task: Task, data: Data, questions: list[Question], limit
     if use is None:
         return
     rows = [{"question_id": q.question_id, "prompt": q.text, "text": ""} for q in questions]
-    with quiet(), naming_files(task.name, *(data.texts()[1:] or data.texts())):
+    with silence_logging(), naming_files(task.name, *(data.texts()[1:] or data.texts())):
         try:
             use(data, rows)
         except ValueError as error:
@@ -230,7 +230,7 @@ def open_variant(run: Run, budget: VisionZipConfig | None, path: Path) -> Varian
         overwrite = settings_of(path) == settings
     answers = AnswerFile(path, run.questions, settings, shard=run.shard, model_id=name, overwrite=overwrite)
     if answers.resumed:
-        tell(f"{path}: {answers.resumed} of {len(run.questions)} questions are answered already.")
+        print_once(f"{path}: {answers.resumed} of {len(run.questions)} questions are answered already.")
     return Variant(budget, answers)
 
 
@@ -282,13 +282,13 @@ def write_submission(run: Run, answers: AnswerFile) -> str | None:
     if not submission:
         return None
     if run.limit or len(answers.rows) < len(run.questions):
-        tell(f"{answers.path}: no submission, which needs the answers to all questions.")
+        print_once(f"{answers.path}: no submission, which needs the answers to all questions.")
         return None
     path = answers.beside(f".submission{submission.suffix}")
     try:
         write_bytes(path, submission.make(run.data, [answers.rows[row] for row in sorted(answers.rows)]))
     except (ValueError, ImportError) as error:  # the answers are all there, and so are their scores
-        tell(f"{path.name} could not be written: {error}")
+        print_once(f"{path.name} could not be written: {error}")
         return None
     return str(path)
 
@@ -298,7 +298,7 @@ def known_before(path: Path, result: dict) -> dict:
     try:
         before = dict(read_json(path)) if path.exists() else {}
     except (TypeError, ValueError):
-        tell(f"{path} was damaged, and is written anew. If a judge had graded these answers, run that again.")
+        print_once(f"{path} was damaged, and is written anew. If a judge had graded these answers, run that again.")
         return {}
     if before.get("answered") != result["answered"]:
         return {}

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llava.utils.cli import add_verbose, status_of
+from llava.utils.cli import add_verbose, run_command
 from llava.utils.tables import to_table
 
 
@@ -82,7 +82,7 @@ def is_there(path: Path) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 if all files that were asked about are there, else 1."""
-    return status_of(show, parse_arguments(argv))
+    return run_command(show, parse_arguments(argv))
 
 
 def show(args: argparse.Namespace) -> int:

@@ -11,13 +11,13 @@ from pathlib import Path
 from llava.eval.metrics import pope
 from llava.eval.questions import read_answers
 from llava.eval.scores import naming_files, pope_results
-from llava.utils.cli import add_verbose, status_of, tell
+from llava.utils.cli import add_verbose, print_once, run_command
 from llava.utils.files import read_jsonl
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return status_of(evaluate, parse_arguments(argv))
+    return run_command(evaluate, parse_arguments(argv))
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -30,7 +30,7 @@ def evaluate(args: argparse.Namespace) -> int:
         print(f"Category: {name}, # samples: {result.count}\n{result.report()}\n{'=' * 36}")
     asked, answered = len(read_jsonl(questions)), sum(result.count for result in results.values())
     if answered < asked:
-        tell(f"{asked - answered} of {asked} questions are not answered; they are left out of the scores.")
+        print_once(f"{asked - answered} of {asked} questions are not answered; they are left out of the scores.")
     return 0
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from llava.eval.metrics import scienceqa
 from llava.eval.questions import read_answers
 from llava.eval.scores import naming_files
-from llava.utils.cli import add_verbose, status_of
+from llava.utils.cli import add_verbose, run_command
 from llava.utils.files import make_folder, read_json, require_apart, require_distinct, write_json
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return status_of(evaluate, parse_arguments(argv))
+    return run_command(evaluate, parse_arguments(argv))
 
 
 def evaluate(args: argparse.Namespace) -> int:

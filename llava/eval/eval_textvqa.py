@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from llava.eval.metrics.textvqa import question_in_prompt, score
 from llava.eval.questions import read_answers
-from llava.utils.cli import add_verbose, status_of
+from llava.utils.cli import add_verbose, run_command
 from llava.utils.files import read_json
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ def read_annotation(path: str | Path) -> dict[tuple, list[str]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return status_of(run, get_args(argv))
+    return run_command(run, get_args(argv))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -29,7 +29,7 @@ from llava.eval.metrics import judged
 from llava.eval.metrics.vqa import rows_by_id
 from llava.eval.tasks import TASKS
 from llava.inference.embedded import playground
-from llava.utils.cli import EXIT_STATUSES, QUESTIONS_REFUSED, add_verbose, positive, status_of, tell
+from llava.utils.cli import EXIT_STATUSES, QUESTIONS_REFUSED, add_verbose, positive, print_once, run_command
 from llava.utils.files import drop_lock, read_bytes, read_json, read_jsonl, shorten, take_lock, to_line, write_json
 from llava.utils.parallel import for_all
 from llava.utils.tables import to_table
@@ -135,7 +135,7 @@ BENCHES = {"mmvet": MMVet, "llava_bench": LLaVABench}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return status_of(run, parse_arguments(argv))
+    return run_command(run, parse_arguments(argv))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -163,7 +163,7 @@ def run(args: argparse.Namespace) -> int:
             counts = {"grades": verdict.grades, "unreadable": len(verdict.unreadable)}
             save(path, results[path], verdict.scores, record | counts)
         if verdict.unreadable:
-            tell(f"{path}: {complaint(verdict, kind.UNREADABLE)}")
+            print_once(f"{path}: {complaint(verdict, kind.UNREADABLE)}")
     print(to_table(to_lines(benches, verdicts), left=2))
     return QUESTIONS_REFUSED if any(verdict.unreadable for verdict in verdicts.values()) else 0
 
@@ -177,12 +177,12 @@ def to_verdict(bench: MMVet | LLaVABench, grades: Rows) -> Verdict:
 def save(path: Path, result: dict | None, scores: dict[str, float], record: dict) -> None:
     """Put the scores, and what is to be said of the judge, into the result of the answers in `path`, if it has one."""
     if result is None:
-        tell(f"{path} has no result file, so llava.eval.report will not show these scores.")
+        print_once(f"{path} has no result file, so llava.eval.report will not show these scores.")
         return
     before = result.get("judge")
     if before and before["asked"] != record["asked"]:
         old = ", ".join(f"{name} {score:.1f}" for name, score in result["scores"].items())
-        tell(f"{result_file(path)}: replaces {old} by {', '.join(before['answered'])}.")
+        print_once(f"{result_file(path)}: replaces {old} by {', '.join(before['answered'])}.")
     write_json(result_file(path), {**result, "scores": scores, "judge": record})
 
 

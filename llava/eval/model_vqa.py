@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 from llava.eval import model_vqa_loader
 from llava.eval.model_vqa_loader import make_parser
-from llava.utils.cli import completed, status_of
+from llava.utils.cli import completed, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return status_of(eval_model, parse_arguments(argv))
+    return run_command(eval_model, parse_arguments(argv))
 
 
 def eval_model(args) -> int:

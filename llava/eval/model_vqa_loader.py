@@ -20,8 +20,8 @@ from llava.utils.cli import (
     add_verbose,
     completed,
     positive,
-    status_of,
-    tell,
+    print_once,
+    run_command,
     whole,
 )
 from llava.utils.processes import current_shard
@@ -55,7 +55,7 @@ def get_chunk(lst: Sequence[T], n: int, k: int) -> Sequence[T]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return status_of(eval_model, parse_arguments(argv))
+    return run_command(eval_model, parse_arguments(argv))
 
 
 def eval_model(args) -> int:
@@ -135,9 +135,9 @@ def answer(
         options["progress"] = None if shard.index else name
         if not answer_and_merge(answers, loaded, args.image_folder, **options):
             return 0
-    tell(f"{len(answers.rows)} of {len(questions)} answers are in {answers.path}.")
+    print_once(f"{len(answers.rows)} of {len(questions)} answers are in {answers.path}.")
     for refusal in answers.refused:
-        tell(f"{args.question_file}, line {refusal.question.line}, not answered: {refusal.reason}")
+        print_once(f"{args.question_file}, line {refusal.question.line}, not answered: {refusal.reason}")
     return QUESTIONS_REFUSED if answers.refused and not args.skip_bad else 0
 
 

@@ -12,12 +12,12 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.eval.model_vqa_loader import answer, get_chunk, make_parser
 from llava.eval.questions import Question, read_scienceqa
 from llava.inference.prompts import LETTER
-from llava.utils.cli import completed, status_of
+from llava.utils.cli import completed, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return status_of(eval_model, parse_arguments(argv))
+    return run_command(eval_model, parse_arguments(argv))
 
 
 def eval_model(args) -> int:

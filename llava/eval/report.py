@@ -19,7 +19,7 @@ from typing import NamedTuple
 from llava.eval.paper import NOTES, PAPER, PaperModel, PaperRow
 from llava.eval.tasks import TASKS
 from llava.inference.embedded import playground
-from llava.utils.cli import add_verbose, status_of, tell
+from llava.utils.cli import add_verbose, print_once, run_command
 from llava.utils.files import make_folder, read_json, require_own, write_text
 from llava.utils.plots import pyplot
 from llava.utils.tables import to_table
@@ -55,7 +55,7 @@ class Row(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return status_of(report, parse_arguments(argv))
+    return run_command(report, parse_arguments(argv))
 
 
 def report(args: argparse.Namespace) -> int:
@@ -84,8 +84,8 @@ def report(args: argparse.Namespace) -> int:
     if draw(tables, wholes, papers, out / "report.png"):
         written.append("report.png")
     elif pyplot() is None:
-        tell("No plot: it needs matplotlib.")
-    tell(f"\nWritten: {', '.join(str(out / name) for name in written)}")
+        print_once("No plot: it needs matplotlib.")
+    print_once(f"\nWritten: {', '.join(str(out / name) for name in written)}")
     return 0
 
 

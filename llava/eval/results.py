@@ -6,7 +6,7 @@ from llava.eval.answers import AnswerFile
 from llava.eval.data import Data
 from llava.eval.tasks import Task
 from llava.inference.budget import budget_name
-from llava.utils.cli import quiet
+from llava.utils.cli import silence_logging
 from llava.utils.environment import versions
 from llava.utils.files import read_json
 from llava.utils.tables import to_table
@@ -16,7 +16,7 @@ from visionzip_patch import VisionZipConfig
 def summarize(task: Task, data: Data, budget: VisionZipConfig | None, answers: AnswerFile, timing: dict | None) -> dict:
     """The result as it is saved beside the answers. Scores are of the answered questions."""
     rows = [answers.rows[row] for row in sorted(answers.rows)]
-    with quiet():  # how many are answered is said below
+    with silence_logging():  # how many are answered is said below
         scores = task.metric(data, rows) if task.metric and rows else None
     return {
         "budget": budget_name(budget),

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from llava.eval.cli import add_data_options
 from llava.eval.tasks import TASKS
 from llava.inference.budget import add_budget_options
-from llava.utils.cli import EXIT_STATUSES, add_conv_mode, add_verbose, positive, status_of, whole
+from llava.utils.cli import EXIT_STATUSES, add_conv_mode, add_verbose, positive, run_command, whole
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return status_of(run, parse_arguments(argv))
+    return run_command(run, parse_arguments(argv))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER
 from llava.inference.budget import add_budget_options, choose_budget
-from llava.utils.cli import EXIT_STATUSES, add_decoding_options, add_verbose, completed, status_of
+from llava.utils.cli import EXIT_STATUSES, add_decoding_options, add_verbose, completed, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return status_of(run, parse_arguments(argv))
+    return run_command(run, parse_arguments(argv))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 ROOM = 512  # tokens that a cache is made for; it doubles when they are used up
 
 
-class Shown(NamedTuple):
+class ChatImage(NamedTuple):
     """An image of the conversation."""
 
     key: int  # negative, and never given to another image of the session
@@ -64,7 +64,7 @@ class ChatSession:
         self.model, self.tokenizer, self.image_processor = model, tokenizer, image_processor
         self.context_length = model.config.max_position_embeddings if context_length is None else context_length
         self.messages: list[tuple[str, str]] = []
-        self.images: list[Shown] = []
+        self.images: list[ChatImage] = []
         self.last_key = 0
         self.sequences = model.engine().open_cache(1, ROOM)
         self.held: list[int] = []  # what the cache holds: ids, and for each token of an image its key
@@ -142,14 +142,14 @@ class ChatSession:
             raise ValueError("This session is closed: begin another.")
 
     @torch.inference_mode()
-    def encode(self, image: Image.Image) -> Shown:
+    def encode(self, image: Image.Image) -> ChatImage:
         """Compute the tokens of an image at the model's present budget."""
         self.last_key -= 1
         pixels = process_images([image], self.image_processor, self.model.config)[0]
         tokens = self.model.engine().image_features([pixels], [image.size])[0]
-        return Shown(self.last_key, tokens, image, self.reducer)
+        return ChatImage(self.last_key, tokens, image, self.reducer)
 
-    def tokens_of(self, messages: Sequence[tuple[str, str]], shown: Sequence[Shown]) -> list[int]:
+    def tokens_of(self, messages: Sequence[tuple[str, str]], shown: Sequence[ChatImage]) -> list[int]:
         """Tokenize the prompt for the next answer: ids, and for each token of an image its key."""
         conversation = self.decoding.template.copy()
         for role, text in messages:
@@ -162,7 +162,7 @@ class ChatSession:
         return [key for token in ids for key in (next(spread) if token == IMAGE_TOKEN_INDEX else [token])]
 
     def answer(
-        self, known: list[tuple[str, str]], messages: list[tuple[str, str]], shown: list[Shown], wanted: list[int]
+        self, known: list[tuple[str, str]], messages: list[tuple[str, str]], shown: list[ChatImage], wanted: list[int]
     ) -> Iterator[str]:
         """Take the turn, and note each piece of the answer as it comes: it may stop, or be undone, at any piece.
 

@@ -1,1 +1,1 @@
-"""How fast a model is and how far from the limit: calculation, measurement, benchmarks."""
+"""How fast a model is, and how far from the lower bound: calculation, measurement, benchmarks."""

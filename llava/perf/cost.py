@@ -1,4 +1,4 @@
-"""What a request costs, by calculation: `python -m llava.perf.cost --model llava-next-7b --dominant 27 --contextual 5`.
+"""Calculate what a request costs: `python -m llava.perf.cost --model llava-next-7b --dominant 27 --contextual 5`.
 
 Prints a Markdown table: for each stage of a request, with all tokens and with VisionZip, floating-point operations,
 bytes moved, size of the KV cache, the least time that a device could take, and the time to expect of it. The limit
@@ -9,12 +9,13 @@ An operation takes as long as its arithmetic or its bytes, whichever is longer; 
 part for each weight of its map (`Device.per_score`). Starting an operation takes time of the host.
 
 Left out: preprocessing, embedding and splicing of prompts, choice of the next token; that small tensors stay in caches;
-that kernels of causal attention compute some blocks in vain.
+that kernels of causal attention also compute some blocks that are masked.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from llava.inference.budget import add_budget_options, counts_per_crop
@@ -40,74 +41,77 @@ from llava.perf.roofline import (
     select_ops,
     tower_ops,
 )
-from llava.perf.sizes import SHAPES, Shape, find_shape
-from llava.utils.cli import add_verbose, positive, status_of
-from llava.utils.tables import figure, to_table
+from llava.perf.sizes import SIZES, ModelSize, find_size
+from llava.utils.cli import add_verbose, positive, run_command
+from llava.utils.tables import format_number, to_table
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
-# The stages
-
-
-# Their operations
-
-
-# Time
-
-
-# The table
-
-
 class Request(NamedTuple):
-    """What is asked, the same with all tokens and with VisionZip."""
+    """The size of a batch of requests, the same with all tokens and with VisionZip."""
 
-    text: int = 60  # tokens of the prompt beside its image, the system's words included
+    text: int = 60  # tokens of the prompt without its image, the system's words included
     answer: int = 16  # new tokens
     batch: int = 1  # requests at a time, of one image each
     dtype_bytes: int = 2
 
 
 class Stage(NamedTuple):
-    """A line of the table."""
+    """The operations of a stage of a request."""
 
     tokens: int
-    parts: list[list[Op]]  # the host waits for each before it starts the next
-    kv: int = 0  # bytes of the cache
+    parts: list[list[Op]]  # the host waits for the end of each before it starts the next
+    kv: int = 0  # bytes of keys and values in the cache at its end
 
     def total(self, field: str) -> float:
-        """Of all operations: "flops" or "bytes"."""
+        """Sum a field over all operations: "flops" or "bytes"."""
         return sum(op.count * getattr(op, field) for part in self.parts for op in part)
 
 
 def stages(
-    shape: Shape, request: Request, image_tokens: int, budget: tuple[int, int] | None = None, *, growing: bool = True
+    size: ModelSize, request: Request, image_tokens: int, budget: tuple[int, int] | None = None, *, growing: bool = True
 ) -> dict[str, Stage]:
-    """Stages of a batch of requests whose images become `image_tokens` tokens, by `budget` or all there are."""
-    text, answer, batch, size = request
-    crops, visual, prompt = batch * shape.crops, batch * image_tokens, image_tokens + text
+    """List the stages of a batch of requests, by name.
+
+    Args:
+        size: of the model.
+        request: prompts and answers.
+        image_tokens: of an image, that the language model gets.
+        budget: dominant and contextual tokens of a crop; None selects nothing.
+        growing: see `decode_ops`.
+    """
+    text, answer, batch, dtype_bytes = request
+    crops, visual, prompt = batch * size.crops, batch * image_tokens, image_tokens + text
     last = prompt + answer - 1  # tokens in the cache at the end; the answer's last never gets there
-    tower, project = tower_ops(shape, crops, size), project_ops(shape, visual, size)
-    select = select_ops(shape, crops, *budget, size) if budget else []
-    prefill, kv = prefill_ops(shape, prompt, batch, size), kv_bytes(shape, prompt, batch, size)
+    tower, project = tower_ops(size, crops, dtype_bytes), project_ops(size, visual, dtype_bytes)
+    select = select_ops(size, crops, *budget, dtype_bytes) if budget else []
+    prefill, kv = prefill_ops(size, prompt, batch, dtype_bytes), kv_bytes(size, prompt, batch, dtype_bytes)
     first = [*tower, *select, *project, *prefill]
-    step = decode_ops(shape, (prompt + last) // 2, batch, size, growing=growing)
-    steps = [op._replace(count=op.count * (answer - 1)) for op in step]
+    step = decode_ops(size, (prompt + last) // 2, batch, dtype_bytes, growing=growing)
+    steps = [replace(op, count=op.count * (answer - 1)) for op in step]
     return {
-        "tower": Stage(crops * shape.tower_length, [tower]),
+        "tower": Stage(crops * size.tower_length, [tower]),
         **({"select + merge": Stage(visual, [select])} if budget else {}),
         "project": Stage(visual, [project]),
         "prefill": Stage(batch * prompt, [prefill], kv),
         "first token": Stage(batch * prompt, [first], kv),
         "per token": Stage(batch, [step]),
-        "answer": Stage(batch * (prompt + answer), [first, steps], kv_bytes(shape, last, batch, size)),
+        "answer": Stage(batch * (prompt + answer), [first, steps], kv_bytes(size, last, batch, dtype_bytes)),
     }
 
 
 def to_markdown(
     full: dict[str, Stage], zipped: dict[str, Stage], limits: Device, speeds: Device, *, launches: bool = True
 ) -> str:
-    """A line per stage and way. Limits are those of one device, predictions of another: peaks, and what is attained."""
+    """Write a table of the stages, with all tokens and zipped.
+
+    Args:
+        full, zipped: from `stages`.
+        limits: the device whose speeds give the lower bounds: peaks.
+        speeds: the device whose speeds give the predictions: what is attained.
+        launches: whether starting an operation takes time.
+    """
     lines = [["stage", "way", "tokens", "GFLOP", "MB moved", "KV MB", "limit ms", "predicted ms", "all ÷ zipped"]]
     for name, few in zipped.items():
         whole = full.get(name)
@@ -116,44 +120,45 @@ def to_markdown(
         seconds = {way: sum(predicted(ops, speeds, launches) for ops in stage.parts) for way, stage in ways.items()}
         for way, stage in ways.items():
             ratio = f"{seconds['all'] / seconds[way]:.2f}" if way == "zipped" and whole else ""
-            lines.append([name, way, *figures(stage, limits), figure(1e3 * seconds[way]), ratio])
+            lines.append([name, way, *cells(stage, limits), format_number(1e3 * seconds[way]), ratio])
     return to_table(lines, left=2)
 
 
-def figures(stage: Stage, limits: Device) -> list[str]:
-    """From tokens to the limit."""
+def cells(stage: Stage, limits: Device) -> list[str]:
+    """Format tokens, GFLOP, MB moved, MB of KV cache, and the lower bound in ms."""
     limit = sum(roofline(part, limits) for part in stage.parts)
-    kv = figure(stage.kv / 1e6) if stage.kv else ""
-    counts = (figure(stage.total("flops") / 1e9), figure(stage.total("bytes") / 1e6))
-    return [f"{stage.tokens:,}", *counts, kv, figure(1e3 * limit)]
+    kv = format_number(stage.kv / 1e6) if stage.kv else ""
+    counts = (format_number(stage.total("flops") / 1e9), format_number(stage.total("bytes") / 1e6))
+    return [f"{stage.tokens:,}", *counts, kv, format_number(1e3 * limit)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return status_of(run, parse_arguments(argv))
+    return run_command(run, parse_arguments(argv))
 
 
 def run(args: argparse.Namespace) -> int:
-    name, shape = find_shape(args.model)
-    budget = counts_per_crop(args, shape.budgets[0], crops=shape.crops, available=shape.tower_length)
+    """Calculate and print the table; returns the exit status."""
+    name, size = find_size(args.model)
+    budget = counts_per_crop(args, size.budgets[0], crops=size.crops, available=size.tower_length)
     limits, speeds, dtype, source = find_device(args.device, args.dtype)
     request = Request(args.text, args.answer, args.batch, DTYPE_BYTES[dtype])
-    tokens, few = args.all_tokens or shape.crops * shape.patches, shape.crops * sum(budget)
+    tokens, few = args.all_tokens or size.crops * size.patches, size.crops * sum(budget)
     if tokens < few:
         raise ValueError(f"--all-tokens {tokens} is fewer than VisionZip keeps of an image: {few}.")
-    full = stages(shape, request, tokens, growing=not args.graphs)
-    zipped = stages(shape, request, few, budget, growing=not args.graphs)
+    full = stages(size, request, tokens, growing=not args.graphs)
+    zipped = stages(size, request, few, budget, growing=not args.graphs)
     loop = "with a fixed cache and CUDA graphs" if args.graphs else "by transformers' loop"
     print(
         f"{name} in {dtype} on {limits.name}, {loop}; batch {args.batch}, {args.text} tokens of text, an answer of "
-        f"{args.answer}.\nVisual tokens of an image: {tokens:,} → {few:,} ({shape.crops} × ({budget[0]} + "
+        f"{args.answer}.\nVisual tokens of an image: {tokens:,} → {few:,} ({size.crops} × ({budget[0]} + "
         f"{budget[1]})).\n{source}\n\n{to_markdown(full, zipped, limits, speeds, launches=not args.graphs)}"
     )
     return 0
 
 
 def find_device(name: str, dtype: str | None) -> tuple[Device, Device, str, str]:
-    """What limits a device, what can be expected of it, the data type, and where both are known from."""
+    """Look up or measure a device: its limits, the speeds to expect, the data type, and a sentence on their source."""
     if name.lower() == "this":
         import torch
 
@@ -180,6 +185,7 @@ def find_device(name: str, dtype: str | None) -> tuple[Device, Device, str, str]
 
 
 def describe(device: Device) -> str:
+    """Write the speeds of a device as two lines of text."""
     return (
         f"{device.matmul / 1e12:.3g} TFLOP/s in matrix products, {device.attention / 1e12:.3g} in attention,\n"
         f"{device.bandwidth / 1e9:.3g} GB/s copied, {device.stream / 1e9:.3g} GB/s of weights for one row, "
@@ -193,12 +199,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Calculate what a request costs with all tokens and with VisionZip.",
     )
     add = parser.add_argument
-    names = ", ".join(SHAPES)
+    names = ", ".join(SIZES)
     add("--model", default="llava-next-7b", metavar="NAME", help=f"{names}, or a checkpoint (default: llava-next-7b)")
     add(
         "--all-tokens", type=positive, metavar="N", help="of an image without VisionZip (default: patches of all crops)"
     )
-    add("--text", type=positive, default=60, metavar="N", help="tokens of the prompt beside the image (default: 60)")
+    add("--text", type=positive, default=60, metavar="N", help="tokens of the prompt without its image (default: 60)")
     add("--answer", type=positive, default=16, metavar="N", help="new tokens (default: 16)")
     add("--batch", type=positive, default=1, metavar="N", help="requests at a time (default: 1)")
     add("--dtype", choices=DTYPE_BYTES, help="default: bfloat16; float32 where this machine has no GPU")

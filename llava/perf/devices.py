@@ -1,12 +1,9 @@
-"""How fast a device is: what data sheets promise, and what a few seconds of measuring find.
+"""Speeds of devices by their data sheets, and the share of them to expect.
 
 Imports nothing heavy.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    pass
+from typing import NamedTuple
 
 HEAD = 64  # channels of the attention heads that are measured
 
@@ -25,7 +22,7 @@ class Device(NamedTuple):
 
     @property
     def per_score(self) -> float:
-        """Seconds that attention takes for one weight of its map beyond the two products."""
+        """Seconds that attention takes for one weight of its map, on top of the two products."""
         return max(0.0, 4 * HEAD * (1 / self.attention - 1 / self.matmul))
 
 
@@ -36,7 +33,7 @@ GPU_LAUNCH, GPU_LEAST = 15e-6, 2e-6
 
 
 def data_sheet(name: str, tflops: float, gbytes: float) -> Device:
-    """A GPU by its peaks: TFLOP/s of bf16 and fp16 products (dense, sums in fp32), and GB/s of its memory."""
+    """Describe a GPU by its peaks: TFLOP/s of bf16 and fp16 products (dense, sums in fp32), and GB/s of its memory."""
     flops, bandwidth = tflops * 1e12, gbytes * 1e9
     return Device(name, flops, flops, bandwidth, bandwidth, GPU_LAUNCH, GPU_LEAST, is_async=True)
 
@@ -56,7 +53,7 @@ DEVICES = {
 
 
 def attainable(peak: Device) -> Device:
-    """What can be expected of a device that only its data sheet is known of."""
+    """Scale the peaks of a data sheet to the speeds that kernels usually reach."""
     return peak._replace(
         matmul=peak.matmul * MATMUL_SHARE,
         attention=peak.matmul * ATTENTION_SHARE,

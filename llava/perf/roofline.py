@@ -1,37 +1,40 @@
-"""How long a list of operations takes on a device, by calculation."""
+"""Calculate how long operations take on a device: the lower bound, and the time to expect.
+
+Each `*_ops` lists the operations of a stage as transformers runs them. Work is in FLOP, memory in bytes, time in
+seconds. `dtype_bytes` is the size of a weight or activation: 2 or 4.
+"""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
-from llava.perf.devices import (
-    Device,
-)
-from llava.perf.sizes import Shape
+from llava.perf.devices import Device
+from llava.perf.sizes import ModelSize
 
 
-class Op(NamedTuple):
+@dataclass(frozen=True)
+class Op:
     """Operations of one kind and size."""
 
     name: str
     kind: str  # matmul, attention or memory
-    flops: float  # of each; 2 per multiplication and addition, of matrix products only
-    bytes: float  # of each, read and written
+    flops: float  # FLOP of each: 2 per multiplication and addition, of matrix products only
+    bytes: float  # read and written by each
     count: int = 1  # how many there are
     compulsory: float = 0  # bytes of each that no fusion of operations saves: weights and KV cache
     scores: float = 0  # weights of the attention map, of each
 
 
-def tower_ops(shape: Shape, crops: int, dtype_bytes: int) -> list[Op]:
-    """Pixels of `crops` crops to the hidden states of the layer that is read."""
-    hidden, wide, heads, length = shape.tower_hidden, shape.tower_intermediate, shape.tower_heads, shape.tower_length
-    depth, rows = shape.tower_depth, crops * shape.tower_length
+def tower_ops(size: ModelSize, crops: int, dtype_bytes: int) -> list[Op]:
+    """List what the vision tower does, from the pixels of `crops` crops to the hidden states that are read."""
+    hidden, wide, heads, length = size.tower_hidden, size.tower_intermediate, size.tower_heads, size.tower_length
+    depth, rows = size.tower_depth, crops * size.tower_length
     tokens = rows * hidden * dtype_bytes  # bytes of a hidden state
     return [
-        linear("patches", crops * shape.patches, 3 * shape.patch_size**2, hidden, dtype_bytes),
+        linear("patches", crops * size.patches, 3 * size.patch_size**2, hidden, dtype_bytes),
         memory("embeddings", 2 * tokens, count=5),
         memory("norms", 2 * tokens, count=2 * depth),
         linear("query, key, value, out", rows, hidden, hidden, dtype_bytes, count=4 * depth, bias=True),
-        attention(crops * heads, length, length, shape.tower_head_dim, dtype_bytes, count=depth),
+        attention(crops * heads, length, length, size.tower_head_dim, dtype_bytes, count=depth),
         memory("residuals", 3 * tokens, count=2 * depth),
         linear("up", rows, hidden, wide, dtype_bytes, count=depth, bias=True),
         memory("activation", 7 / 3 * rows * wide * dtype_bytes, count=3 * depth),  # x * sigmoid(1.702 x)
@@ -39,10 +42,10 @@ def tower_ops(shape: Shape, crops: int, dtype_bytes: int) -> list[Op]:
     ]
 
 
-def select_ops(shape: Shape, crops: int, dominant: int, contextual: int, dtype_bytes: int) -> list[Op]:
-    """Scores and keys of one layer, choice of tokens, merging: what VisionZip does (`visionzip_patch`)."""
-    hidden, heads, head_dim, length = shape.tower_hidden, shape.tower_heads, shape.tower_head_dim, shape.tower_length
-    rows, queries = crops * length, 1 if shape.has_cls else length
+def select_ops(size: ModelSize, crops: int, dominant: int, contextual: int, dtype_bytes: int) -> list[Op]:
+    """List what VisionZip does (`visionzip_patch`): scores and keys of one layer, choice of tokens, merging."""
+    hidden, heads, head_dim, length = size.tower_hidden, size.tower_heads, size.tower_head_dim, size.tower_length
+    rows, queries = crops * length, 1 if size.has_cls else length
     others = length - dominant - contextual
     kept = dominant + contextual
     ops = [
@@ -67,34 +70,42 @@ def select_ops(shape: Shape, crops: int, dominant: int, contextual: int, dtype_b
     return ops
 
 
-def project_ops(shape: Shape, tokens: int, dtype_bytes: int) -> list[Op]:
-    """`tokens` visual tokens into the language model's channels."""
+def project_ops(size: ModelSize, tokens: int, dtype_bytes: int) -> list[Op]:
+    """List what the projector does to `tokens` visual tokens."""
     return [
-        linear("first", tokens, shape.tower_hidden, shape.hidden, dtype_bytes, bias=True),
-        memory("activation", 2 * tokens * shape.hidden * dtype_bytes),
-        linear("second", tokens, shape.hidden, shape.hidden, dtype_bytes, bias=True),
+        linear("first", tokens, size.tower_hidden, size.hidden, dtype_bytes, bias=True),
+        memory("activation", 2 * tokens * size.hidden * dtype_bytes),
+        linear("second", tokens, size.hidden, size.hidden, dtype_bytes, bias=True),
     ]
 
 
-def prefill_ops(shape: Shape, tokens: int, batch: int, dtype_bytes: int) -> list[Op]:
-    """Embeddings of prompts of `tokens` tokens to the logits of the last. Causal attention: half of the map."""
-    return decoder_ops(shape, tokens, 0, batch, dtype_bytes)
+def prefill_ops(size: ModelSize, tokens: int, batch: int, dtype_bytes: int) -> list[Op]:
+    """List what the language model does to prompts of `tokens` tokens, up to the logits of the last.
+
+    Causal attention computes half of its map.
+    """
+    return decoder_ops(size, tokens, 0, batch, dtype_bytes)
 
 
-def decode_ops(shape: Shape, context: int, batch: int, dtype_bytes: int, *, growing: bool = True) -> list[Op]:
-    """One more token after `context` tokens. `growing`: the cache is copied at each step, as transformers' own is."""
-    return decoder_ops(shape, 1, context, batch, dtype_bytes, growing=growing)
+def decode_ops(size: ModelSize, context: int, batch: int, dtype_bytes: int, *, growing: bool = True) -> list[Op]:
+    """List what the language model does for one more token after `context` tokens.
+
+    With `growing`, the cache is copied at each step, as transformers' own is.
+    """
+    return decoder_ops(size, 1, context, batch, dtype_bytes, growing=growing)
 
 
-def decoder_ops(shape: Shape, new: int, past: int, batch: int, dtype_bytes: int, *, growing: bool = True) -> list[Op]:
-    """`new` tokens of each row after `past` ones."""
-    hidden, wide, layers = shape.hidden, shape.intermediate, shape.layers
-    key_hidden, rows, norms = shape.kv_heads * shape.head_dim, batch * new, 2 * layers + 1
-    tokens, scores = rows * hidden * dtype_bytes, rows * shape.heads * (past + (new + 1) / 2)
-    cache = kv_bytes(shape, past + new, batch, dtype_bytes) / layers
-    copied = cache if growing else kv_bytes(shape, new, batch, dtype_bytes) / layers
+def decoder_ops(
+    size: ModelSize, new: int, past: int, batch: int, dtype_bytes: int, *, growing: bool = True
+) -> list[Op]:
+    """List what the language model does to `new` tokens of each of `batch` rows, after `past` tokens."""
+    hidden, wide, layers = size.hidden, size.intermediate, size.layers
+    key_hidden, rows, norms = size.kv_heads * size.head_dim, batch * new, 2 * layers + 1
+    tokens, scores = rows * hidden * dtype_bytes, rows * size.heads * (past + (new + 1) / 2)
+    cache = kv_bytes(size, past + new, batch, dtype_bytes) / layers
+    copied = cache if growing else kv_bytes(size, new, batch, dtype_bytes) / layers
     return [
-        memory("positions and mask", rows * (16 + 4 * shape.head_dim), count=20),
+        memory("positions and mask", rows * (16 + 4 * size.head_dim), count=20),
         memory("norms, in fp32", 24 / 5 * rows * hidden, count=5 * norms),  # square, mean, root, quotient
         memory("norms, weights", 2 * tokens, count=norms),
         *([] if dtype_bytes == 4 else [memory("norms, to fp32 and back", rows * hidden * 6, count=2 * norms)]),
@@ -102,56 +113,59 @@ def decoder_ops(shape: Shape, new: int, past: int, batch: int, dtype_bytes: int,
         linear("key, value", rows, hidden, key_hidden, dtype_bytes, count=2 * layers),
         memory("rotation", 2 * rows * (hidden + key_hidden) / 2 * dtype_bytes, count=10 * layers),
         memory("cache", copied, count=2 * layers),  # keys, values: read, written
-        Op("attention", "attention", 4 * shape.head_dim * scores, 2 * tokens + cache, layers, cache, scores),
+        Op("attention", "attention", 4 * size.head_dim * scores, 2 * tokens + cache, layers, cache, scores),
         memory("residuals", 3 * tokens, count=2 * layers),
         linear("gate, up", rows, hidden, wide, dtype_bytes, count=2 * layers),
         memory("activation", 5 / 2 * rows * wide * dtype_bytes, count=2 * layers),  # SiLU, product
         linear("down", rows, wide, hidden, dtype_bytes, count=layers),
-        linear("head", batch, hidden, shape.vocab, dtype_bytes),
+        linear("head", batch, hidden, size.vocab, dtype_bytes),
     ]
 
 
-def kv_bytes(shape: Shape, tokens: int, batch: int, dtype_bytes: int) -> int:
-    """Keys and values of `tokens` tokens in every layer."""
-    return 2 * shape.layers * shape.kv_heads * shape.head_dim * tokens * batch * dtype_bytes
+def kv_bytes(size: ModelSize, tokens: int, batch: int, dtype_bytes: int) -> int:
+    """Return the bytes of the keys and values of `tokens` tokens in every layer, for `batch` rows."""
+    return 2 * size.layers * size.kv_heads * size.head_dim * tokens * batch * dtype_bytes
 
 
 def linear(name: str, rows: int, inputs: int, outputs: int, dtype_bytes: int, count: int = 1, bias=False) -> Op:
+    """Describe a linear layer on `rows` rows."""
     weights = (inputs + bias) * outputs * dtype_bytes
     moved = weights + rows * (inputs + outputs) * dtype_bytes
     return Op(name, "matmul", 2 * rows * inputs * outputs, moved, count, weights)
 
 
 def product(name: str, batch: int, rows: int, inner: int, columns: int, dtype_bytes: int) -> Op:
-    """Of activations with activations."""
+    """Describe `batch` products of one activation, (rows, inner), with another, (inner, columns)."""
     moved = batch * (rows * inner + inner * columns + rows * columns) * dtype_bytes
     return Op(name, "matmul", 2 * batch * rows * inner * columns, moved)
 
 
 def attention(heads: int, queries: int, keys: int, head_dim: int, dtype_bytes: int, count: int) -> Op:
-    """Without a mask, its map never stored; `heads` of all rows of the batch."""
+    """Describe attention without a mask, whose map is never stored; `heads` counts those of all rows of the batch."""
     scores = heads * queries * keys
     moved = 2 * heads * (queries + keys) * head_dim * dtype_bytes
     return Op("attention", "attention", 4 * scores * head_dim, moved, count, scores=scores)
 
 
-def memory(name: str, size: float, count: int = 1) -> Op:
-    return Op(name, "memory", 0, size, count)
+def memory(name: str, moved: float, count: int = 1) -> Op:
+    """Describe `count` operations that move `moved` bytes each, and compute next to nothing."""
+    return Op(name, "memory", 0, moved, count)
 
 
 def roofline(ops: Sequence[Op], device: Device) -> float:
-    """Seconds that nobody can beat: each operation waits for the one before, and for its arithmetic or its weights."""
+    """Return a lower bound in seconds: operations run one after the other, each bound by arithmetic or by weights."""
     return sum(op.count * max(op.flops / device.matmul, op.compulsory / device.bandwidth) for op in ops)
 
 
 def predicted(ops: Sequence[Op], device: Device, launches: bool = True) -> float:
-    """Seconds to expect; without `launches`, operations are started for nothing, as in a CUDA graph."""
+    """Return the seconds to expect; without `launches`, starting an operation is free, as in a CUDA graph."""
     busy = sum(op.count * busy_seconds(op, device) for op in ops)
     host = launches * device.launch * sum(op.count for op in ops)
     return max(busy, host) if device.is_async else busy + host
 
 
 def busy_seconds(op: Op, device: Device) -> float:
+    """Return the seconds that the device is busy with one of `op.count` operations."""
     bandwidth = device.stream if op.kind == "matmul" else device.bandwidth
     arithmetic = op.flops / device.matmul + op.scores * device.per_score
     return max(arithmetic, op.bytes / bandwidth, device.least)

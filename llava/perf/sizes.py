@@ -1,16 +1,16 @@
-"""Sizes of LLaVA models: enough to calculate with, or to build one with random weights that costs what a real one does.
+"""Sizes of LLaVA models: enough to calculate their cost, or to build one with random weights and the same cost.
 
-Imports nothing heavy, so that a calculator starts at once.
+Imports nothing heavy, so that the calculator starts at once.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 GRIDS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))  # LLaVA-1.6's, tiles wide and high
 
 
-class Shape(NamedTuple):
+class ModelSize(NamedTuple):
     """Sizes of a LLaVA model. The projector is `mlp2x_gelu`; a tower with CLS is CLIP, one without is SigLIP."""
 
     hidden: int
@@ -40,29 +40,29 @@ class Shape(NamedTuple):
 
     @property
     def patches(self) -> int:
-        """Of a crop."""
+        """Patches of a crop."""
         return (self.image_size // self.patch_size) ** 2
 
     @property
     def tower_length(self) -> int:
-        """Tokens inside the tower, of a crop."""
+        """Tokens of a crop inside the tower, CLS included."""
         return self.patches + self.has_cls
 
     @property
     def tower_depth(self) -> int:
-        """Layers that run: up to the one that is read."""
+        """Layers of the tower that run, up to the one that is read."""
         return self.select_layer if self.select_layer >= 0 else self.tower_layers + 1 + self.select_layer
 
     @property
     def budgets(self) -> list[tuple[int, int]]:
-        """Dominant and contextual tokens of a crop, the smallest first: the paper's, less where a tower is small."""
+        """The paper's dominant and contextual tokens of a crop, smallest budget first; fewer for a small tower."""
         if self.patches < 12**2:
             return [(6, 1), (14, 2)]
         return [(27, 5), (54, 10), (108, 20)] if self.crops > 1 else [(54, 10), (108, 20), (162, 30)]
 
     @property
     def tower_parameters(self) -> int:
-        """Also of layers that never run; of SigLIP, with the pooling head that its published models have."""
+        """Parameters of the tower, with layers that never run and the pooling head of SigLIP's published models."""
         hidden, wide = self.tower_hidden, self.tower_intermediate
         norm, attention, mlp = 2 * hidden, 4 * (hidden + 1) * hidden, (hidden + 1) * wide + (wide + 1) * hidden
         embeddings = hidden * (3 * self.patch_size**2 + self.tower_length)
@@ -70,10 +70,11 @@ class Shape(NamedTuple):
         return embeddings + ends + self.tower_layers * (2 * norm + attention + mlp)
 
     @classmethod
-    def from_config(cls, config, tower) -> "Shape":
-        """Of a LLaVA config and its tower without weights, as `llava.model.description.read_config` returns them."""
+    def from_config(cls, config, tower) -> "ModelSize":
+        """Read the sizes from a LLaVA config and its tower, as `llava.model.description.read_config` returns them."""
+        from llava.model.anyres import is_anyres
+
         vision = tower.cfg_only
-        aspect = getattr(config, "image_aspect_ratio", None) or "square"
         return cls(
             hidden=config.hidden_size,
             intermediate=config.intermediate_size,
@@ -90,15 +91,15 @@ class Shape(NamedTuple):
             patch_size=vision.patch_size,
             has_cls=tower.has_cls,
             select_layer=tower.select_layer,
-            crops=5 if aspect.startswith("anyres") else 1,
+            crops=5 if is_anyres(config) else 1,
         )
 
 
-VICUNA_7B = {"hidden": 4096, "intermediate": 11008, "layers": 32, "heads": 32, "kv_heads": 32, "vocab": 32000}
-VICUNA_13B = {"hidden": 5120, "intermediate": 13824, "layers": 40, "heads": 40, "kv_heads": 40, "vocab": 32000}
+VICUNA_7B = ModelSize(hidden=4096, intermediate=11008, layers=32, heads=32, kv_heads=32, vocab=32000)
+VICUNA_13B = ModelSize(hidden=5120, intermediate=13824, layers=40, heads=40, kv_heads=40, vocab=32000)
 
-SHAPES = {
-    "tiny": Shape(  # the tower's share of all work is LLaVA-NeXT's
+SIZES = {
+    "tiny": ModelSize(  # the tower's share of all work is LLaVA-NeXT's
         hidden=256,
         intermediate=688,
         layers=6,
@@ -111,15 +112,23 @@ SHAPES = {
         tower_heads=4,
         crops=5,
     ),
-    "llava-1.5-7b": Shape(**VICUNA_7B),
-    "llava-1.5-13b": Shape(**VICUNA_13B),
-    "llava-next-7b": Shape(**VICUNA_7B, crops=5),
-    "llava-next-13b": Shape(**VICUNA_13B, crops=5),
+    "llava-1.5-7b": VICUNA_7B,
+    "llava-1.5-13b": VICUNA_13B,
+    "llava-next-7b": VICUNA_7B._replace(crops=5),
+    "llava-next-13b": VICUNA_13B._replace(crops=5),
 }
 
 
-def find_shape(model: str, known: Mapping[str, Shape] = SHAPES) -> tuple[str, Shape]:
-    """Name and shape of one of `known`, or of a checkpoint: folder or hub id. Raises ValueError."""
+def find_size(model: str, known: Mapping[str, ModelSize] = SIZES) -> tuple[str, ModelSize]:
+    """Find the name and sizes of a model.
+
+    Args:
+        model: one of `known`, in upper or lower case, or a checkpoint: folder or hub id.
+        known: sizes by name.
+
+    Raises:
+        ValueError: it is neither, or the checkpoint cannot be read.
+    """
     by_name = {name.lower(): name for name in known}
     if name := by_name.get(model.lower()):
         return name, known[name]
@@ -130,48 +139,51 @@ def find_shape(model: str, known: Mapping[str, Shape] = SHAPES) -> tuple[str, Sh
     from llava.model.description import read_config
 
     try:
-        return get_model_name_from_path(model), Shape.from_config(*read_config(model))
+        return get_model_name_from_path(model), ModelSize.from_config(*read_config(model))
     except ValueError as error:
         raise ValueError(f"{unknown}. {error}") from error
 
 
-def build_model(shape: Shape, device, dtype):
-    """A LLaVA of that shape with small random weights, made on the device; in evaluation mode, its tower frozen."""
+def build_model(size: ModelSize, device, dtype):
+    """Build a LLaVA of that size with small random weights, on the device; in evaluation mode, its tower frozen."""
     import torch
     from transformers import CLIPImageProcessorPil, CLIPVisionConfig
 
     from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 
-    assert shape.has_cls, "only CLIP towers are built"
-    side = shape.image_size
+    assert size.has_cls, "only CLIP towers are built"
+    side = size.image_size
     tower_config = CLIPVisionConfig(
-        hidden_size=shape.tower_hidden,
-        intermediate_size=shape.tower_intermediate,
-        num_hidden_layers=shape.tower_layers,
-        num_attention_heads=shape.tower_heads,
+        hidden_size=size.tower_hidden,
+        intermediate_size=size.tower_intermediate,
+        num_hidden_layers=size.tower_layers,
+        num_attention_heads=size.tower_heads,
         image_size=side,
-        patch_size=shape.patch_size,
+        patch_size=size.patch_size,
     )
-    tiled = {
-        "image_aspect_ratio": "anyres",
-        "mm_patch_merge_type": "spatial_unpad",
-        "image_grid_pinpoints": [[side * wide, side * high] for wide, high in GRIDS],
+    vision: dict[str, Any] = {
+        "mm_vision_tower": "random",
+        "mm_vision_tower_config": tower_config.to_dict(),
+        "mm_hidden_size": size.tower_hidden,
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_layer": size.select_layer,
     }
+    if size.crops > 1:
+        vision |= {
+            "image_aspect_ratio": "anyres",
+            "mm_patch_merge_type": "spatial_unpad",
+            "image_grid_pinpoints": [[side * wide, side * high] for wide, high in GRIDS],
+        }
     config = LlavaConfig(
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        vocab_size=shape.vocab,
-        tie_word_embeddings=shape.is_tied,
+        hidden_size=size.hidden,
+        intermediate_size=size.intermediate,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.kv_heads,
+        vocab_size=size.vocab,
+        tie_word_embeddings=size.is_tied,
         max_position_embeddings=4096,
-        mm_vision_tower="random",
-        mm_vision_tower_config=tower_config.to_dict(),
-        mm_hidden_size=shape.tower_hidden,
-        mm_projector_type="mlp2x_gelu",
-        mm_vision_select_layer=shape.select_layer,
-        **(tiled if shape.crops > 1 else {}),
+        **vision,
     )
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from llava.eval.run_llava import load_image as load_image  # upstream has it here
 from llava.inference.budget import add_budget_options
 from llava.serve.options import add_talk_options
-from llava.utils.cli import EXIT_STATUSES, status_of
+from llava.utils.cli import EXIT_STATUSES, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return status_of(run, parse_arguments(argv))
+    return run_command(run, parse_arguments(argv))
 
 
 def run(args: argparse.Namespace) -> int:

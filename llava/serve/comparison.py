@@ -31,7 +31,7 @@ ENDED = "This conversation has ended: the page was left, or was idle while other
 SIDE = 560  # pixels of a crop as it is shown
 
 
-class Sight(NamedTuple):
+class EncodedImage(NamedTuple):
     """A picture, and what the tower has made of it so far: every selection begins here."""
 
     image: Image.Image
@@ -41,17 +41,17 @@ class Sight(NamedTuple):
     cols: int  # tiles in a row
 
 
-class Picks(NamedTuple):
+class ManualSelection(NamedTuple):
     """Patches chosen by hand."""
 
     kept: frozenset[Patch] = frozenset()
     released: frozenset[Patch] = frozenset()  # let go: the last ones that a crop is filled up with
 
-    def keep(self, patch: Patch) -> "Picks":
-        return Picks(self.kept | {patch}, self.released - {patch})
+    def keep(self, patch: Patch) -> "ManualSelection":
+        return ManualSelection(self.kept | {patch}, self.released - {patch})
 
-    def release(self, patch: Patch) -> "Picks":
-        return Picks(self.kept - {patch}, self.released | {patch})
+    def release(self, patch: Patch) -> "ManualSelection":
+        return ManualSelection(self.kept - {patch}, self.released | {patch})
 
 
 class Answer(NamedTuple):
@@ -72,7 +72,7 @@ class Turn(NamedTuple):
     few: Answer | None = None
 
 
-class Studio:
+class ComparisonServer:
     """A model, and who is talking with it.
 
     Args:
@@ -146,11 +146,11 @@ class Studio:
             return ChatSession(self.model, self.tokenizer, self.image_processor, self.decoding)
 
     @torch.inference_mode()
-    def look_at(self, image: Image.Image) -> Sight:
+    def encode(self, image: Image.Image) -> EncodedImage:
         with self.lock:
             pixels = crops_of(process_images([image], self.image_processor, self.model.config))
             states = self.tower.hidden_states(pixels)
-        return Sight(image, *states, *squares_of(self.model, self.image_processor, image, SIDE))
+        return EncodedImage(image, *states, *squares_of(self.model, self.image_processor, image, SIDE))
 
     @contextmanager
     def reducing(self, reducer: VisionZip | None) -> Iterator[None]:
@@ -168,17 +168,17 @@ class Comparison:
     Attributes:
         turns: so far; the last may be in the making.
         dominant, contextual: the budget of a crop.
-        picks: patches chosen by hand; None: VisionZip chooses.
+        manual: patches chosen by hand; None: VisionZip chooses.
         is_busy: whether an answer is being written.
         view: the picture with the fate of each patch; None until there is one.
     """
 
-    def __init__(self, studio: Studio):
-        self.studio = studio
-        self.dominant, self.contextual = studio.budget.per_crop(1, studio.most_tokens)
+    def __init__(self, server: ComparisonServer):
+        self.server = server
+        self.dominant, self.contextual = server.budget.per_crop(1, server.most_tokens)
         self.lock = threading.RLock()
-        self.picks: Picks | None = None
-        self.sight: Sight | None = None
+        self.manual: ManualSelection | None = None
+        self.encoded: EncodedImage | None = None
         self.view: View | None = None
         self.sessions: tuple[ChatSession, ...] = ()  # with all tokens, with few; opened with the first question
         self.turns: list[Turn] = []
@@ -192,10 +192,10 @@ class Comparison:
         """
         with self.lock:
             self.require_idle()
-            sight = self.studio.look_at(image)
-            view = self.view_by(self.reducer_of(self.dominant, self.contextual, None), sight)
+            encoded = self.server.encode(image)
+            view = self.view_by(self.reducer_of(self.dominant, self.contextual, None), encoded)
             self.begin_anew()
-            self.sight, self.view, self.picks = sight, view, None
+            self.encoded, self.view, self.manual = encoded, view, None
 
     def set_budget(self, dominant: int, contextual: int) -> None:
         """Another number of dominant tokens is VisionZip's to fill; that of contextual ones leaves patches by hand.
@@ -204,7 +204,7 @@ class Comparison:
             ValueError: more than the tower gives; the budget stays as it was.
         """
         with self.lock:
-            self.choose(dominant, contextual, self.picks if dominant == self.dominant else None)
+            self.choose(dominant, contextual, self.manual if dominant == self.dominant else None)
 
     def pick(self, x: float, y: float) -> None:
         """Keep the patch at a point of the view's picture, or let go of it; outside of patches nothing happens.
@@ -215,47 +215,47 @@ class Comparison:
         with self.lock:
             if self.view and (patch := patch_at(self.view, x, y)):
                 shown = kept_patches(self.view)
-                picks = Picks(shown) if self.picks is None else self.picks
-                picks = picks.release(patch) if patch in shown else picks.keep(patch)
-                self.choose(self.dominant, self.contextual, picks)
+                manual = ManualSelection(shown) if self.manual is None else self.manual
+                manual = manual.release(patch) if patch in shown else manual.keep(patch)
+                self.choose(self.dominant, self.contextual, manual)
 
     def clear(self) -> None:
         """Let go of all patches, to choose by hand. Raises ValueError if there is no picture."""
         with self.lock:
             self.require_picture()
-            self.choose(self.dominant, self.contextual, Picks())
+            self.choose(self.dominant, self.contextual, ManualSelection())
 
     def let_visionzip_choose(self) -> None:
         """Go back to VisionZip's choice."""
         with self.lock:
             self.choose(self.dominant, self.contextual, None)
 
-    def choose(self, dominant: int, contextual: int, picks: Picks | None) -> None:
-        reducer = self.reducer_of(dominant, contextual, picks)
-        if self.sight:
-            self.view = self.view_by(reducer, self.sight)
-        self.dominant, self.contextual, self.picks = dominant, contextual, picks
+    def choose(self, dominant: int, contextual: int, manual: ManualSelection | None) -> None:
+        reducer = self.reducer_of(dominant, contextual, manual)
+        if self.encoded:
+            self.view = self.view_by(reducer, self.encoded)
+        self.dominant, self.contextual, self.manual = dominant, contextual, manual
 
-    def reducer_of(self, dominant: int, contextual: int, picks: Picks | None) -> VisionZip:
+    def reducer_of(self, dominant: int, contextual: int, manual: ManualSelection | None) -> VisionZip:
         """What makes the tokens fewer. Raises ValueError if it would have to make them more."""
-        tower, usual = self.studio.tower, self.studio.budget
-        if picks is None:
+        tower, usual = self.server.tower, self.server.budget
+        if manual is None:
             config = replace(usual, dominant=dominant, contextual=contextual, tokens_per_image=None)
             return VisionZip(config, tower)
         kept, released = (
-            [[patch.patch for patch in part if patch.crop == crop] for crop in range(len(self.sight.before))]
-            for part in picks
+            [[patch.patch for patch in part if patch.crop == crop] for crop in range(len(self.encoded.before))]
+            for part in manual
         )
         return hand_picked(kept, contextual, tower, usual.merge, released)
 
     @torch.inference_mode()
-    def view_by(self, reducer: VisionZip, sight: Sight) -> View:
-        tower = self.studio.tower
-        with self.studio.lock:
-            evidence = tower.evidence(sight.before, sight.after)
-            scores, selection = evidence.saliency, reducer.select(evidence, crops=len(sight.before))
+    def view_by(self, reducer: VisionZip, encoded: EncodedImage) -> View:
+        tower = self.server.tower
+        with self.server.lock:
+            evidence = tower.evidence(encoded.before, encoded.after)
+            scores, selection = evidence.saliency, reducer.select(evidence, crops=len(encoded.before))
         return make_view(
-            sight.squares, scores, selection, has_cls=tower.has_cls, meaning=meaning_of(tower), cols=sight.cols
+            encoded.squares, scores, selection, has_cls=tower.has_cls, meaning=meaning_of(tower), cols=encoded.cols
         )
 
     def ask(self, question: str) -> Iterator[None]:
@@ -271,15 +271,15 @@ class Comparison:
             raise ValueError("There is no question yet: write one.")
         if len(question) > LONGEST_QUESTION:
             raise ValueError(f"The question has {len(question)} letters; at most {LONGEST_QUESTION} are taken.")
-        text = "\n".join(filter(None, [question, self.studio.suffix]))
-        with self.lock, self.studio.lock:  # the studio closes no conversation in between
+        text = "\n".join(filter(None, [question, self.server.suffix]))
+        with self.lock, self.server.lock:  # the server closes no conversation in between
             self.require_picture()
             self.require_idle()
             if self.is_closed:
                 raise ValueError(ENDED)
-            reducer, taken = self.reducer_of(self.dominant, self.contextual, self.picks), len(self.turns)
-            self.sessions = self.sessions or (self.studio.open_session(), self.studio.open_session())
-            turn = Turn(question, by_hand=self.picks is not None)
+            reducer, taken = self.reducer_of(self.dominant, self.contextual, self.manual), len(self.turns)
+            self.sessions = self.sessions or (self.server.open_session(), self.server.open_session())
+            turn = Turn(question, by_hand=self.manual is not None)
             self.is_busy = True
         try:
             for session, side, way in zip(self.sessions, ("full", "few"), (None, reducer), strict=True):
@@ -301,12 +301,12 @@ class Comparison:
 
         Its first words come whenever it is stopped: without them there would be no turn to go on from.
         """
-        lock, device, said, self.is_stopped = self.studio.lock, self.studio.model.device, "", False
+        lock, device, said, self.is_stopped = self.server.lock, self.server.model.device, "", False
         is_on_gpu = device.type == "cuda"
-        with lock, self.studio.reducing(reducer):
+        with lock, self.server.reducing(reducer):
             if is_on_gpu:
                 torch.cuda.reset_peak_memory_stats(device)
-            stream = TimedAnswer(session, text, [] if session.images else [self.sight.image])
+            stream = TimedAnswer(session, text, [] if session.images else [self.encoded.image])
         with closing(stream):
             while True:
                 with lock:
@@ -342,7 +342,7 @@ class Comparison:
                 session.reset()
 
     def close(self) -> None:
-        """Free the caches; an answer that is being written ends. Called with the studio's lock."""
+        """Free the caches; an answer that is being written ends. Called with the server's lock."""
         self.is_closed = True
         for session in self.sessions:
             session.close()
@@ -352,7 +352,7 @@ class Comparison:
             raise ValueError("An answer is being written: wait for its end, or stop it.")
 
     def require_picture(self) -> None:
-        if self.sight is None:
+        if self.encoded is None:
             raise ValueError("There is no picture yet: pick or upload one.")
 
 

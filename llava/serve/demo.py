@@ -9,14 +9,14 @@ from collections.abc import Sequence
 
 from llava.inference.budget import add_budget_options
 from llava.serve.options import add_talk_options
-from llava.utils.cli import EXIT_STATUSES, add_verbose, positive, status_of
+from llava.utils.cli import EXIT_STATUSES, add_verbose, positive, run_command
 
 LAST_PORT = 65535
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return status_of(run, parse_arguments(argv))
+    return run_command(run, parse_arguments(argv))
 
 
 def run(args: argparse.Namespace) -> int:

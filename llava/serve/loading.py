@@ -15,7 +15,7 @@ from llava.utils.environment import device_of, use_one_thread
 from llava.utils.processes import ALONE
 
 
-class Asked(NamedTuple):
+class ChatOptions(NamedTuple):
     """What was asked for, and what is known of it before it is loaded."""
 
     checkpoint: str
@@ -35,14 +35,14 @@ class Asked(NamedTuple):
         return load(self.checkpoint, **self.loading, **options)
 
 
-def read_options(args: argparse.Namespace) -> Asked:
+def read_options(args: argparse.Namespace) -> ChatOptions:
     """What `add_talk_options` and `checkpoint` say; None is the embedded model. Raises ValueError if that cannot be."""
     embedded = playground() / EMBEDDED_CHECKPOINT
     checkpoint = args.checkpoint or str(embedded)
     is_embedded = Path(checkpoint).resolve() == embedded.resolve()
     config, tower = read_config(checkpoint, args.model_base)
     device = device_of(args.device, ALONE)
-    return Asked(
+    return ChatOptions(
         checkpoint=checkpoint,
         name=get_model_name_from_path(checkpoint),
         is_embedded=is_embedded,

@@ -16,9 +16,8 @@ from PIL import Image
 from llava.inference.budget import budget_name, choose_budget, require_possible, set_budget
 from llava.inference.chat import ChatSession
 from llava.inference.embedded import playground
-from llava.mm_utils import fetch_image
+from llava.mm_utils import fetch_image, upright
 from llava.serve.loading import read_options
-from llava.serve.photo import upright
 from llava.serve.timing import Cost, TimedAnswer
 from llava.utils.cli import QUESTIONS_REFUSED
 from llava.utils.environment import describe_device

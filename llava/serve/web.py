@@ -1,4 +1,4 @@
-"""The page of the web demo, and its server. What it shows comes from `studio`, how that looks from `cards`."""
+"""The page of the web demo, and its server. What it shows comes from `server`, how that looks from `cards`."""
 
 import argparse
 import contextlib
@@ -22,12 +22,11 @@ from PIL import Image
 
 from llava.inference.budget import choose_budget, most_crops
 from llava.inference.embedded import playground
-from llava.mm_utils import decode_image, find_pictures
+from llava.mm_utils import decode_image, find_pictures, upright
 from llava.serve import markup
-from llava.serve.comparison import Comparison, Studio
+from llava.serve.comparison import Comparison, ComparisonServer
 from llava.serve.layout import LAYERS, lay_out
 from llava.serve.loading import read_options
-from llava.serve.photo import upright
 from llava.utils.environment import describe_device
 from llava.utils.files import read_json, shorten
 from llava.visualize import overlay
@@ -53,7 +52,7 @@ class Sample(NamedTuple):
     questions: list[str]
 
 
-class KeepAtHome:
+class ContentPolicy:
     """Middleware that has browsers ask nobody but this server for anything, whatever gradio's page says.
 
     A request that fails in gradio, as one that no page sends, is answered with status 500.
@@ -95,7 +94,7 @@ def note_failure() -> None:
 def page_class() -> type:
     """Make the class of the page: a `gradio.Blocks` whose failed requests are noted, in place of a trace of each.
 
-    Whatever a page asks for goes through `process_api`; what fails before that, `KeepAtHome` answers.
+    Whatever a page asks for goes through `process_api`; what fails before that, `ContentPolicy` answers.
     """
     import gradio as gr
 
@@ -120,11 +119,11 @@ def serve(args: argparse.Namespace) -> int:
     require_gradio()
     require_free(args.host, args.port)
     samples = list_samples(args.pictures)  # before the model, which may have to be fetched
-    studio, heading = open_studio(args)
+    server, heading = open_server(args)
     Image.MAX_IMAGE_PIXELS = MOST_PIXELS  # Pillow's own, for this process: looked at before a picture is decoded
     with tempfile.TemporaryDirectory() as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
-        with running(build(studio, heading, samples), args.host, args.port) as url:
+        with running(build(server, heading, samples), args.host, args.port) as url:
             print(f"The demo is at {url} (Ctrl-C ends it).", flush=True)
             with contextlib.suppress(KeyboardInterrupt):
                 threading.Event().wait()
@@ -132,13 +131,13 @@ def serve(args: argparse.Namespace) -> int:
     return 0
 
 
-def open_studio(args: argparse.Namespace) -> tuple[Studio, str]:
+def open_server(args: argparse.Namespace) -> tuple[ComparisonServer, str]:
     """The model that was asked for, warm; and the head of its page."""
     asked = read_options(args)
     budget = per_crop(choose_budget(args, asked.config, asked.tower), asked.config, asked.tower)
-    studio = Studio(*asked.load(), asked.decoding, budget=budget, suffix=asked.suffix, visitors=args.visitors)
-    warm_up(studio)
-    return studio, markup.heading(asked.name, describe_device(asked.device), asked.suffix)
+    server = ComparisonServer(*asked.load(), asked.decoding, budget=budget, suffix=asked.suffix, visitors=args.visitors)
+    warm_up(server)
+    return server, markup.heading(asked.name, describe_device(asked.device), asked.suffix)
 
 
 @contextlib.contextmanager
@@ -156,10 +155,10 @@ def running(page, host: str, port: int) -> Iterator[str]:
         server_port=port,
         share=False,
         theme=theme,
-        css=markup.STYLE,
+        css=markup.style(),
         footer_links=[],
         max_file_size=MOST_BYTES,
-        app_kwargs={"middleware": [Middleware(KeepAtHome)]},
+        app_kwargs={"middleware": [Middleware(ContentPolicy)]},
         ssr_mode=False,
         enable_monitoring=False,
         prevent_thread_lock=True,
@@ -171,11 +170,11 @@ def running(page, host: str, port: int) -> Iterator[str]:
         page.close(verbose=False)
 
 
-def build(studio: Studio, heading: str, samples: Sequence[Sample]):
+def build(server: ComparisonServer, heading: str, samples: Sequence[Sample]):
     """The page, a `gradio.Blocks`. Visitors share the model and nothing else."""
     with page_class()(title="VisionZip", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        parts = lay_out(heading, [sample.path for sample in samples], studio.most_tokens)
-        connect(page, parts, handlers(studio, samples))
+        parts = lay_out(heading, [sample.path for sample in samples], server.most_tokens)
+        connect(page, parts, handlers(server, samples))
     return page
 
 
@@ -202,7 +201,7 @@ def connect(page, parts: SimpleNamespace, do: SimpleNamespace) -> None:
     parts.stop.click(do.stop, queue=False, **at_once)
 
 
-def handlers(studio: Studio, samples: Sequence[Sample]) -> SimpleNamespace:
+def handlers(server: ComparisonServer, samples: Sequence[Sample]) -> SimpleNamespace:
     """What `connect` has done. Those that change what is shown return picture, count and talk."""
     import gradio as gr
 
@@ -213,8 +212,8 @@ def handlers(studio: Studio, samples: Sequence[Sample]) -> SimpleNamespace:
         raise gr.Error(html.escape(message), print_exception=False)
 
     def found(request: gr.Request) -> Comparison:
-        with told(fail):
-            return studio.find(request.session_hash)
+        with reporting_to(fail):
+            return server.find(request.session_hash)
 
     def drawn(comparison: Comparison, layer: str) -> tuple:
         image = overlay(comparison.view, **LAYERS.get(layer, LAYERS["Tokens"])) if comparison.view else None
@@ -225,26 +224,26 @@ def handlers(studio: Studio, samples: Sequence[Sample]) -> SimpleNamespace:
 
         def handle(layer, request: gr.Request):
             comparison = found(request)
-            with told(warn):
+            with reporting_to(warn):
                 change(comparison)
             return drawn(comparison, layer)
 
         return handle
 
     def enter(layer, request: gr.Request):
-        with told(fail):
-            comparison = studio.enter(request.session_hash)
+        with reporting_to(fail):
+            comparison = server.enter(request.session_hash)
         return *show(samples[0], layer, request), comparison.dominant, comparison.contextual
 
     def leave(request: gr.Request):
-        studio.leave(request.session_hash)
+        server.leave(request.session_hash)
 
     def show(sample: Sample, layer: str, request: gr.Request):
         comparison = found(request)
-        before = comparison.sight
+        before = comparison.encoded
         state = after(lambda comparison: comparison.show(open_picture(sample.path)))(layer, request)
         ideas = gr.Dataset(samples=[[text] for text in sample.questions], visible=bool(sample.questions))
-        return *state, gr.skip() if comparison.sight is before else ideas
+        return *state, gr.skip() if comparison.encoded is before else ideas
 
     def show_sample(layer, event: gr.SelectData, request: gr.Request):
         return show(samples[event.index], layer, request)
@@ -257,7 +256,7 @@ def handlers(studio: Studio, samples: Sequence[Sample]) -> SimpleNamespace:
 
     def set_budget(dominant, contextual, layer, request: gr.Request):
         comparison, refusals = found(request), []
-        with told(refusals.append):
+        with reporting_to(refusals.append):
             comparison.set_budget(dominant, contextual)
         if refusals:  # the sliders go back to what holds
             count = markup.count(comparison) + markup.refusal(refusals[0])
@@ -267,7 +266,7 @@ def handlers(studio: Studio, samples: Sequence[Sample]) -> SimpleNamespace:
     def ask(question, request: gr.Request):
         """Talk, text of the question's box, whether there is something to stop."""
         comparison = found(request)
-        with told(warn):
+        with reporting_to(warn):
             for step, _ in enumerate(comparison.ask(question or "")):
                 is_first = step == 0  # after it the box is the visitor's again; before it nothing is taken from there
                 talk, button = markup.talk(comparison.turns), gr.Button(interactive=True)
@@ -306,7 +305,7 @@ def is_finite(value) -> bool:
 
 
 @contextlib.contextmanager
-def told(say: Callable[[str], None]) -> Iterator[None]:
+def reporting_to(say: Callable[[str], None]) -> Iterator[None]:
     """Says what cannot be done, or has failed, and goes on after the block."""
     try:
         yield
@@ -319,13 +318,13 @@ def told(say: Callable[[str], None]) -> Iterator[None]:
         say("This failed, and whoever serves this page can read why. Try again, or reload the page.")
 
 
-def warm_up(studio: Studio) -> None:
+def warm_up(server: ComparisonServer) -> None:
     """Have the model answer once, so that the first visitor's times are like those of others."""
-    comparison = studio.enter("")
+    comparison = server.enter("")
     comparison.show(Image.new("RGB", (64, 64)))
     for _ in comparison.ask("What is it?"):
         pass
-    studio.leave("")
+    server.leave("")
 
 
 def open_picture(path: Path) -> Image.Image:

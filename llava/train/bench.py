@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from llava.inference.budget import USUAL, add_budget_options, counts_per_crop
 from llava.perf import sizes
-from llava.utils.cli import add_verbose, positive, status_of
+from llava.utils.cli import add_verbose, positive, run_command
 from llava.utils.files import make_folder, require_own, write_json, write_text
 
 PREFIX = 35  # tokens before the image, as in LLaVA-1.5's prompt
@@ -30,7 +30,7 @@ FAILED = "out of memory"
 SPEED = "samples/s (slowest – fastest)"
 
 
-class Way(NamedTuple):
+class StepVariant(NamedTuple):
     """How a step is done; from the second on, each way adds one measure to the one before it."""
 
     name: str
@@ -41,24 +41,24 @@ class Way(NamedTuple):
     frozen: bool = True  # else every weight gets a gradient, and all but the projector's are thrown away
 
 
-WAYS = (
-    Way("all tokens, plain", zipped=False, labelled_logits=False, checkpointing=True, frozen=False),
-    Way("zipped, plain", labelled_logits=False, checkpointing=True, frozen=False),
-    Way("+ frozen weights without gradients", labelled_logits=False, checkpointing=True),
-    Way("+ logits where there are labels", checkpointing=True),
-    Way("+ no gradient checkpointing"),
-    Way("+ cached features", cached=True),
+VARIANTS = (
+    StepVariant("all tokens, plain", zipped=False, labelled_logits=False, checkpointing=True, frozen=False),
+    StepVariant("zipped, plain", labelled_logits=False, checkpointing=True, frozen=False),
+    StepVariant("+ frozen weights without gradients", labelled_logits=False, checkpointing=True),
+    StepVariant("+ logits where there are labels", checkpointing=True),
+    StepVariant("+ no gradient checkpointing"),
+    StepVariant("+ cached features", cached=True),
 )
-PLAIN = WAYS[1]  # what ours is compared with
+PLAIN = VARIANTS[1]  # what ours is compared with
 
-SHAPES = {
-    "small": sizes.SHAPES["tiny"]._replace(crops=1),
-    "7b": sizes.SHAPES["llava-1.5-7b"],
-    "13b": sizes.SHAPES["llava-1.5-13b"],
+SIZES = {
+    "small": sizes.SIZES["tiny"]._replace(crops=1),
+    "7b": sizes.SIZES["llava-1.5-7b"],
+    "13b": sizes.SIZES["llava-1.5-13b"],
 }
 
 
-class Measured(NamedTuple):
+class StepMeasurement(NamedTuple):
     """What one process saw of one way."""
 
     seconds: list[float]  # of each step
@@ -72,13 +72,13 @@ def compare(args: argparse.Namespace) -> int:
     """Measure every way and print the table; returns the exit status."""
     if args.out:
         require_own([make_folder(args.out) / name for name in ("training.json", "training.md")], SPEED)
-    results: dict[str, list[Measured]] = {way.name: [] for way in WAYS}
-    turns = [way for _ in range(args.rounds) for way in WAYS]
+    results: dict[str, list[StepMeasurement]] = {variant.name: [] for variant in VARIANTS}
+    turns = [variant for _ in range(args.rounds) for variant in VARIANTS]
     with tqdm(turns, unit="run", dynamic_ncols=True) as bar:
-        for way in bar:
-            bar.set_description(way.name)
-            if measured := run_alone(way, args):
-                results[way.name].append(measured)
+        for variant in bar:
+            bar.set_description(variant.name)
+            if measurement := run_alone(variant, args):
+                results[variant.name].append(measurement)
     table = to_markdown(results, args.batch_size)
     print(f"{describe(args)}\n\n{table}")
     if args.out:
@@ -88,16 +88,16 @@ def compare(args: argparse.Namespace) -> int:
     return 0
 
 
-def run_alone(way: Way, args: argparse.Namespace) -> Measured | None:
+def run_alone(variant: StepVariant, args: argparse.Namespace) -> StepMeasurement | None:
     """A way in a process of its own; None if it ran out of memory."""
     options = [word for name, value in settings(args).items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    command = [sys.executable, "-m", "llava.train.bench", *options, "--only", way.name]
+    command = [sys.executable, "-m", "llava.train.bench", *options, "--only", variant.name]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == 0:
-        return Measured(**json.loads(done.stdout.splitlines()[-1]))
+        return StepMeasurement(**json.loads(done.stdout.splitlines()[-1]))
     if FAILED in done.stderr.lower():
         return None
-    raise ValueError(f"{way.name!r} ended with status {done.returncode}:\n{done.stderr.strip()}")
+    raise ValueError(f"{variant.name!r} ended with status {done.returncode}:\n{done.stderr.strip()}")
 
 
 def settings(args: argparse.Namespace) -> dict:
@@ -110,21 +110,21 @@ def measure(args: argparse.Namespace) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    (way,) = (way for way in WAYS if way.name == args.only)
+    (variant,) = (variant for variant in VARIANTS if variant.name == args.only)
     device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     model = make_model(args.shape, device, dtype)
-    batch = make_batch(model, way, args, device, dtype)
-    if way.checkpointing:
+    batch = make_batch(model, variant, args, device, dtype)
+    if variant.checkpointing:
         model.gradient_checkpointing_enable()
-    if not way.frozen:
+    if not variant.frozen:
         model.requires_grad_(True)
     model.train()
     projector = model.get_model().mm_projector
     optimizer = torch.optim.AdamW(projector.parameters(), lr=1e-4)
 
     def step() -> None:
-        model(**batch, use_cache=False, loss_only=way.labelled_logits).loss.backward()
+        model(**batch, use_cache=False, loss_only=variant.labelled_logits).loss.backward()
         optimizer.step()
         model.zero_grad()
 
@@ -145,9 +145,9 @@ def measure(args: argparse.Namespace) -> int:
     with FlopCounterMode(display=False) as counter:
         step()
     tokens = args.text_tokens + (
-        args.dominant + args.contextual if way.zipped else model.get_vision_tower().num_patches
+        args.dominant + args.contextual if variant.zipped else model.get_vision_tower().num_patches
     )
-    print(json.dumps(Measured(seconds, peak, loaded, tokens, counter.get_total_flops() / 1e12)._asdict()))
+    print(json.dumps(StepMeasurement(seconds, peak, loaded, tokens, counter.get_total_flops() / 1e12)._asdict()))
     return 0
 
 
@@ -160,21 +160,21 @@ def memory_gb(device: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def make_model(shape: str, device: str, dtype):
+def make_model(size: str, device: str, dtype):
     """A LLaVA of that shape with random weights, all frozen but the projector, which is in fp32."""
-    model = sizes.build_model(SHAPES[shape], device, dtype).requires_grad_(False)
+    model = sizes.build_model(SIZES[size], device, dtype).requires_grad_(False)
     model.get_model().mm_projector.float().requires_grad_(True)
     return model
 
 
-def make_batch(model, way: Way, args: argparse.Namespace, device: str, dtype) -> dict:
+def make_batch(model, variant: StepVariant, args: argparse.Namespace, device: str, dtype) -> dict:
     """Random prompts of one image each, the last tokens of which are labelled: arguments of `model`."""
     import torch
 
     from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
     from visionzip_patch import visionzip
 
-    if way.zipped:
+    if variant.zipped:
         visionzip(model, dominant=args.dominant, contextual=args.contextual)
     torch.manual_seed(0)
     ids = torch.randint(3, model.config.vocab_size, (args.batch_size, args.text_tokens + 1), device=device)
@@ -183,7 +183,7 @@ def make_batch(model, way: Way, args: argparse.Namespace, device: str, dtype) ->
     labels[:, : -args.labelled] = IGNORE_INDEX
     images = torch.randn(args.batch_size, 3, 336, 336, device=device, dtype=dtype)
     batch = {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids, dtype=torch.bool)}
-    if not way.cached:
+    if not variant.cached:
         return {**batch, "images": images}
     with torch.no_grad():
         features = model.get_vision_tower().features(images)
@@ -203,7 +203,7 @@ def describe(args: argparse.Namespace) -> str:
     )
 
 
-def to_markdown(results: dict[str, list[Measured]], batch_size: int) -> str:
+def to_markdown(results: dict[str, list[StepMeasurement]], batch_size: int) -> str:
     """A line per way: speed, also as a ratio to the plain zipped run, counted work, memory."""
     lines = [
         f"| way | tokens | {SPEED} | × zipped, plain | TFLOP a sample | × by count | peak GB |",
@@ -229,13 +229,13 @@ def to_markdown(results: dict[str, list[Measured]], batch_size: int) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return status_of(run, parse_arguments(argv))
+    return run_command(run, parse_arguments(argv))
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure one way here, or compare them all; returns the exit status."""
-    shape = SHAPES[args.shape]
-    budget = counts_per_crop(args, USUAL, crops=shape.crops, available=shape.tower_length)
+    size = SIZES[args.shape]
+    budget = counts_per_crop(args, USUAL, crops=size.crops, available=size.tower_length)
     args.dominant, args.contextual = budget
     return measure(args) if args.only else compare(args)
 
@@ -246,7 +246,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Speed and memory of one optimizer step of projector tuning, the plain way and ours.",
     )
     add = parser.add_argument
-    add("--shape", choices=SHAPES, default="small", help="sizes of the model (default: small)")
+    add("--shape", choices=SIZES, default="small", help="sizes of the model (default: small)")
     add("--batch-size", type=positive, default=4, metavar="N", help="samples per step (default: 4)")
     add("--text-tokens", type=positive, default=256, metavar="N", help="of a sample (default: 256)")
     add("--labelled", type=positive, default=128, metavar="N", help="of these, learnt (default: 128)")
@@ -254,7 +254,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--rounds", type=positive, default=3, metavar="N", help="runs of each way (default: 3)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto, a GPU if there is one")
     add("--out", type=Path, metavar="DIR", help="also write training.json and training.md there")
-    add("--only", choices=[way.name for way in WAYS], help="run one way here and print what it took as JSON")
+    add(
+        "--only", choices=[variant.name for variant in VARIANTS], help="run one way here and print what it took as JSON"
+    )
     add_budget_options(parser, default="54 + 10", counts_only=True)
     add_verbose(parser)
     return parser.parse_args(argv)

@@ -26,8 +26,8 @@ from typing import NamedTuple
 
 from llava.model.loss import ROWS
 from llava.perf import sizes
-from llava.perf.sizes import Shape, find_shape
-from llava.utils.cli import add_verbose, positive, status_of
+from llava.perf.sizes import ModelSize, find_size
+from llava.utils.cli import add_verbose, positive, run_command
 from llava.utils.tables import to_table
 
 METHODS = ("ZeRO-2", "ZeRO-3", "ZeRO-3 offload", "4-bit base")
@@ -38,7 +38,7 @@ LIVE = 1_000_000_000  # stage3_max_live_parameters, DeepSpeed's default
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes of a weight: 4 bits, a byte per block of 64, fp32 per 256 blocks
 
 
-SHAPES = {"7B": sizes.SHAPES["llava-1.5-7b"], "13B": sizes.SHAPES["llava-1.5-13b"]}
+SIZES = {"7B": sizes.SIZES["llava-1.5-7b"], "13B": sizes.SIZES["llava-1.5-13b"]}
 
 
 class Parameters(NamedTuple):
@@ -66,20 +66,20 @@ class Memory(NamedTuple):
         return sum(self)
 
 
-def parameters(shape: Shape) -> Parameters:
+def parameters(size: ModelSize) -> Parameters:
     """Exact for Llama and Mistral; the biases of Qwen's attention, 0.01 %, are left out."""
-    hidden = shape.hidden
-    attention = 2 * hidden**2 + 2 * hidden * shape.head_dim * shape.kv_heads
+    hidden = size.hidden
+    attention = 2 * hidden**2 + 2 * hidden * size.head_dim * size.kv_heads
     return Parameters(
-        matrices=shape.layers * (attention + 3 * hidden * shape.intermediate),
-        others=(1 if shape.is_tied else 2) * shape.vocab * hidden + (2 * shape.layers + 1) * hidden,
-        tower=shape.tower_parameters,
-        projector=(shape.tower_hidden + 1) * hidden + (hidden + 1) * hidden,
+        matrices=size.layers * (attention + 3 * hidden * size.intermediate),
+        others=(1 if size.is_tied else 2) * size.vocab * hidden + (2 * size.layers + 1) * hidden,
+        tower=size.tower_parameters,
+        projector=(size.tower_hidden + 1) * hidden + (hidden + 1) * hidden,
     )
 
 
 def activation_bytes(
-    shape: Shape,
+    size: ModelSize,
     tokens: int,
     batch: int = 1,
     dtype_bytes: int = 2,
@@ -94,30 +94,30 @@ def activation_bytes(
         checkpointing: only the inputs of the layers are kept, and one layer at a time is computed again.
         keeps_inputs: frozen linear layers keep their inputs (DeepSpeed ZeRO-3).
     """
-    norms = 2 * (4 * shape.hidden + 4)
-    attention = dtype_bytes * (4 * shape.hidden + tokens) + 4 * shape.heads  # q, k, v, result; mask; log-sum-exp
-    mlp = dtype_bytes * 3 * shape.intermediate  # gate, its SiLU, up
-    inputs = dtype_bytes * (2 * shape.hidden + shape.intermediate) if keeps_inputs else 0  # both norms' results; down's
+    norms = 2 * (4 * size.hidden + 4)
+    attention = dtype_bytes * (4 * size.hidden + tokens) + 4 * size.heads  # q, k, v, result; mask; log-sum-exp
+    mlp = dtype_bytes * 3 * size.intermediate  # gate, its SiLU, up
+    inputs = dtype_bytes * (2 * size.hidden + size.intermediate) if keeps_inputs else 0  # both norms' results; down's
     layer = norms + attention + mlp + inputs
-    layers = shape.layers * dtype_bytes * shape.hidden + layer if checkpointing else shape.layers * layer
-    ends = (2 * dtype_bytes + 4) * shape.hidden  # embeddings, last norm, its result
+    layers = size.layers * dtype_bytes * size.hidden + layer if checkpointing else size.layers * layer
+    ends = (2 * dtype_bytes + 4) * size.hidden  # embeddings, last norm, its result
     return batch * tokens * (layers + ends)
 
 
-def logit_bytes(shape: Shape, positions: int) -> int:
+def logit_bytes(size: ModelSize, positions: int) -> int:
     """The most that `llava.model.loss.next_token_loss` holds: logits and their gradients in bf16, and for ROWS of them
     at a time log-probabilities and two gradients in fp32."""
     at_once = min(positions, ROWS)
-    return shape.vocab * (4 * positions + (12 - 2) * at_once)
+    return size.vocab * (4 * positions + (12 - 2) * at_once)
 
 
-def all_logit_bytes(shape: Shape, positions: int) -> int:
+def all_logit_bytes(size: ModelSize, positions: int) -> int:
     """The same for a loss that takes the logits of all positions at once."""
-    return shape.vocab * positions * (2 + 12)
+    return size.vocab * positions * (2 + 12)
 
 
 def peak(
-    shape: Shape,
+    size: ModelSize,
     method: str = "ZeRO-2",
     *,
     image_tokens: int = 64,
@@ -135,18 +135,18 @@ def peak(
         batch: sequences on this GPU at a time.
         gpus: how many share optimizer and, under ZeRO-3, weights.
     """
-    count = parameters(shape)
+    count = parameters(size)
     is_zero3, is_offload, is_4bit = method.startswith("ZeRO-3"), method == "ZeRO-3 offload", method == "4-bit base"
     share = 0 if is_offload else 1 / gpus if is_zero3 else 1
-    workspace = 2 * 2 * shape.hidden**2
+    workspace = 2 * 2 * size.hidden**2
     if is_zero3:
         workspace += 2 * min(LIVE, sum(count))
     if is_4bit:
-        workspace += 2 * shape.hidden * shape.intermediate
+        workspace += 2 * size.hidden * size.intermediate
     tokens = image_tokens + text
-    kept = activation_bytes(shape, tokens, batch, checkpointing=checkpointing, keeps_inputs=is_zero3)
-    kept += batch * image_tokens * 2 * (shape.tower_hidden + 2 * shape.hidden)  # inputs of the projector's layers
-    first_step = batch * tokens * 5 * 4 * shape.hidden  # backward of the last norm, in fp32
+    kept = activation_bytes(size, tokens, batch, checkpointing=checkpointing, keeps_inputs=is_zero3)
+    kept += batch * image_tokens * 2 * (size.tower_hidden + 2 * size.hidden)  # inputs of the projector's layers
+    first_step = batch * tokens * 5 * 4 * size.hidden  # backward of the last norm, in fp32
     return Memory(
         llm=(count.matrices * NF4 + 2 * count.others) if is_4bit else 2 * (count.matrices + count.others) * share,
         tower=2 * count.tower * share,
@@ -154,18 +154,18 @@ def peak(
         optimizer=count.projector * (2 + (0 if is_offload else (4 + 4 + 8) / gpus)),
         workspace=workspace,
         activations=kept,
-        transient=max(logit_bytes(shape, batch * labelled), first_step),
+        transient=max(logit_bytes(size, batch * labelled), first_step),
     )
 
 
-def largest_batch(shape: Shape, method: str, card: float, **setting) -> int:
+def largest_batch(size: ModelSize, method: str, card: float, **setting) -> int:
     """How many sequences fit a card of `card` GiB, at most 9999; 0 if not even one. `setting` as in `peak`."""
     room = card * GIB - RESERVE
-    return bisect_right(range(1, 10_000), room, key=lambda batch: peak(shape, method, batch=batch, **setting).total)
+    return bisect_right(range(1, 10_000), room, key=lambda batch: peak(size, method, batch=batch, **setting).total)
 
 
 def to_markdown(
-    shapes: dict[str, Shape],
+    models: dict[str, ModelSize],
     *,
     image_tokens: int = 64,
     text: int = 256,
@@ -182,17 +182,17 @@ def to_markdown(
         *(f"total at batch {batch}", *(f"largest batch in {card} GiB" for card in CARDS)),
     ]
     lines = [head]
-    for name, shape in shapes.items():
+    for name, size in models.items():
         for method in METHODS:
-            one = peak(shape, method, image_tokens=image_tokens, **setting)
-            whole = peak(shape, method, image_tokens=shape.patches, **setting)
-            total = peak(shape, method, image_tokens=image_tokens, batch=batch, **setting).total
-            batches = [largest_batch(shape, method, card, image_tokens=image_tokens, **setting) for card in CARDS]
-            logits = logit_bytes(shape, labelled)
-            all_logits = all_logit_bytes(shape, image_tokens + text)
-            sizes = [one.optimizer, one.workspace, one.activations, whole.activations, logits, all_logits, total]
-            weights = " + ".join(f"{size / GIB:.2f}" for size in (one.llm, one.tower, one.projector))
-            cells = [name, method, weights, *(f"{size / GIB:.2f}" for size in sizes)]
+            one = peak(size, method, image_tokens=image_tokens, **setting)
+            whole = peak(size, method, image_tokens=size.patches, **setting)
+            total = peak(size, method, image_tokens=image_tokens, batch=batch, **setting).total
+            batches = [largest_batch(size, method, card, image_tokens=image_tokens, **setting) for card in CARDS]
+            logits = logit_bytes(size, labelled)
+            all_logits = all_logit_bytes(size, image_tokens + text)
+            parts = [one.optimizer, one.workspace, one.activations, whole.activations, logits, all_logits, total]
+            weights = " + ".join(f"{part / GIB:.2f}" for part in (one.llm, one.tower, one.projector))
+            cells = [name, method, weights, *(f"{part / GIB:.2f}" for part in parts)]
             lines.append([*cells, *(str(batch) if batch else "does not fit" for batch in batches)])
     title = (
         f"Peak GPU memory in GiB when only the projector trains, by calculation: {text} text tokens, {labelled} of "
@@ -204,11 +204,11 @@ def to_markdown(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return status_of(run, parse_arguments(argv))
+    return run_command(run, parse_arguments(argv))
 
 
 def run(args: argparse.Namespace) -> int:
-    chosen = dict([find_shape(args.model, SHAPES)]) if args.model else SHAPES
+    chosen = dict([find_size(args.model, SIZES)]) if args.model else SIZES
     labelled = args.text // 2 if args.labelled is None else args.labelled
     if labelled > args.text:
         raise ValueError(f"--labelled {labelled} is more than --text {args.text}: only text has labels.")

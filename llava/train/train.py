@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from llava.train.arguments import Run, parse
-from llava.utils.cli import status_of, tell
+from llava.utils.cli import print_once, run_command
 from llava.utils.files import make_folder
 
 UPSTREAM = {
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None, attn_implementation: str | None = No
     argv = sys.argv[1:] if argv is None else argv
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's, at every step
     asked = Namespace(verbose="--verbose" in argv)
-    return status_of(lambda _: tune(with_attention(parse(argv), attn_implementation)), asked)
+    return run_command(lambda _: tune(with_attention(parse(argv), attn_implementation)), asked)
 
 
 def train(attn_implementation: str | None = None) -> None:
@@ -68,14 +68,14 @@ def tune(run: Run) -> int:
 
     output = Path(run.training.output_dir)
     if session.is_finished(output, run):
-        tell(f"{output} holds the finished result of this run. --overwrite_output_dir runs it again.")
+        print_once(f"{output} holds the finished result of this run. --overwrite_output_dir runs it again.")
         return 0
 
     make_folder(output)  # before anything takes time
 
     # 1. What there is to learn from.
     records, counts = session.read_data(run)
-    tell(session.describe(counts))
+    print_once(session.describe(counts))
 
     # 2. The model, of which one part is to move.
     tokenizer, model, image_processor = loading.load(run)
@@ -97,7 +97,7 @@ def tune(run: Run) -> int:
         )
         kept = checkpoints(output)
         if kept:
-            tell(f"Going on from {kept[-1]}.")
+            print_once(f"Going on from {kept[-1]}.")
         trainer.train(resume_from_checkpoint=str(kept[-1]) if kept else None)
 
         # 5. Keep the result, and what can be told about it.

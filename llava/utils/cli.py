@@ -25,7 +25,7 @@ PATHS = ("model_path", "model_base", "image_folder", "question_file", "answers_f
 logger = logging.getLogger(__name__)
 
 
-def status_of(command: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+def run_command(command: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
     """The exit status of a command; what the user can mend is told in words, its trace only with --verbose."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
@@ -56,7 +56,7 @@ def attempt(command: Callable[[argparse.Namespace], int], args: argparse.Namespa
         from torch import OutOfMemoryError
 
         if not isinstance(error, OutOfMemoryError):
-            let_the_first_speak()
+            wait_for_first_process()
             traceback.print_exc()
             return exit_with("This is a mistake of the program, not yours: the lines above say where.", BUG)
         logger.debug("Where it comes from:", exc_info=True)
@@ -99,26 +99,26 @@ def exit_with(message, status: int) -> int:
         index = current_shard().index
     except ValueError:
         index = 0
-    let_the_first_speak()
+    wait_for_first_process()
     if index == 0 or status != INTERRUPTED:
         print(f"{f'[process {index}] ' * (index > 0)}{message}", file=sys.stderr)
     return status
 
 
-def let_the_first_speak() -> None:
+def wait_for_first_process() -> None:
     """Where all processes fail alike, or one because of another, the launcher ends this one before it says so too."""
     if os.environ.get("RANK", "0") != "0":
         time.sleep(1)
 
 
-def tell(message: str) -> None:
+def print_once(message: str) -> None:
     """Say something once, however many processes run."""
     if current_shard().index == 0:
         print(message, file=sys.stderr)
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silence_logging() -> Iterator[None]:
     """Without warnings from anyone."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

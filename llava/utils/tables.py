@@ -16,6 +16,6 @@ def to_table(lines: Sequence[Sequence[str]], left: int = 1) -> str:
     return "\n".join(f"| {line} |" for line in padded)
 
 
-def figure(value: float) -> str:
+def format_number(value: float) -> str:
     """Three digits, or all before the point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""What VisionZip sees and keeps, drawn over the picture. Pillow and numpy; knows no model and no file."""
+"""Draw what VisionZip sees and keeps over the picture: with Pillow and numpy, from scores and a selection."""
 
 from llava.visualize.draw import overlay
 from llava.visualize.figure import average_figure, figure

@@ -1,8 +1,7 @@
-"""What VisionZip sees and keeps: `python -m llava.visualize IMAGE [--model CHECKPOINT]`.
+"""Draw what VisionZip sees and keeps: `python -m llava.visualize IMAGE [--model CHECKPOINT]`.
 
 Draws the scores over the picture, the kept patches, and which patches each contextual token merges: as a PNG, and as an
-HTML page to point at. Several images, a folder or a video are frames side by side. A command, and as such the one
-module of this package that needs `llava`, which loads the model; nothing imports it.
+interactive HTML page. Several images, a folder or a video are frames side by side.
 """
 
 import argparse
@@ -10,12 +9,12 @@ import sys
 from collections.abc import Sequence
 
 from llava.inference.budget import add_budget_options
-from llava.utils.cli import EXIT_STATUSES, add_verbose, positive, status_of
+from llava.utils.cli import EXIT_STATUSES, add_verbose, positive, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return status_of(run, parse_arguments(argv))
+    return run_command(run, parse_arguments(argv))
 
 
 def run(args: argparse.Namespace) -> int:

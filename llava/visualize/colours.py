@@ -1,4 +1,4 @@
-"""Colours by how they look: OKLCH, where equal steps of lightness, chroma and hue look equally large.
+"""Choose colours in OKLCH, where equal steps of lightness, chroma and hue look equally large.
 
 Source: B. Ottosson, "A perceptual color space for image processing", 2020.
 """
@@ -21,7 +21,7 @@ LIGHTNESSES = (0.74, 0.62, 0.83)  # in turn, so that colours differ where hues l
 
 
 def oklch(lightness: ArrayLike, chroma: ArrayLike, hue: ArrayLike) -> np.ndarray:
-    """sRGB, 0 to 1, in a new last axis; `hue` in degrees. What a screen cannot show is clipped."""
+    """Convert OKLCH to sRGB, 0 to 1, in a new last axis; `hue` is in degrees. What a screen cannot show is clipped."""
     angle = np.radians(hue)
     lab = np.stack(np.broadcast_arrays(lightness, chroma * np.cos(angle), chroma * np.sin(angle)), axis=-1)
     linear = ((lab @ TO_CONES.T) ** 3 @ TO_LINEAR.T).clip(0, 1)
@@ -29,18 +29,18 @@ def oklch(lightness: ArrayLike, chroma: ArrayLike, hue: ArrayLike) -> np.ndarray
 
 
 def heat(share: ArrayLike) -> np.ndarray:
-    """Night blue over crimson to pale yellow for 0 to 1; lightness rises evenly, so it can be read without hues."""
+    """Map 0 to 1 from night blue over crimson to pale yellow; lightness rises evenly, so it reads without hues."""
     share = np.asarray(share, dtype=float)
     chroma = 0.07 + 0.13 * np.sin(np.pi * share**0.8)
     return oklch(0.27 + 0.68 * share, chroma, 278 + 185 * share)
 
 
 def cluster(number: ArrayLike) -> np.ndarray:
-    """The colour of contextual token 0, 1, 2, ..."""
+    """Return the colour of contextual token 0, 1, 2, ..."""
     number = np.asarray(number)
     return oklch(np.take(LIGHTNESSES, number % len(LIGHTNESSES)), 0.13, 235 + GOLDEN_ANGLE * number)
 
 
 def to_hex(colours: np.ndarray) -> list[str]:
-    """(n, 3), 0 to 1 -> "#rrggbb" of each."""
+    """Write colours, (n, 3) from 0 to 1, as "#rrggbb"."""
     return ["#" + bytes(row.tolist()).hex() for row in (colours * 255).round().astype(np.uint8)]

@@ -1,4 +1,4 @@
-"""What a vision tower sees of an image, to be shown by `llava.visualize`."""
+"""Prepare the crops that a vision tower sees of an image, large enough to be shown."""
 
 import copy
 
@@ -13,13 +13,13 @@ SIDE = 480  # pixels of a crop that is shown alone
 
 
 def view_of(model, image_processor, image: Image.Image, *, title: str = "", side: int = SIDE) -> View:
-    """What a zipped LLaVA sees and keeps of an image.
+    """Compute what a zipped LLaVA sees and keeps of an image.
 
     Args:
         model, image_processor: as the loader returns them.
         image: any PIL image.
         title: what to call it.
-        side: about how many pixels each crop is shown with; those of the image itself, as far as it has them.
+        side: of each crop as it is shown, in pixels; it is rounded to whole patches.
 
     Raises:
         ValueError: the model is not zipped, or the image cannot be prepared.
@@ -32,12 +32,12 @@ def view_of(model, image_processor, image: Image.Image, *, title: str = "", side
 
 
 def meaning_of(tower) -> str:
-    """What the scores are shares of, for `make_view`."""
+    """Say what the scores are shares of, for `make_view`."""
     return f"of the attention that {'CLS pays to patches' if tower.has_cls else 'patches receive'}"
 
 
 def squares_of(model, image_processor, image: Image.Image, side: int) -> tuple[list[Image.Image], int]:
-    """What to show of an image, for `make_view`: its crops, about `side` pixels wide, and how many tiles are in a row.
+    """Return the crops of an image, about `side` pixels wide, and how many tiles are in a row, for `make_view`.
 
     The base crop is as large as the tiles together.
     """
@@ -50,7 +50,7 @@ def squares_of(model, image_processor, image: Image.Image, side: int) -> tuple[l
 
 
 def shown_crops(model, image_processor, image: Image.Image, side: int) -> tuple[list[Image.Image], int]:
-    """The crops that the tower sees, each `side` pixels wide; and how many tiles are in a row.
+    """Return the crops that the tower sees, each `side` pixels wide, and how many tiles are in a row.
 
     Prepared as for the tower, by a processor and a config that ask for larger squares.
     """
@@ -68,5 +68,5 @@ def shown_crops(model, image_processor, image: Image.Image, side: int) -> tuple[
 
 
 def crops_of(pixels) -> Tensor:
-    """What `process_images` makes of one image, as (crops, 3, S, S)."""
+    """Reshape what `process_images` makes of one image to (crops, 3, S, S)."""
     return pixels[0] if pixels[0].ndim == 4 else pixels

@@ -1,7 +1,9 @@
-"""Scores, kept patches and clusters, painted over a picture.
+"""Paint scores, kept patches and clusters over a picture.
 
 Shapes: S x S pixels of a crop, G x G patches.
 """
+
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -16,7 +18,7 @@ INK = "#16181d"
 
 
 def overlay(view: View, *, heat: bool = True, kept: bool = True, clusters: bool = True) -> Image.Image:
-    """The picture of `view`, RGBA, at its size, with what is asked for on top.
+    """Paint what is asked for over the picture of `view`: RGBA, of the same size.
 
     Args:
         heat: the scores in colours, the picture's light and shade in grey beneath.
@@ -35,13 +37,13 @@ def overlay(view: View, *, heat: bool = True, kept: bool = True, clusters: bool 
     image = Image.fromarray(canvas)
     if clusters:
         for crop in view.crops:
-            for target in crop.targets:
-                stamp(image, crop, int(target))
+            for target in crop.targets.tolist():
+                stamp(image, crop, target)
     return image
 
 
 def paint(pixels: np.ndarray, crop: Crop, scale: tuple[float, float] | None, kept: bool, clusters: bool) -> np.ndarray:
-    """(S, S, 3) -> (S, S, 3), 0 to 1."""
+    """Paint over the pixels of a crop, (S, S, 3) from 0 to 1; `scale` None paints no scores."""
     if not (scale or kept or clusters):
         return pixels
     shade = RELIEF * ((pixels @ LUMA)[..., None] - 0.5)  # (S, S, 1), the picture as light and shade
@@ -51,6 +53,7 @@ def paint(pixels: np.ndarray, crop: Crop, scale: tuple[float, float] | None, kep
         painted = np.full_like(pixels, 0.36) + shade
     if not (kept or clusters):
         return painted.clip(0, 1)
+    assert crop.token is not None, "only scores are drawn of a view that is not zipped"
     token, line = enlarge(crop.token, crop), max(1, crop.cell // 20)
     colour, merged, stays = colours.cluster(token), token >= 0, token == KEPT
     edge = borders(token, line, mode="edge") & merged
@@ -68,18 +71,18 @@ def paint(pixels: np.ndarray, crop: Crop, scale: tuple[float, float] | None, kep
 
 
 def heights(score: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
-    """Scores as places on the colour ramp, 0 to 1. By square root: a few scores tower above all others."""
+    """Place scores on the colour ramp, 0 to 1, by their square root: a few scores tower above all others."""
     low, high = scale
     return np.sqrt(((score - low) / max(high - low, 1e-12)).clip(0, 1))
 
 
 def enlarge(values: np.ndarray, crop: Crop) -> np.ndarray:
-    """(P,) -> (S, S)."""
+    """Repeat a value of each patch over its pixels: (P,) -> (S, S)."""
     return values.reshape(crop.grid, crop.grid).repeat(crop.cell, 0).repeat(crop.cell, 1)
 
 
-def borders(labels: np.ndarray, width: int, mode: str = "constant") -> np.ndarray:
-    """Where another label is at most `width` pixels away: (S, S) -> (S, S), bool.
+def borders(labels: np.ndarray, width: int, mode: Literal["constant", "edge"] = "constant") -> np.ndarray:
+    """Mark the pixels that have another label at most `width` pixels away: (S, S) -> (S, S), bool.
 
     Beyond the crop all is 0, or with "edge" as at its edge.
     """
@@ -91,6 +94,7 @@ def borders(labels: np.ndarray, width: int, mode: str = "constant") -> np.ndarra
 
 def stamp(image: Image.Image, crop: Crop, target: int) -> None:
     """Mark the target of a contextual token: a disc in its colour with its number."""
+    assert crop.token is not None, "a view that is not zipped has no targets"
     size = min(34, max(20, round(crop.cell * 0.86)))  # legible, even where it hides more than its patch
     corner = zip(crop.corner(target), image.size, strict=True)
     place = tuple(min(max(0, start + (crop.cell - size) // 2), end - size) for start, end in corner)
@@ -98,7 +102,7 @@ def stamp(image: Image.Image, crop: Crop, target: int) -> None:
 
 
 def badge(number: int, size: int) -> Image.Image:
-    """A disc of `size` pixels for contextual token `number`, counted from 0, shown from 1."""
+    """Draw a disc of `size` pixels for contextual token `number`, counted from 0, shown from 1."""
     side = size * SMOOTH
     disc = Image.new("RGBA", (side, side))
     pen = ImageDraw.Draw(disc)

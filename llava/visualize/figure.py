@@ -1,4 +1,4 @@
-"""Figures for a page: panels side by side, a colour bar and a legend beneath."""
+"""Lay out figures: panels side by side, a colour bar and a legend beneath."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ KINDS = (
 
 
 def figure(views: Sequence[View], title: str, subtitle: str) -> Image.Image:
-    """Picture, scores and tokens of one image, or of several images on one scale side by side, as one RGB picture."""
+    """Draw picture, scores and tokens of one image, or of several on one scale side by side, as one RGB picture."""
     rows = [[overlay(view, **options) for view in views] for _, _, options in KINDS]
     if len(views) > 1:
         titles = [text_line(view.title, TEXT, INK, view.picture.width) for view in views]
@@ -36,7 +36,7 @@ def figure(views: Sequence[View], title: str, subtitle: str) -> Image.Image:
 
 
 def average_figure(maps: Sequence[View], title: str, subtitle: str) -> Image.Image:
-    """Maps side by side, each with a colour bar of its own."""
+    """Draw maps side by side, each with a colour bar of its own."""
     panels = [stack([labelled(overlay(view), view.title), colour_bar(view)]) for view in maps]
     return on_page([panels], [], title, subtitle)
 
@@ -44,10 +44,10 @@ def average_figure(maps: Sequence[View], title: str, subtitle: str) -> Image.Ima
 def on_page(
     panels: Sequence[Sequence[Image.Image]], footer: Sequence[Image.Image], title: str, subtitle: str
 ) -> Image.Image:
-    """Rows of panels on white, under a heading."""
-    body = stack([beside(row, top=True) for row in panels])
+    """Put rows of panels on white, under a heading."""
+    body = stack([side_by_side(row, top=True) for row in panels])
     if footer:
-        legend_line = beside(footer, 2 * MARGIN)
+        legend_line = side_by_side(footer, 2 * MARGIN)
         body = stack([body, legend_line if legend_line.width <= body.width else stack(footer)])
     head = stack([text_line(title, TITLE, INK), text_line(subtitle, TEXT, PALE)], 10)
     content = stack([head, body], SPACE + 4)
@@ -57,7 +57,7 @@ def on_page(
 
 
 def colour_bar(view: View) -> Image.Image:
-    """The colours of the scores, with their lowest, middle and highest value."""
+    """Draw the colours of the scores, with their lowest, middle and highest value."""
     low, high = view.scale
     width, height = BAR
     line = (colours.heat(np.linspace(0, 1, width)) * 255).round().astype(np.uint8)
@@ -71,7 +71,7 @@ def colour_bar(view: View) -> Image.Image:
 
 
 def legend(views: Sequence[View]) -> Image.Image:
-    """What outlines, discs and tints mean, with the number of each."""
+    """Draw what outlines, discs and tints mean."""
     side = 22
     kept = Image.new("RGBA", (side, side), INK)
     kept.paste("white", (2, 2, side - 2, side - 2))
@@ -85,15 +85,16 @@ def legend(views: Sequence[View]) -> Image.Image:
         ]
     else:
         entries += [(Image.new("RGBA", (side, side), "#6f6f6f"), "dropped")]
-    return beside([beside([icon, text_line(text, TEXT - 3, INK)], 8) for icon, text in entries], SPACE)
+    return side_by_side([side_by_side([icon, text_line(text, TEXT - 3, INK)], 8) for icon, text in entries], SPACE)
 
 
 def labelled(image: Image.Image, text: str) -> Image.Image:
+    """Write a line of text below a picture."""
     return stack([image, text_line(text, TEXT, INK, image.width)], 8)
 
 
 def sideways(text: str, height: int) -> Image.Image:
-    """A line that runs upwards, in the middle of `height` pixels."""
+    """Draw a line of text that runs upwards, in the middle of `height` pixels."""
     line = text_line(text, TEXT, INK).rotate(90, expand=True)
     place = Image.new("RGBA", (line.width, max(height, line.height)))
     place.alpha_composite(line, (0, (place.height - line.height) // 2))
@@ -101,7 +102,7 @@ def sideways(text: str, height: int) -> Image.Image:
 
 
 def text_line(text: str, size: int, colour: str, limit: int | None = None) -> Image.Image:
-    """One line of text, cut off to `limit` pixels."""
+    """Draw one line of text, shortened to `limit` pixels."""
     font = ImageFont.load_default(size)
     while limit is not None and len(text) > 1 and font.getlength(text) > limit:
         text = text[:-2] + "…"
@@ -110,8 +111,8 @@ def text_line(text: str, size: int, colour: str, limit: int | None = None) -> Im
     return line
 
 
-def beside(images: Sequence[Image.Image], space: int = SPACE, *, top: bool = False) -> Image.Image:
-    """One to the right of the other, middles on one line, or upper edges."""
+def side_by_side(images: Sequence[Image.Image], space: int = SPACE, *, top: bool = False) -> Image.Image:
+    """Put pictures in a row, their middles on one line, or with `top` their upper edges."""
     height = max(image.height for image in images)
     row = Image.new("RGBA", (sum(image.width for image in images) + space * (len(images) - 1), height))
     left = 0
@@ -122,7 +123,7 @@ def beside(images: Sequence[Image.Image], space: int = SPACE, *, top: bool = Fal
 
 
 def stack(images: Sequence[Image.Image], space: int = SPACE) -> Image.Image:
-    """One below the other, left edges on one line."""
+    """Put pictures in a column, their left edges on one line."""
     column = Image.new(
         "RGBA",
         (max(image.width for image in images), sum(image.height for image in images) + space * (len(images) - 1)),

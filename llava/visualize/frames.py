@@ -1,4 +1,4 @@
-"""Images from files, folders and videos, each with a title."""
+"""Read images from files, folders and videos, each with a title."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ VIDEO_TYPES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v")
 
 
 def frames_of(path: Path, limit: int | None) -> Iterator[tuple[str, Image.Image]]:
-    """Title and image of each frame: one of an image file, at most `limit` of a folder or a video, evenly spaced.
+    """Yield title and image of each frame: one of an image file, at most `limit` of a folder or a video, evenly spaced.
 
     Raises:
         ValueError: no such file, a folder without images, or a file that is damaged or of no known format.
@@ -26,6 +26,7 @@ def frames_of(path: Path, limit: int | None) -> Iterator[tuple[str, Image.Image]
 
 
 def video_frames(path: Path, limit: int | None) -> Iterator[tuple[str, Image.Image]]:
+    """Yield at most `limit` frames of a video, evenly spaced."""
     try:
         import av
     except ImportError:
@@ -46,6 +47,6 @@ def video_frames(path: Path, limit: int | None) -> Iterator[tuple[str, Image.Ima
 
 
 def evenly(count: int, limit: int | None) -> list[int]:
-    """At most `limit` of the numbers below `count`, the middle of as many equal parts."""
+    """Choose at most `limit` of the numbers below `count`: cut into that many equal parts, the middle of each."""
     take = min(count, limit or count)
     return [(2 * i + 1) * count // (2 * take) for i in range(take)]

@@ -1,4 +1,4 @@
-"""Pictures of what VisionZip sees and keeps, for `llava.visualize`."""
+"""Draw what VisionZip sees and keeps, and write it to files: the work of `llava.visualize`."""
 
 import argparse
 import io
@@ -22,11 +22,15 @@ from llava.visualize.frames import frames_of
 
 NARROWEST = 176  # pixels of a crop among many
 
+Frame = tuple[str, Image.Image]  # title and image
+
 
 def draw(args: argparse.Namespace) -> int:
-    """Do what `llava.visualize` was asked for; returns the exit status."""
+    """Draw the images and write a PNG and a page; returns the exit status."""
     files = choose_files(args)
-    frames = (frame for path in args.image for frame in frames_of(Path(path), None if args.average else args.frames))
+    frames: Iterable[Frame] = (
+        frame for path in args.image for frame in frames_of(Path(path), None if args.average else args.frames)
+    )
     if not args.average:
         frames = list(frames)  # before the model, which may have to be fetched
     checkpoint = args.model or str(playground() / EMBEDDED_CHECKPOINT)
@@ -38,13 +42,14 @@ def draw(args: argparse.Namespace) -> int:
     title = f"{get_model_name_from_path(checkpoint)} with VisionZip, {budget}"
     if args.average:
         views, count = average(model, processor, frames)
-        paint, subtitle = average_figure, f"Average of {count} images"
+        subtitle = f"Average of {count} images"
+        picture = average_figure(views, title, subtitle)
     else:
-        side = args.size or max(NARROWEST, SIDE * 2 // (1 + len(frames)))
-        views = on_one_scale([view_of(model, processor, image, title=name, side=side) for name, image in frames])
-        paint, subtitle = figure, summary(views)
+        views = side_by_side(model, processor, list(frames), args.size)
+        subtitle = summary(views)
+        picture = figure(views, title, subtitle)
     png = io.BytesIO()
-    paint(views, title, subtitle).save(png, "PNG", optimize=True)
+    picture.save(png, "PNG", optimize=True)
     write_bytes(files[0], png.getvalue())
     write_text(files[1], page(views, title, subtitle))
     print(f"{title}. {subtitle}.\nWritten: {', '.join(map(str, files))}")
@@ -52,7 +57,11 @@ def draw(args: argparse.Namespace) -> int:
 
 
 def choose_files(args: argparse.Namespace) -> list[Path]:
-    """Where the picture and the page go. Raises ValueError if one of them is an image to be drawn, or somebody's."""
+    """Name the picture and the page to write.
+
+    Raises:
+        ValueError: one of them would replace an image to be drawn, or a file that this command has not written.
+    """
     out = Path(args.out or playground() / "results/pictures")
     stem = Path(args.image[0]).absolute().stem if len(args.image) == 1 else "frames"
     kind = "visionzip-average" if args.average else "visionzip"
@@ -63,25 +72,31 @@ def choose_files(args: argparse.Namespace) -> list[Path]:
     return files
 
 
-def average(model, image_processor, frames: Iterable[tuple[str, Image.Image]]) -> tuple[list[View], int]:
-    """Maps of the mean score of each patch, and of how often it is kept; and how many images they are of."""
-    tower, scores, kept, count = model.get_vision_tower(), [], [], 0
+def side_by_side(model, image_processor, frames: Sequence[Frame], side: int | None) -> list[View]:
+    """Make views of frames on one scale, each crop `side` pixels wide; by default the narrower, the more there are."""
+    side = side or max(NARROWEST, SIDE * 2 // (1 + len(frames)))
+    return on_one_scale([view_of(model, image_processor, image, title=title, side=side) for title, image in frames])
+
+
+def average(model, image_processor, frames: Iterable[Frame]) -> tuple[list[View], int]:
+    """Map each patch's mean score, and how often it is kept, over all images; also returns the number of images."""
+    tower, scores, kept, count, meaning = model.get_vision_tower(), [], [], 0, ""
     for title, image in frames:
         view = view_of(model, image_processor, image, title=title, side=tower.num_patches_per_side)
         scores += [crop.score for crop in view.crops]
         kept += [crop.token == KEPT for crop in view.crops]
-        count += 1
+        count, meaning = count + 1, view.meaning
     whose = "images" if len(scores) == count else "crops"
-    meaning = f"of the {whose}, in which it is kept"
+    mean, often = np.mean(scores, axis=0), 100 * np.mean(kept, axis=0)
     maps = [
-        map_view(np.mean(scores, axis=0), title="mean score", meaning=view.meaning, side=SIDE),
-        map_view(100 * np.mean(kept, axis=0), title="how often kept", meaning=meaning, side=SIDE),
+        map_view(mean, title="mean score", meaning=meaning, side=SIDE),
+        map_view(often, title="how often kept", meaning=f"of the {whose}, in which it is kept", side=SIDE),
     ]
     return maps, count
 
 
 def summary(views: Sequence[View]) -> str:
-    """The tokens of an image in a sentence."""
+    """Say in a sentence how many tokens an image becomes."""
     view = views[0]
     crops = len(view.crops)
     parts = [f"{view.dominant} patches"]

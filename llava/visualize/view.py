@@ -1,4 +1,4 @@
-"""A picture as the vision tower saw it, with the score and the fate of each of its patches.
+"""Describe a picture as the vision tower sees it, with the score and the fate of each patch.
 
 Shapes: B crops, P = G x G patches of a crop, M contextual tokens of a crop.
 """
@@ -36,17 +36,17 @@ class Crop(NamedTuple):
 
     @property
     def cell(self) -> int:
-        """Pixels in the side of a patch."""
+        """Side of a patch in pixels."""
         return self.side // self.grid
 
     def corner(self, patch: int) -> tuple[int, int]:
-        """x and y of the patch's upper left corner in the picture."""
+        """Return x and y of the patch's upper left corner in the picture."""
         row, col = divmod(patch, self.grid)
         return self.left + col * self.cell, self.top + row * self.cell
 
 
 class Patch(NamedTuple):
-    """Where a click went."""
+    """A patch of a view."""
 
     crop: int  # index into `View.crops`: the base crop first, then the tiles row by row
     patch: int  # raster index in the crop
@@ -74,7 +74,7 @@ class View:
 
     @property
     def is_zipped(self) -> bool:
-        """Whether it says what becomes of the patches, not only their scores."""
+        """Whether the view has the fate of each patch, not only its score."""
         return self.crops[0].token is not None
 
     @property
@@ -98,7 +98,7 @@ class View:
 
 @torch.no_grad()
 def look(tower, pixels: Tensor) -> tuple[Tensor, Selection]:
-    """What the tower looks at, (B, P), and the selection, of all crops of one image, (B, 3, S, S), in one pass.
+    """Compute scores (B, P) and selection of all crops of one image, (B, 3, S, S), in one pass.
 
     Args:
         tower: a zipped vision tower of a LLaVA, with `reducer`, `hidden_states` and `evidence`.
@@ -122,7 +122,7 @@ def make_view(
     title: str = "",
     cols: int = 1,
 ) -> View:
-    """Put crops, scores and selection of one image together.
+    """Make a view of the crops, scores and selection of one image.
 
     Args:
         crops: B square pictures, each side a multiple of G pixels, tiles of one size; the base crop first.
@@ -150,7 +150,7 @@ def make_view(
 
 
 def map_view(score: np.ndarray, *, title: str, meaning: str, side: int) -> View:
-    """Scores (P,) alone, on no picture; of many images, say."""
+    """Make a view of scores (P,) without a picture, such as means over many images."""
     grid = math.isqrt(len(score))
     side = grid * max(1, round(side / grid))
     crop = Crop(0, 0, side, score, None, np.empty(0, dtype=int))
@@ -159,13 +159,13 @@ def map_view(score: np.ndarray, *, title: str, meaning: str, side: int) -> View:
 
 
 def on_one_scale(views: Sequence[View]) -> list[View]:
-    """The same views, equal scores in equal colours."""
+    """Give views a common scale, so that equal scores have equal colours."""
     scores = np.concatenate([crop.score for view in views for crop in view.crops])
     return [replace(view, scale=(float(scores.min()), float(scores.max()))) for view in views]
 
 
 def patch_at(view: View, x: float, y: float) -> Patch | None:
-    """The patch at a point of `view.picture`, in pixels from its upper left corner; None between crops and outside."""
+    """Find the patch at a point of `view.picture`, in pixels from its upper left corner; None between crops."""
     for i, crop in enumerate(view.crops):
         col, row = int((x - crop.left) // crop.cell), int((y - crop.top) // crop.cell)
         if 0 <= col < crop.grid and 0 <= row < crop.grid:
@@ -174,7 +174,7 @@ def patch_at(view: View, x: float, y: float) -> Patch | None:
 
 
 def fates(selection: Selection, crop: int, patches: int, has_cls: bool) -> tuple[np.ndarray, np.ndarray]:
-    """`token` and `targets` of a crop. Numbers go on from crop to crop."""
+    """Compute `token` and `targets` of a crop. Contextual tokens are numbered on from crop to crop."""
     kept, targets, others, nearest = (part[crop].cpu().numpy() for part in selection)
     first = crop * len(targets)
     token = np.full(patches + has_cls, DROPPED)
@@ -185,7 +185,7 @@ def fates(selection: Selection, crop: int, patches: int, has_cls: bool) -> tuple
 
 
 def arrange(crops: Sequence[Image.Image], cols: int) -> tuple[Image.Image, list[tuple[int, int]]]:
-    """The base crop, to its right the tiles in `cols` columns; and the corner (left, top) of each crop."""
+    """Put the tiles, in `cols` columns, to the right of the base crop; returns the picture and (left, top) of each."""
     base, *tiles = crops
     rows, step = math.ceil(len(tiles) / cols), crops[-1].width + GAP
     width = base.width + (2 * GAP + cols * step if tiles else 0)

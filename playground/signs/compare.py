@@ -6,7 +6,7 @@ python -m playground.signs.compare playground/checkpoints/llava-signs TUNED
 import argparse
 from pathlib import Path
 
-from llava.utils.cli import add_verbose, status_of, tell
+from llava.utils.cli import add_verbose, print_once, run_command
 from llava.utils.files import read_json
 
 
@@ -21,13 +21,13 @@ def compare(args: argparse.Namespace) -> int:
     budget = VisionZipConfig.from_dict(setting) if setting else None
     options = {"limit": None, "question_file": None, "image_folder": None, "annotation_file": None}
     options |= {"device": "cpu", "max_new_tokens": 16, "batch_size": 32, "checkpoint": None, "conv_mode": None}
-    tell("Answering the questions, before and after")
-    bench = prepare(argparse.Namespace(**options), args.base, TASKS["textvqa"])
-    full, before = bench.measure(None), bench.measure(budget)
-    bench.model.requires_grad_(False).get_model().mm_projector.requires_grad_(True)
-    load_trained("projector", bench.model, args.tuned)
-    after = bench.measure(budget)
-    print(f"\n{len(bench.questions)} questions          tokens   accuracy %")
+    print_once("Answering the questions, before and after")
+    evaluation = prepare(argparse.Namespace(**options), args.base, TASKS["textvqa"])
+    full, before = evaluation.measure(None), evaluation.measure(budget)
+    evaluation.model.requires_grad_(False).get_model().mm_projector.requires_grad_(True)
+    load_trained("projector", evaluation.model, args.tuned)
+    after = evaluation.measure(budget)
+    print(f"\n{len(evaluation.questions)} questions          tokens   accuracy %")
     for name, row in (("untuned, all tokens", full), ("untuned, zipped", before), ("tuned, zipped", after)):
         print(f"{name:<22} {row.tokens:>6} {row.accuracy:>12.2f}")
     return 0
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("base", help="folder of the untuned model")
     parser.add_argument("tuned", help="folder with mm_projector.bin and config.json")
     add_verbose(parser)
-    return status_of(compare, parser.parse_args(argv))
+    return run_command(compare, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

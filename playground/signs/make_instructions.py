@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.utils.cli import add_verbose, positive, status_of
+from llava.utils.cli import add_verbose, positive, run_command
 from llava.utils.files import drop_lock, make_folder, read_json, take_lock, write_json
 from playground.signs.make_textvqa import SEEDS_PER_SET
 from playground.signs.scenes import HELD_OUT, Scene, make_scene, questions
@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--images", type=positive, default=DEFAULT_IMAGES, help="number of scenes (default: %(default)s)")
     add("--overwrite", action="store_true", help="throw away a set made with other numbers")
     add_verbose(parser)
-    return status_of(run, parser.parse_args(argv))
+    return run_command(run, parser.parse_args(argv))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from llava.utils.cli import add_verbose, positive, status_of
+from llava.utils.cli import add_verbose, positive, run_command
 from llava.utils.files import make_folder, write_json, write_text
 
 ROOT = Path(__file__).parents[2]
@@ -121,24 +121,24 @@ def measure_all(args: argparse.Namespace) -> tuple[float, list[Row], int]:
     }
     options = {"checkpoint": None, "limit": None, "device": "cpu", "max_new_tokens": 16, "batch_size": 64}
     options["conv_mode"] = None
-    bench = prepare(argparse.Namespace(**options, **data), str(BASE), TASKS["textvqa"])
-    bench.model.requires_grad_(False).get_model().mm_projector.requires_grad_(True)
+    evaluation = prepare(argparse.Namespace(**options, **data), str(BASE), TASKS["textvqa"])
+    evaluation.model.requires_grad_(False).get_model().mm_projector.requires_grad_(True)
     budgets = [VisionZipConfig(*budget) for budget in BUDGETS]
     seeds = range(args.seeds)
 
     def accuracy(budget: VisionZipConfig | None) -> float:
         bar.update()
-        return bench.measure(budget).accuracy
+        return evaluation.measure(budget).accuracy
 
     with tqdm(total=4 + args.seeds * 9, desc="measuring", unit="setting", dynamic_ncols=True) as bar:
         full, untuned = accuracy(None), [accuracy(budget) for budget in budgets]
         control, tuned, whole = [], [], []
         for seed in seeds:
-            load_trained("projector", bench.model, folder_of(None, seed, args.steps))
+            load_trained("projector", evaluation.model, folder_of(None, seed, args.steps))
             control.append([accuracy(budget) for budget in budgets])
         for pair, budget in zip(BUDGETS, budgets, strict=True):
             for seed in seeds:
-                load_trained("projector", bench.model, folder_of(pair, seed, args.steps))
+                load_trained("projector", evaluation.model, folder_of(pair, seed, args.steps))
                 tuned.append(accuracy(budget))
                 whole.append(accuracy(None))
     rows = [
@@ -152,7 +152,7 @@ def measure_all(args: argparse.Namespace) -> tuple[float, list[Row], int]:
         )
         for i, pair in enumerate(BUDGETS)
     ]
-    return full, rows, len(bench.questions)
+    return full, rows, len(evaluation.questions)
 
 
 def to_csv(rows: Sequence[Row]) -> str:
@@ -224,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--steps", type=positive, metavar="N", help="steps of each run (default: the recipe's epochs)")
     add("--images", type=positive, default=500, metavar="N", help="scenes that are asked about (default: 500)")
     add_verbose(parser)
-    return status_of(tabulate, parser.parse_args(argv))
+    return run_command(tabulate, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -45,15 +45,15 @@ def chromium():
 
 @pytest.fixture(scope="module")
 def served(chromium, tmp_path_factory):
-    """The studio behind the page, and its address."""
+    """The server behind the page, and its address."""
     from llava.serve import web
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
         patch.setattr(Image, "MAX_IMAGE_PIXELS", web.MOST_PIXELS)
-        studio, heading = web.open_studio(parse_arguments([]))
-        with web.running(web.build(studio, heading, web.list_samples(None)), "127.0.0.1", free_port()) as url:
-            yield studio, url
+        server, heading = web.open_server(parse_arguments([]))
+        with web.running(web.build(server, heading, web.list_samples(None)), "127.0.0.1", free_port()) as url:
+            yield server, url
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def click_patch(page, row: int, col: int) -> None:
 
 
 def test_a_conversation(served, visit):
-    page, studio = visit(), served[0]
+    page, server = visit(), served[0]
     expect(page, "#vz-count", "7 of 64 tokensCLS \\+ 5 patches \\+ 1 merged")
     assert "Answer the question using a single word or phrase" in page.inner_text("#vz-top")
     assert page.locator("#vz-samples img").count() == 8
@@ -142,7 +142,7 @@ def test_a_conversation(served, visit):
     page.wait_for_function(f"document.querySelector('#vz-question textarea').value === {NUMBER!r}")
     second = ask(page, NUMBER, 2)
     shoot(page, "3_second_turn")
-    (comparison,) = studio.visitors.values()
+    (comparison,) = server.visitors.values()
     assert [[turn.full.text, turn.few.text] for turn in comparison.turns] == [first, second]
     assert first[0]
     assert comparison.turns[1].few.cost.reused >= 64
@@ -190,7 +190,7 @@ def test_patches_by_hand(served, visit):
     click_patch(page, 7, 7)
     expect(page, "#vz-count", "8 of 64 tokensCLS \\+ 6 patches by hand \\+ 1 merged")
     expect_picture(page, seen)
-    assert 63 in {pick.patch for pick in comparison.picks.kept}
+    assert 63 in {pick.patch for pick in comparison.manual.kept}
     shoot(page, "5_picked")
     click_patch(page, 7, 7)
     expect(page, "#vz-count", "7 of 64 tokensCLS \\+ 5 patches by hand")
@@ -199,7 +199,7 @@ def test_patches_by_hand(served, visit):
     for row, col in ((3, 1), (4, 1), (4, 2), (3, 2)):  # on the black sign
         click_patch(page, row, col)
     expect(page, "#vz-count", "6 of 64 tokensCLS \\+ 4 patches by hand")
-    assert {pick.patch for pick in comparison.picks.kept} == {25, 33, 34, 26}
+    assert {pick.patch for pick in comparison.manual.kept} == {25, 33, 34, 26}
     ask(page, NUMBER, 1)
     assert page.locator(".vz-few h2").inner_text().startswith("Picked by hand")
     assert comparison.turns[0].few.cost.visual_tokens == 6
@@ -271,23 +271,23 @@ def test_stop(served, visit, slow_words):
 
 
 def test_visitors_are_apart_and_leave_nothing(served, visit, slow_words):
-    studio, pages = served[0], [visit(), visit()]
-    assert len(studio.visitors) == 2
-    one, other = studio.visitors.values()
+    server, pages = served[0], [visit(), visit()]
+    assert len(server.visitors) == 2
+    one, other = server.visitors.values()
     click_patch(pages[0], 0, 0)
     expect(pages[0], "#vz-count", "by hand")
-    assert (one.picks is None, other.picks is None) == (False, True)
+    assert (one.manual is None, other.manual is None) == (False, True)
     assert one.sessions == ()
     pages[0].fill("#vz-question textarea", WORD)
     pages[0].keyboard.press("Enter")
     expect(pages[0], ".vz-full .vz-text", "[a-z]")
     assert pages[1].locator("#vz-talk article").count() == 0
     pages[0].close()  # in the middle of an answer
-    wait_until(lambda: list(studio.visitors.values()) == [other])
+    wait_until(lambda: list(server.visitors.values()) == [other])
     assert one.is_closed
     assert not any(session.sequences.is_open for session in one.sessions)
     wait_until(lambda: not one.is_busy)
-    studio.leave(next(iter(studio.visitors)))
+    server.leave(next(iter(server.visitors)))
     click_patch(pages[1], 0, 0)
     expect(pages[1], ".toast-body", "This conversation has ended.*Reload it")
     shoot(pages[1], "9_gone")

@@ -1,1 +1,1 @@
-"""Where a vision tower looks: how its attention spreads over patches, layer by layer."""
+"""How concentrated a vision tower's attention is."""

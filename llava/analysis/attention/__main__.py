@@ -1,4 +1,4 @@
-"""Where a vision tower looks: `python -m llava.analysis.attention [CHECKPOINT] [--images DIR]`.
+"""Measure how a vision tower's attention is distributed: `python -m llava.analysis.attention [CHECKPOINT]`.
 
 VisionZip (arXiv 2412.04467) rests on one observation: most visual tokens get hardly any attention, and a few hold most
 of it. One pass over the pictures measures it in three ways:
@@ -8,7 +8,7 @@ of it. One pass over the pictures measures it in three ways:
   effective number of patches, exp of the entropy;
 - mass: how much of it the k most attended patches hold, with what the paper's budgets keep marked.
 
-What a patch's share of the attention is stands in `llava.analysis.attention.measure`; measuring in shares, the binning,
+`llava.analysis.attention.measure` defines a patch's share of the attention; measuring in shares, the binning,
 and the two measures of concentration are this project's choice. Each crop of an anyres model counts as a picture of its
 own. Writes attention-distribution, attention-layers and attention-mass, each as .csv and .png.
 """
@@ -18,12 +18,12 @@ import sys
 from collections.abc import Sequence
 
 from llava.analysis.cli import make_parser
-from llava.utils.cli import positive, status_of
+from llava.utils.cli import positive, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return status_of(run, parse_arguments(argv))
+    return run_command(run, parse_arguments(argv))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""How a vision tower spreads its attention over the patches of a crop, in each of its layers.
+"""Measure how a vision tower distributes its attention over the patches of a crop, in each of its layers.
 
 A patch's share is its score in that layer (`visionzip_patch.saliency`: the attention that CLS pays to it, or, where
 there is no CLS, that it receives from all patches; averaged over heads) divided by the sum over all patches. So shares
@@ -22,11 +22,11 @@ FAINTEST = -10  # the first bin ends near 2 ** -10 of an even share, and begins 
 
 
 class Spread(NamedTuple):
-    """Attention over the patches of some crops."""
+    """How attention is distributed over the patches of B crops."""
 
     shares: Tensor  # (B, P) in the layer that the tower reads, largest first
     top: Tensor  # (B, N) what the most attended tenth of the patches holds
-    effective: Tensor  # (B, N) exp of the entropy: so many patches, all alike, would be as spread out
+    effective: Tensor  # (B, N) exp of the entropy: the number of equally attended patches with the same entropy
 
 
 class Bin(NamedTuple):
@@ -35,14 +35,14 @@ class Bin(NamedTuple):
     lower: float
     upper: float
     patches: float  # with a share in the bin
-    attention: float  # that these hold
+    attention: float  # that these patches hold
     patches_from: float  # with a share of at least `lower`
     attention_from: float
 
 
 @torch.inference_mode()
 def measure(tower, batches: Iterable[Tensor]) -> Spread:
-    """The spread over all crops; each batch is (B, 3, S, S)."""
+    """Measure the distribution over the patches of all crops; each batch is (B, 3, S, S)."""
     found = []
     for pixels in batches:
         layers = list(layer_shares(tower, pixels))
@@ -53,7 +53,7 @@ def measure(tower, batches: Iterable[Tensor]) -> Spread:
 
 
 def layer_shares(tower, pixels: Tensor) -> Iterator[Tensor]:
-    """Shares of the patches in every layer, also those behind the one that is read: N times (B, P), fp32."""
+    """Yield the shares of the patches in every layer, also after the one that is read: N times (B, P), fp32."""
     hidden = tower.embed(pixels.to(device=tower.device, dtype=tower.dtype))
     for layer in tower.layers:
         scores = attention_evidence(hidden, partial(queries_keys, layer, hidden), has_cls=tower.has_cls).saliency
@@ -62,21 +62,22 @@ def layer_shares(tower, pixels: Tensor) -> Iterator[Tensor]:
 
 
 def a_tenth(patches: int) -> int:
+    """Return a tenth of the number of patches, rounded, at least 1."""
     return max(1, round(patches / 10))
 
 
 def top_share(shares: Tensor) -> Tensor:
-    """What the most attended tenth holds: (B, P) -> (B,)."""
+    """Sum the shares of the most attended tenth of the patches: (B, P) -> (B,)."""
     return shares.topk(a_tenth(shares.shape[1]), dim=1).values.sum(1)
 
 
 def effective_number(shares: Tensor) -> Tensor:
-    """exp of the entropy, 1 to P: (B, P) -> (B,)."""
+    """Return exp of the entropy, from 1 (one patch holds all) to P (all hold the same): (B, P) -> (B,)."""
     return torch.special.entr(shares).sum(1).exp()
 
 
 def histogram(shares: Tensor) -> list[Bin]:
-    """All shares, (B, P), in bins of equal width on a logarithmic scale."""
+    """Count shares, (B, P), in bins of equal width on a logarithmic scale."""
     patches = shares.shape[1]
     multiples = (shares * patches).flatten().double()
     highest = torch.tensor(patches).log2()

@@ -1,4 +1,4 @@
-"""How concentrated a vision tower's attention is, as tables and figures: the work of `llava.analysis.attention`."""
+"""Measure and draw how concentrated a vision tower's attention is: the work of `llava.analysis.attention`."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -58,7 +58,7 @@ def analyse(args: argparse.Namespace) -> int:
     """Measure and write; returns the exit status."""
     kinds = {"distribution": Bin, "layers": Layer, "mass": Mass}
     job = begin("attention", args, {f"attention-{kind}": row for kind, row in kinds.items()})
-    folder = args.images or TASKS["textvqa"].embedded.below(playground()).image_folder
+    folder = args.images or embedded_images()
     paths = find_pictures(folder, deep=True)[: args.limit]
     if args.checkpoint is None:
         use_one_thread()
@@ -81,8 +81,15 @@ def analyse(args: argparse.Namespace) -> int:
     return 0
 
 
+def embedded_images() -> Path:
+    """Return the folder of the embedded pictures."""
+    embedded = TASKS["textvqa"].embedded
+    assert embedded, "this task's data comes with the project"
+    return embedded.below(playground()).image_folder
+
+
 def batches(paths: Sequence[Path], image_processor, model, batch_size: int) -> Iterator[Tensor]:
-    """Crops of `batch_size` pictures at a time, (crops, 3, S, S). Raises ValueError at one that cannot be used."""
+    """Yield the crops of `batch_size` pictures at a time, (crops, 3, S, S). Raises ValueError for a bad one."""
     names, workers = list(map(str, paths)), free_workers(model.device, len(paths))
     with lost_workers(), tqdm(total=len(names), unit="image", dynamic_ncols=True) as bar:
         crops = []
@@ -98,34 +105,36 @@ def batches(paths: Sequence[Path], image_processor, model, batch_size: int) -> I
 
 
 def to_layers(spread: Spread, depth: int) -> list[Layer]:
+    """Average over crops, layer by layer; `depth` is the layer that LLaVA reads, from 1."""
     columns = [column.tolist() for values in (100 * spread.top, spread.effective) for column in mean_and_std(values)]
     return [Layer(i, i == depth, *row) for i, row in enumerate(zip(*columns, strict=True), start=1)]
 
 
 def to_masses(shares: Tensor) -> list[Mass]:
-    """Shares (B, P), largest first -> what the first 1 to P hold."""
+    """Sum the shares, (B, P), largest first, of the first 1 to P patches."""
     columns = [column.tolist() for column in mean_and_std(100 * shares.cumsum(1))]
     return [Mass(i, *row) for i, row in enumerate(zip(*columns, strict=True), start=1)]
 
 
 def mean_and_std(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Over crops: (B, n) -> (n,), (n,)."""
+    """Return mean and standard deviation over crops: (B, n) -> (n,), (n,)."""
     return values.mean(0), values.std(0, correction=0)
 
 
 def to_budgets(masses: Sequence[Mass], tower) -> list[Budget]:
-    """The paper's budgets, cut to the tower's number of patches."""
+    """List the paper's budgets, scaled to the tower's number of patches."""
     budgets = []
     for ninths in NINTHS:
         budget = usual_budget(tower, ninths)
-        patches = budget.dominant - tower.has_cls
+        dominant, contextual = budget.per_crop(1, tower.num_patches + tower.has_cls)
+        patches = dominant - tower.has_cls
         mass = masses[patches - 1].mean if patches else 0.0
-        budgets.append(Budget(budget.dominant + budget.contextual, budget.dominant, budget.contextual, patches, mass))
+        budgets.append(Budget(dominant + contextual, dominant, contextual, patches, mass))
     return budgets
 
 
 def report(title: str, layers: Sequence[Layer], budgets: Sequence[Budget], bins: Sequence[Bin]) -> str:
-    """What the files say, in short."""
+    """Summarize the measurements as text."""
     below_half = 100 - next(one.patches_from for one in bins if one.lower >= 0.5)
     by_layer = [["layer", "top tenth %", "effective patches"]]
     by_layer += [
@@ -141,7 +150,7 @@ def report(title: str, layers: Sequence[Layer], budgets: Sequence[Budget], bins:
 
 
 def draw_distribution(job: Job, bins: Sequence[Bin], title: str) -> None:
-    """How many patches have which share, and what they hold; and how many have at least that."""
+    """Draw how many patches have which share, and what they hold; next to it, how many have at least that share."""
     shown = bins[next(i for i, one in enumerate(bins) if one.patches) :]  # from the faintest patch on
     shown = shown[: max(i for i, one in enumerate(shown) if one.patches) + 1]
     edges = [shown[0].lower or shown[0].upper / 2, *(one.upper for one in shown)]
@@ -165,7 +174,7 @@ def draw_distribution(job: Job, bins: Sequence[Bin], title: str) -> None:
 
 
 def draw_layers(job: Job, layers: Sequence[Layer], patches: int, title: str) -> None:
-    """Concentration from layer to layer."""
+    """Draw the concentration of attention in each layer."""
     number = [one.layer for one in layers]
     tenth = a_tenth(patches)
     figure, (left, right) = job.plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
@@ -188,7 +197,7 @@ def draw_layers(job: Job, layers: Sequence[Layer], patches: int, title: str) -> 
 
 
 def draw_mass(job: Job, masses: Sequence[Mass], budgets: Sequence[Budget], title: str) -> None:
-    """Attention held by the most attended patches, with the budgets on the curve."""
+    """Draw the attention held by the most attended patches, with the budgets marked on the curve."""
     count = [one.patches for one in masses]
     mean = [one.mean for one in masses]
     low, high = zip(*((one.mean - one.std, min(100, one.mean + one.std)) for one in masses), strict=True)

@@ -1,1 +1,1 @@
-"""Whether the tower or the question chooses the better tokens."""
+"""Why tokens chosen by the vision tower answer better than tokens chosen by the text."""

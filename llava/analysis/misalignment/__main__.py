@@ -1,27 +1,27 @@
-"""Who should choose the tokens, the vision tower or the question: `python -m llava.analysis.misalignment [CHECKPOINT]`.
+"""Compare tokens chosen by the vision tower with tokens chosen by the text: `python -m llava.analysis.misalignment`.
 
 VisionZip chooses by the tower's attention alone; FastV and SparseVLM choose by how much the text looks at each visual
-token inside the language model. The paper (arXiv 2412.04467, table 5) puts it down to feature misalignment that the
-first does better: the tower gathers what it knows of a thing in few tokens, which need not lie on the thing, so the
-tokens that a question looks at may be empty. Two predictions follow, and both are measured on TextVQA's questions, at
-equal numbers of tokens:
+token inside the language model. The paper (arXiv 2412.04467, table 5) explains by feature
+misalignment why the first does better: the tower gathers what it knows of an object in few tokens, which need not lie
+on the object, so the tokens that a question attends to may say little. Two predictions follow, and both are measured
+on TextVQA's questions, at equal numbers of tokens:
 
 1. Tokens chosen by the tower answer more questions than tokens chosen by the text.
-2. Where the tower's favourites are masked, so that nobody may choose them, no choice among the others makes up for it.
+2. Where the patches that the tower scores highest are masked, no choice among the others makes up for them.
 
 Each question is asked with a picture of which only k patches are left; they are gathered from the tower's output in
 raster order and projected as usual. Who chooses:
 
     tower   the k highest scores of the layer that LLaVA reads: attention from CLS, or received (`visionzip_patch`)
     last    attention of the prompt's last token to the patches, in layer --llm-layer of the language model
-    text    the same, averaged over all tokens behind the picture
-    random  k patches at random, others for each picture; averaged over --seeds
+    text    the same, averaged over all tokens after the picture
+    random  k patches at random, drawn for each picture; averaged over --seeds
 
-`last` and `text` take one look with all patches in sight, before any is dropped; attention is averaged over heads. All
-of that is this project's reading, as are these: nothing is merged and CLS is left out, so that the choice alone makes
-the difference (VisionZip itself is `python -m llava.analysis.sweep`); k is a half to a thirty-second of the patches;
-the mask covers one patch in nine, as many as the paper's smallest budget for LLaVA-1.5 keeps (64 of 576); layer 2
-is where FastV looks. Crops of an anyres model count as one long picture, without ends of rows between.
+`last` and `text` are computed once, with all patches present; attention is averaged over heads. All of that is this
+project's reading, as are these: nothing is merged and CLS is left out, so that the choice alone makes the difference
+(VisionZip itself is `python -m llava.analysis.sweep`); k is a half to a thirty-second of the patches; the mask covers
+one patch in nine, as many as the paper's smallest budget for LLaVA-1.5 keeps (64 of 576); layer 2 is where FastV looks.
+Crops of an anyres model count as one long picture, without ends of rows between.
 
 Writes misalignment.csv and misalignment.png.
 """
@@ -33,12 +33,12 @@ from functools import partial
 
 from llava.analysis.cli import make_parser
 from llava.eval.cli import add_data_options
-from llava.utils.cli import add_conv_mode, at_least, positive, status_of
+from llava.utils.cli import add_conv_mode, at_least, positive, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return status_of(run, parse_arguments(argv))
+    return run_command(run, parse_arguments(argv))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Ask a model about pictures of which it sees only some patches, chosen for each question apart.
+"""Ask a model about images reduced to some of their patches, which are chosen anew for each question.
 
 Shapes: B prompts, T tokens of the longest, n patches of an image (of all its crops), C channels, H heads.
 """
@@ -8,80 +8,85 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb  # Mistral's and Qwen2's are the same
 
-from llava.analysis.in_memory import Workbench
+from llava.analysis.in_memory import InMemoryEval
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.inference.batch import even_batches, pad_left, pad_right
 from llava.model.anyres import VisionFeatures
-from llava.utils.cli import quiet
 from visionzip_patch.saliency import split_heads
 
 
-class Seen(NamedTuple):
-    """What the tower makes of an image, crop after crop, without CLS."""
+class ScoredImage(NamedTuple):
+    """The tokens that the tower makes of an image, and their scores; crop after crop, without CLS."""
 
     tokens: Tensor  # (n, C) before the projector
     saliency: Tensor  # (n,) the tower's score of each
 
 
 class Prompt(NamedTuple):
-    """A question as it is asked."""
+    """A question as token ids."""
 
-    row: int  # in the workbench's questions
+    row: int  # index into the questions of the evaluation
     image: str
     ids: list[int]  # with one IMAGE_TOKEN_INDEX
 
 
 class TextAttention(NamedTuple):
-    """How much the text behind an image looks at its patches, averaged over heads."""
+    """The attention that the text after an image pays to its patches, averaged over heads."""
 
     last: Tensor  # (n,) from the last token of the prompt
-    mean: Tensor  # (n,) from all tokens behind the image, on average
+    mean: Tensor  # (n,) the mean over all tokens after the image
 
 
 @dataclass(frozen=True)
-class Gallery:
-    """A workbench whose pictures the tower has seen; `open_gallery` makes it."""
+class MaskedEval:
+    """An evaluation with encoded pictures, of each of which only some patches are shown. Made by `prepare_masked`."""
 
-    bench: Workbench  # its pictures are gone
-    seen: dict[str, Seen]  # in the order that the pictures had
-    prompts: list[Prompt]
+    evaluation: InMemoryEval  # its pictures are gone
+    images: dict[str, ScoredImage]  # in the order that the pictures had
+    prompts: list[Prompt]  # in the order of the questions
 
     @torch.inference_mode()
     def accuracy(self, chosen: Sequence[Tensor], bar: tqdm) -> float:
-        """Answer each question from the patches chosen for it, the others as if they were not there; in %."""
-        bench, texts = self.bench, [""] * len(self.prompts)
-        options = bench.decoding.options(bench.model, bench.tokenizer)
+        """Answer each question from the patches chosen for it, as if there were no others; returns the accuracy in %.
+
+        Args:
+            chosen: for each prompt, positions in its image, (k,).
+            bar: is moved on by each question.
+        """
+        evaluation, texts = self.evaluation, [""] * len(self.prompts)
+        options = evaluation.decoding.options(evaluation.model, evaluation.tokenizer)
         for batch in self.batches():
             input_ids, mask = pad_left([prompt.ids for prompt in batch], options["pad_token_id"])
-            output = bench.model.generate(
-                input_ids.to(bench.model.device),
-                image_features=self.project([self.seen[p.image].tokens[chosen[p.row]] for p in batch]),
-                attention_mask=mask.to(bench.model.device),
+            output = evaluation.model.generate(
+                input_ids.to(evaluation.model.device),
+                image_features=self.project([self.images[p.image].tokens[chosen[p.row]] for p in batch]),
+                attention_mask=mask.to(evaluation.model.device),
                 fast="static",
                 use_cache=True,
                 **options,
             )
-            for prompt, text in zip(batch, bench.tokenizer.batch_decode(output, skip_special_tokens=True), strict=True):
-                texts[prompt.row] = bench.decoding.cut(text)
+            decoded = evaluation.tokenizer.batch_decode(output, skip_special_tokens=True)
+            for prompt, text in zip(batch, decoded, strict=True):
+                texts[prompt.row] = evaluation.decoding.cut(text)
             bar.update(len(batch))
-        rows = [
-            {"question_id": question.question_id, "prompt": question.text, "text": text}
-            for question, text in zip(bench.questions, texts, strict=True)
-        ]
-        with quiet():  # each setting would repeat the same remark on --limit
-            return bench.task.metric(bench.data, rows)[bench.task.headline]
+        return evaluation.score(zip(evaluation.questions, texts, strict=True))
 
     @torch.inference_mode()
     def text_attention(self, layer: int, bar: tqdm) -> list[TextAttention]:
-        """For each question, how much its text looks at its image in layer `layer`, from 1, of the language model."""
+        """Measure, for each question, the attention from its text to its image in one layer of the language model.
+
+        Args:
+            layer: which, from 1.
+            bar: is moved on by each question.
+        """
         found = {}
-        decoder = self.bench.model.get_model()
+        decoder = self.evaluation.model.get_model()
         for batch in self.batches():
-            features = self.project([self.seen[prompt.image].tokens for prompt in batch])
+            features = self.project([self.images[prompt.image].tokens for prompt in batch])
             splits = [prompt.ids.index(IMAGE_TOKEN_INDEX) for prompt in batch]
             rows = []
             for prompt, split, own in zip(batch, splits, features, strict=True):
@@ -90,51 +95,54 @@ class Gallery:
                 rows.append(torch.cat([text[:split], own.to(text), text[split:]]))
             images = [(split, split + len(own)) for split, own in zip(splits, features, strict=True)]
             for prompt, attention in zip(batch, attention_to_images(decoder, layer, rows, images), strict=True):
-                patches = len(self.seen[prompt.image].tokens)  # what follows them is the end of a row
+                patches = len(self.images[prompt.image].tokens)  # what follows them is the end of a row
                 found[prompt.row] = TextAttention(*(scores[:patches].cpu() for scores in attention))
             bar.update(len(batch))
         return [found[row] for row in range(len(self.prompts))]
 
     def batches(self) -> list[list[Prompt]]:
-        """Prompts of similar length together."""
-        return even_batches(sorted(self.prompts, key=lambda prompt: len(prompt.ids)), self.bench.batch_size)
+        """Divide the prompts into batches of similar length."""
+        return even_batches(sorted(self.prompts, key=lambda prompt: len(prompt.ids)), self.evaluation.batch_size)
 
     def project(self, tokens: Sequence[Tensor]) -> list[Tensor]:
-        """Patches of each image as the language model gets them: a list of (patches, C)."""
-        side = self.bench.model.get_vision_tower().num_patches_per_side
-        return self.bench.model.image_features([VisionFeatures(own[None], None, side) for own in tokens])
+        """Project the patches of each image, (k, tower channels), to what the language model gets: a list of (k, C)."""
+        side = self.evaluation.model.get_vision_tower().num_patches_per_side
+        return self.evaluation.model.image_features([VisionFeatures(own[None], None, side) for own in tokens])
 
 
-def open_gallery(bench: Workbench) -> Gallery:
-    """Send each picture through the tower once, for all settings. Takes the pictures out of `bench`: one form of them
-    fills the memory as it is.
+def prepare_masked(evaluation: InMemoryEval) -> MaskedEval:
+    """Encode each picture once, for all settings.
+
+    Takes the pictures out of `evaluation`: either their pixels or their tokens fit into memory, not both.
 
     Raises:
         ValueError: a question is not about one image.
     """
-    suffix, prompts = bench.task.prompt_suffix, []
-    for row, question in enumerate(bench.questions):
+    suffix, prompts = evaluation.task.prompt_suffix, []
+    for row, question in enumerate(evaluation.questions):
         if len(question.images) != 1:
             raise ValueError(f"Question {question.question_id} is about {len(question.images)} images; expected one.")
-        ids = bench.decoding.ids(question.text + suffix, bench.tokenizer, bench.model.config)
+        ids = evaluation.decoding.ids(question.text + suffix, evaluation.tokenizer, evaluation.model.config)
         prompts.append(Prompt(row, question.images[0], ids))
-    tower = bench.model.get_vision_tower()
-    names = tqdm(list(bench.pictures), desc="vision tower", unit="image", dynamic_ncols=True)
-    return Gallery(bench, {name: look(tower, bench.pictures.pop(name).pixels) for name in names}, prompts)
+    tower = evaluation.model.get_vision_tower()
+    names = tqdm(list(evaluation.pictures), desc="vision tower", unit="image", dynamic_ncols=True)
+    return MaskedEval(
+        evaluation, {name: encode_image(tower, evaluation.pictures.pop(name).pixels) for name in names}, prompts
+    )
 
 
 @torch.inference_mode()
-def look(tower, pixels: Tensor) -> Seen:
-    """What the tower makes of one image: (3, S, S) or (crops, 3, S, S)."""
+def encode_image(tower, pixels: Tensor) -> ScoredImage:
+    """Encode and score the patches of one image, (3, S, S) or (crops, 3, S, S)."""
     before, after = tower.hidden_states(pixels if pixels.ndim == 4 else pixels[None])
     saliency = tower.evidence(before, after).saliency
-    return Seen(after[:, int(tower.has_cls) :].flatten(0, 1).cpu(), saliency.flatten().cpu())
+    return ScoredImage(after[:, int(tower.has_cls) :].flatten(0, 1).cpu(), saliency.flatten().cpu())
 
 
 def attention_to_images(
-    decoder: nn.Module, layer: int, rows: Sequence[Tensor], images: Sequence[tuple[int, int]]
+    decoder, layer: int, rows: Sequence[Tensor], images: Sequence[tuple[int, int]]
 ) -> Iterator[TextAttention]:
-    """What the text behind an image pays to its tokens inside one layer of a Llama, Mistral or Qwen2.
+    """Compute the attention from the text after an image to its tokens inside one layer of a Llama, Mistral or Qwen2.
 
     Only the layers below are run, by SDPA, which is causal where no mask is given; the rows of the attention map that
     are needed are computed from the layer's weights.
@@ -143,9 +151,12 @@ def attention_to_images(
         decoder: the language model without its head.
         layer: which, from 1.
         rows: embeddings of each prompt, (tokens, C).
-        images: where the image begins in each, and where the text behind it.
+        images: in each, where the image begins, and where the text after it does.
+
+    Yields:
+        The attention of each prompt, (n,) each.
     """
-    hidden, lengths = pad_right(rows)  # (B, T, C): padding is behind the tokens, so none of them sees it
+    hidden, lengths = pad_right(rows)  # (B, T, C): padding follows the tokens, so none of them sees it
     positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
     rotary = decoder.rotary_emb(hidden, positions)
     *below, chosen = decoder.layers[:layer]
@@ -162,19 +173,19 @@ def attention_to_images(
 
 
 def causal_attention(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
-    """Weights of the last queries over all keys up to their own: (H, Q, K), (H, L, K) -> (H, Q, L), fp32."""
+    """Compute weights of the last Q queries over the keys up to their own: (H, Q, K), (H, L, K) -> (H, Q, L)."""
     scores = (queries.float() * scaling) @ keys.float().mT
     future = torch.ones(scores.shape[1:], dtype=torch.bool, device=scores.device)
     return scores.masked_fill(future.triu(1 + keys.shape[1] - queries.shape[1]), -torch.inf).softmax(-1)
 
 
 def choose(scores: Tensor, count: int, masked: Tensor | None = None) -> Tensor:
-    """Positions of the `count` highest of (n,) scores that are not masked, in order: (count,)."""
+    """Return the positions of the `count` highest of (n,) scores that are not masked, in order: (count,)."""
     if masked is not None:
         scores = scores.masked_fill(masked, -torch.inf)
     return scores.topk(count).indices.sort().values
 
 
 def top_mask(scores: Tensor, count: int) -> Tensor:
-    """True at the `count` highest: (n,) bool."""
+    """Mark the `count` highest of (n,) scores: (n,) bool."""
     return torch.zeros_like(scores, dtype=torch.bool).index_fill(0, scores.topk(count).indices, True)

@@ -1,4 +1,4 @@
-"""Accuracy by who chooses the patches, as tables and a figure: the work of `llava.analysis.misalignment`."""
+"""Measure and draw the accuracy by who chooses the patches: the work of `llava.analysis.misalignment`."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from llava.analysis.common import begin, write_csv, write_figure
 from llava.analysis.in_memory import prepare
-from llava.analysis.misalignment.measure import Gallery, choose, open_gallery, top_mask
+from llava.analysis.misalignment.measure import MaskedEval, choose, prepare_masked, top_mask
 from llava.analysis.sweep import SHARES
 from llava.eval.tasks import TASKS
 from llava.utils.tables import to_table
@@ -27,77 +27,88 @@ COLORS = {"tower": "tab:blue", "last": "tab:orange", "text": "tab:green", "rando
 
 
 class Row(NamedTuple):
-    """One line of the result. Percentages of `accuracy` are over questions, those behind it over chosen patches."""
+    """One line of misalignment.csv: accuracies in % of the questions, the last two in % of the chosen patches."""
 
     selector: str  # "all" for the picture as it is
-    masked: int  # patches of an image that nobody may choose; images of several crops: on average
+    masked: int  # patches of an image that may not be chosen; on average where images have several crops
     tokens: int  # per image, likewise
     accuracy: float
     lowest: float  # accuracy of the worst and the best seed
     highest: float
     as_tower: float  # that are also among as many of the tower's favourites
-    on_signs: float | None  # that lie on a sign, where the signs' places are known
+    on_signs: float | None  # that lie on an object, where the places of objects are known: signs in the embedded data
 
 
 def analyse(args: argparse.Namespace) -> int:
     """Measure every choice and write the results; returns the exit status."""
     job = begin("misalignment", args, {"misalignment": Row})
-    bench = prepare(args, job.checkpoint, TASKS["textvqa"])
-    depth = len(bench.model.get_model().layers)
+    evaluation = prepare(args, job.checkpoint, TASKS["textvqa"])
+    depth = len(evaluation.model.get_model().layers)
     if args.llm_layer > depth:
         raise ValueError(f"--llm-layer {args.llm_layer}: the language model has {depth} layers; choose 1 to {depth}.")
-    rows = list(measure(open_gallery(bench), args))
+    rows = list(measure(prepare_masked(evaluation), args))
     write_csv(job.out / "misalignment.csv", rows)
-    title = f"{job.name}: {len(bench.questions)} questions, attention of the language model in layer {args.llm_layer}"
+    title = (
+        f"{job.name}: {len(evaluation.questions)} questions, attention of the language model in layer {args.llm_layer}"
+    )
     write_figure(job.plt, draw(job.plt, rows, title), job.out / "misalignment.png")
     print(f"{title}\n\n{to_markdown(rows)}\n\nWritten: {job.out}/misalignment.{{csv,png}}")
     return 0
 
 
-def measure(gallery: Gallery, args: argparse.Namespace) -> Iterator[Row]:
-    """All tokens, then every budget, selector by selector, without mask and with it."""
-    saliency = [gallery.seen[prompt.image].saliency for prompt in gallery.prompts]
+def measure(masked_eval: MaskedEval, args: argparse.Namespace) -> Iterator[Row]:
+    """Measure with all tokens, then at every budget with every selector, without the mask and with it."""
+    saliency = [masked_eval.images[prompt.image].saliency for prompt in masked_eval.prompts]
     passes = 2 + 2 * len(SHARES) * (len(CHOOSERS) - 1 + args.seeds)  # one to look, one with all patches
     with tqdm(total=passes * len(saliency), unit="question", dynamic_ncols=True) as bar:
-        attention = gallery.text_attention(args.llm_layer, bar)
+        attention = masked_eval.text_attention(args.llm_layer, bar)
         scores = {
             "tower": [saliency],
             "last": [[one.last for one in attention]],
             "text": [[one.mean for one in attention]],
-            "random": [random_scores(gallery, seed) for seed in range(args.seeds)],
+            "random": [random_scores(masked_eval, seed) for seed in range(args.seeds)],
         }
         nothing = [torch.zeros_like(own, dtype=torch.bool) for own in saliency]
         masks = nothing, [top_mask(own, max(1, len(own) // args.mask_one_in)) for own in saliency]
-        yield measure_choice(gallery, "all", [saliency], nothing, 1, bar)
+        yield measure_choice(masked_eval, "all", [saliency], nothing, 1, bar)
         for share in SHARES:
             for masked in masks:
                 for selector, seeds in scores.items():
                     bar.set_description(f"{CHOOSERS[selector]}, 1/{share} of the patches")
-                    yield measure_choice(gallery, selector, seeds, masked, share, bar)
+                    yield measure_choice(masked_eval, selector, seeds, masked, share, bar)
 
 
 def measure_choice(
-    gallery: Gallery,
+    masked_eval: MaskedEval,
     selector: str,
     seeds: Sequence[Sequence[Tensor]],
     masked: Sequence[Tensor],
     share: int,
     bar: tqdm,
 ) -> Row:
-    """One part of the patches, averaged over seeds; scores and mask of each question's image, (n,)."""
-    accuracy, as_tower, on_signs = [], [], []
+    """Measure one selector at one budget, averaged over seeds.
+
+    Args:
+        masked_eval: what is asked.
+        selector: its name in the result.
+        seeds: for each seed, the scores of each question's image, (n,).
+        masked: for each question, the patches that may not be chosen, (n,) bool.
+        share: one patch in so many is chosen.
+        bar: is moved on by each question.
+    """
+    accuracy, as_tower, on_objects = [], [], []
     counts = [max(1, len(mask) // share) for mask in masked]
     for scores in seeds:
         chosen = [choose(*one) for one in zip(scores, counts, masked, strict=True)]
-        accuracy.append(gallery.accuracy(chosen, bar))
+        accuracy.append(masked_eval.accuracy(chosen, bar))
         favourites = [
-            top_mask(gallery.seen[prompt.image].saliency, count)
-            for prompt, count in zip(gallery.prompts, counts, strict=True)
+            top_mask(masked_eval.images[prompt.image].saliency, count)
+            for prompt, count in zip(masked_eval.prompts, counts, strict=True)
         ]
         as_tower.append(share_within(chosen, favourites))
-        if gallery.bench.on_sign is not None:
-            signs = dict(zip(gallery.seen, gallery.bench.on_sign, strict=True))
-            on_signs.append(share_within(chosen, [signs[prompt.image] for prompt in gallery.prompts]))
+        if masked_eval.evaluation.on_object is not None:
+            objects = dict(zip(masked_eval.images, masked_eval.evaluation.on_object, strict=True))
+            on_objects.append(share_within(chosen, [objects[prompt.image] for prompt in masked_eval.prompts]))
     return Row(
         selector,
         round(fmean(int(mask.sum()) for mask in masked)),
@@ -106,25 +117,25 @@ def measure_choice(
         min(accuracy),
         max(accuracy),
         fmean(as_tower),
-        fmean(on_signs) if on_signs else None,
+        fmean(on_objects) if on_objects else None,
     )
 
 
-def random_scores(gallery: Gallery, seed: int) -> list[Tensor]:
-    """For each question, those of its image."""
+def random_scores(masked_eval: MaskedEval, seed: int) -> list[Tensor]:
+    """Draw scores of each image at random; returns, for each question, those of its image, (n,)."""
     generator = torch.Generator().manual_seed(seed)
-    scores = {name: torch.rand(len(seen.tokens), generator=generator) for name, seen in gallery.seen.items()}
-    return [scores[prompt.image] for prompt in gallery.prompts]
+    scores = {name: torch.rand(len(seen.tokens), generator=generator) for name, seen in masked_eval.images.items()}
+    return [scores[prompt.image] for prompt in masked_eval.prompts]
 
 
 def share_within(chosen: Sequence[Tensor], places: Sequence[Tensor]) -> float:
-    """How many % of the chosen positions lie within; `places` are (n,) bool."""
+    """Return how many % of the chosen positions, (k,) each, are marked in `places`, (n,) bool each."""
     within = sum(int(own[positions].sum()) for own, positions in zip(places, chosen, strict=True))
     return 100 * within / sum(map(len, chosen))
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
-    """Accuracy by selector and number of tokens, in brackets how much of the choice is the tower's."""
+    """Write a table of accuracy by tokens and selector, in brackets the part of the choice that is also the tower's."""
     full, *others = rows
     lines = [["tokens", "masked", *CHOOSERS.values()]]
     for first in range(0, len(others), len(CHOOSERS)):
@@ -136,7 +147,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
 
 
 def draw(plt, rows: Sequence[Row], title: str):
-    """Accuracy without and with the mask, and how much of each choice is the tower's."""
+    """Draw accuracy without and with the mask, and the share of each choice that is also the tower's."""
     full, *others = rows
     free = [row for row in others if not row.masked]
     masked = [row for row in others if row.masked]

@@ -1,1 +1,1 @@
-"""How fast it is, side by side: `python -m llava.perf.bench`."""
+"""Time, memory and counted work, all tokens next to few: `python -m llava.perf.bench`."""

@@ -13,8 +13,8 @@ from datetime import date
 from functools import partial
 from pathlib import Path
 
-from llava.perf.sizes import SHAPES
-from llava.utils.cli import add_verbose, not_negative, positive, status_of, tell
+from llava.perf.sizes import SIZES
+from llava.utils.cli import add_verbose, not_negative, positive, print_once, run_command
 from llava.utils.files import make_folder, require_own, write_json, write_text
 
 PARTS = ("stages", "workload", "growth")
@@ -32,7 +32,7 @@ QUICK_PLAN = {"tiny": ("stages",), EMBEDDED: ("workload", "growth")}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return status_of(bench, parse_arguments(argv))
+    return run_command(bench, parse_arguments(argv))
 
 
 def bench(args: argparse.Namespace) -> int:
@@ -41,46 +41,52 @@ def bench(args: argparse.Namespace) -> int:
 
     from llava.perf.bench.growth import double_processes
     from llava.perf.measure import measure_device
-    from llava.perf.sizes import find_shape
     from llava.utils.environment import device_of, versions
     from llava.utils.processes import ALONE
 
-    if args.checkpoint and (args.shape or args.layers):
-        raise ValueError("A checkpoint has a shape: leave --shape and --layers out, or the checkpoint.")
-    if args.answer < 2:
-        raise ValueError(f"--answer {args.answer}: a decoding step lies between two tokens; ask for 2 or more.")
-    if args.checkpoint:
-        find_shape(args.checkpoint)  # before anything is measured
+    require_possible(args)
     device = torch.device(device_of(args.device, ALONE))
     is_gpu = device.type == "cuda"
     dtype = getattr(torch, args.dtype or ("bfloat16" if is_gpu else "float32"))
     out = make_folder(args.out)
     require_own([out / "bench.json", out / "bench.md"], COMMAND)
-    ceilings = measure_device(device, dtype)
+    peaks = measure_device(device, dtype)
     about = {
         "command": " ".join([COMMAND, *sys.argv[1:]]),
         "date": date.today().isoformat(),
         "on": device.type,
-        "device": ceilings._asdict(),
+        "device": peaks._asdict(),
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }
     results: dict[str, list] = {part: [] for part in PARTS}
     for name, parts in plan_of(args, is_gpu).items():
-        measure_model(args, name, parts, device, dtype, ceilings, results)
+        measure_model(args, name, parts, device, dtype, peaks, results)
         gc.collect()
-        write(out, about, ceilings, results)
+        write(out, about, peaks, results)
     if "growth" in args.parts and not is_gpu:
         results["growth"].append(double_processes())
-    text = write(out, about, ceilings, results)
+    text = write(out, about, peaks, results)
     print(text)
-    tell(f"\nWritten: {', '.join(str(path) for path in sorted(out.glob('bench*')))}")
+    print_once(f"\nWritten: {', '.join(str(path) for path in sorted(out.glob('bench*')))}")
     return 0
 
 
+def require_possible(args: argparse.Namespace) -> None:
+    """Raise ValueError for options that exclude each other, or a checkpoint that cannot be read, before measuring."""
+    from llava.perf.sizes import find_size
+
+    if args.checkpoint and (args.shape or args.layers):
+        raise ValueError("A checkpoint has a shape: leave --shape and --layers out, or the checkpoint.")
+    if args.answer < 2:
+        raise ValueError(f"--answer {args.answer}: a decoding step lies between two tokens; ask for 2 or more.")
+    if args.checkpoint:
+        find_size(args.checkpoint)
+
+
 def plan_of(args: argparse.Namespace, is_gpu: bool) -> dict[str, list[str]]:
-    """Models, and what is measured on each."""
+    """Choose the models, and what is measured on each."""
     named = [args.checkpoint] if args.checkpoint else args.shape
     usual = GPU_PLAN if is_gpu else QUICK_PLAN if args.quick else CPU_PLAN
     plan = dict.fromkeys(named, PARTS) if named else usual
@@ -88,60 +94,73 @@ def plan_of(args: argparse.Namespace, is_gpu: bool) -> dict[str, list[str]]:
     return {name: parts for name, parts in plan.items() if parts}
 
 
-def measure_model(args, name: str, parts: Sequence[str], device, dtype, ceilings, results: dict[str, list]) -> None:
+def measure_model(args, name: str, parts: Sequence[str], device, dtype, peaks, results: dict[str, list]) -> None:
     """Add what is measured on one model to `results`."""
     import torch
 
     from llava.inference.decoding import Decoding
     from llava.perf.bench.growth import measure_growth
-    from llava.perf.bench.stages import measure_batch, ways_of
-    from llava.perf.bench.workload import Endless, compare_runs, draw_images, pope_shaped, textvqa_shaped
+    from llava.perf.bench.workload import Endless
 
     setting, tokenizer = open_model(args, name, device, dtype)
-    budgets = args.budgets or setting.shape.budgets
-    is_gpu = device.type == "cuda"
+    is_gpu, is_random = device.type == "cuda", name in SIZES
+    budgets = args.budgets or setting.size.budgets
     fast = args.fast or ["graphs" if is_gpu else "static"]
     batches = args.batch_sizes or ([1] if args.quick else [1, 4, 16] if is_gpu else [1, 4])
     setting = setting._replace(patience=args.patience / len(batches))
+    kind = partial(Endless, "vicuna_v1") if is_random else Decoding
+    brief = kind(max_new_tokens=2 if is_random else 8).settled(setting.model.config, tokenizer)  # "Yes" and the end
     if "stages" in parts:
-        for batch in batches:
-            ways = ways_of(setting.shape, budgets, batch, fast)
-            results["stages"] += measure_batch(setting, ways, batch, ceilings)
-            for mode in fast:
-                setting.model.engine(mode).clear()
-    random = name in SHAPES
-    kind = partial(Endless, "vicuna_v1") if random else Decoding
-    brief = kind(max_new_tokens=2 if random else 8).settled(setting.model.config, tokenizer)  # "Yes" and the end
+        results["stages"] += measure_stages(setting, budgets, batches, fast, peaks)
     if "workload" in parts:
-        with tempfile.TemporaryDirectory() as folder:
-            images = draw_images(Path(folder), args.images)
-            loads = [pope_shaped(Path(folder), images, brief)]
-            loads += [textvqa_shaped(Path(folder), images, replace(brief, max_new_tokens=5) if random else brief)]
-            for load in loads:
-                results["workload"] += compare_runs(
-                    setting, tokenizer, load, budgets[0], fast[0], batch_size=16, sample=args.sample
-                )
+        long = replace(brief, max_new_tokens=5) if is_random else brief
+        results["workload"] += measure_workloads(args, setting, tokenizer, budgets[0], fast[0], brief, long)
     if "growth" in parts:
         results["growth"] += measure_growth(setting, tokenizer, budgets[0], fast[0], brief, max(2, args.images // 4))
     if is_gpu:
         torch.cuda.empty_cache()
 
 
+def measure_stages(setting, budgets, batches: Sequence[int], fast: Sequence[str], peaks) -> list:
+    """Measure single requests stage by stage, at each batch size."""
+    from llava.perf.bench.stages import measure_batch, variants_of
+
+    rows = []
+    for batch in batches:
+        rows += measure_batch(setting, variants_of(setting.size, budgets, batch, fast), batch, peaks)
+        for mode in fast:
+            setting.model.engine(mode).clear()
+    return rows
+
+
+def measure_workloads(args, setting, tokenizer, budget: tuple[int, int], fast: str, brief, long) -> list:
+    """Time whole runs of questions; `brief` and `long` say how those like POPE's and like TextVQA's are answered."""
+    from llava.perf.bench.workload import compare_runs, draw_images, pope_shaped, textvqa_shaped
+
+    runs = []
+    with tempfile.TemporaryDirectory() as folder:
+        images = draw_images(Path(folder), args.images)
+        workloads = (pope_shaped(Path(folder), images, brief), textvqa_shaped(Path(folder), images, long))
+        for workload in workloads:
+            runs += compare_runs(setting, tokenizer, workload, budget, fast, batch_size=16, sample=args.sample)
+    return runs
+
+
 def open_model(args: argparse.Namespace, name: str, device, dtype) -> tuple:
-    """The setting of a shape or checkpoint, and a tokenizer."""
+    """Build a model of random weights, or load a checkpoint; returns its setting and a tokenizer."""
     from llava.inference.embedded import EMBEDDED_CHECKPOINT, playground
     from llava.mm_utils import get_model_name_from_path
     from llava.model.builder import load_pretrained_model
     from llava.model.tokenizer import load_tokenizer
     from llava.perf.bench.stages import Setting
-    from llava.perf.sizes import Shape, build_model
+    from llava.perf.sizes import ModelSize, build_model
     from visionzip_patch import unzip
 
-    if name in SHAPES:
-        shape = SHAPES[name]
+    if name in SIZES:
+        size = SIZES[name]
         if args.layers:
-            shape = shape._replace(layers=args.layers)
-        model = build_model(shape, device, dtype)
+            size = size._replace(layers=args.layers)
+        model = build_model(size, device, dtype)
         tokenizer = load_tokenizer(str(playground() / EMBEDDED_CHECKPOINT))
         label = f"{name}, {args.layers} layers" if args.layers else name
         processor = model.get_vision_tower().image_processor
@@ -150,22 +169,25 @@ def open_model(args: argparse.Namespace, name: str, device, dtype) -> tuple:
         name = str(playground() / EMBEDDED_CHECKPOINT) if name == EMBEDDED else name
         tokenizer, model, processor, _ = load_pretrained_model(name, device=device, dtype=dtype)
         unzip(model)
-        shape = Shape.from_config(model.config, model.get_vision_tower())
+        size = ModelSize.from_config(model.config, model.get_vision_tower())
         label = get_model_name_from_path(name)
-    return Setting(label, model, processor, shape, device, dtype, args.text, args.answer, args.patience), tokenizer
+    return Setting(label, model, processor, size, device, dtype, args.text, args.answer, args.patience), tokenizer
 
 
-def write(out: Path, about: dict, ceilings, results: dict[str, list]) -> str:
+def write(out: Path, about: dict, peaks, results: dict[str, list]) -> str:
     """Write bench.json, bench.md and charts, as far as there is something; returns the text."""
     from llava.perf.bench import report
 
-    sections = [f"{report.ceilings(ceilings)} {about['dtype']}, {about['date']}: `{about['command']}`", report.LEGEND]
+    sections = [
+        f"{report.describe_peaks(peaks)} {about['dtype']}, {about['date']}: `{about['command']}`",
+        report.LEGEND,
+    ]
     for name in dict.fromkeys(row.shape for row in results["stages"]):
         rows = [row for row in results["stages"] if row.shape == name]
         sections += [f"## {name}: a request, ms", report.stages_table(rows)]
         sections += [f"## {name}: memory and counted work", report.work_table(rows)]
         sections += [f"## {name}: measured ÷ calculated", report.calculation_table(rows)]
-        report.draw(rows, f"{name}, {ceilings.name}", out / f"bench-{name.replace(', ', '-').replace(' ', '-')}.png")
+        report.draw(rows, f"{name}, {peaks.name}", out / f"bench-{name.replace(', ', '-').replace(' ', '-')}.png")
     for name in dict.fromkeys(run.shape for run in results["workload"]):
         runs = [run for run in results["workload"] if run.shape == name]
         sections += [f"## {name}: whole runs", report.workload_table(runs)]
@@ -181,13 +203,14 @@ def write(out: Path, about: dict, ceilings, results: dict[str, list]) -> str:
 
 
 def to_dict(value):
-    """A tree of NamedTuples as a tree of dicts."""
+    """Turn a tree of NamedTuples into a tree of dicts."""
     if hasattr(value, "_asdict"):
         value = value._asdict()
     return {key: to_dict(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def budget(text: str) -> tuple[int, int]:
+    """Read a budget such as 54+10 from the command line."""
     dominant, plus, contextual = text.partition("+")
     if not (plus and dominant.isdecimal() and contextual.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is no budget; write 54+10 for 54 dominant and 10 contextual tokens")
@@ -204,9 +227,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--shape",
         nargs="+",
-        choices=SHAPES,
+        choices=SIZES,
         metavar="NAME",
-        help=f"of {', '.join(SHAPES)} (default: tiny on a CPU, all others on a GPU)",
+        help=f"of {', '.join(SIZES)} (default: tiny on a CPU, all others on a GPU)",
     )
     add("--layers", type=positive, metavar="N", help="of the language model, to cut a shape for a slow machine")
     add("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all of them")
@@ -216,7 +239,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--budgets", nargs="+", type=budget, metavar="D+C", help="kept + merged tokens of a crop (default: the paper's)"
     )
     add("--fast", nargs="+", choices=("static", "graphs", "compile"), help="our ways (default: graphs; CPU: static)")
-    add("--text", type=positive, default=60, metavar="N", help="tokens of a prompt beside its image (default: 60)")
+    add("--text", type=positive, default=60, metavar="N", help="tokens of a prompt without its image (default: 60)")
     add("--answer", type=positive, default=16, metavar="N", help="tokens of an answer, at least 2 (default: 16)")
     add("--images", type=positive, default=32, metavar="N", help="of a whole run (default: 32)")
     add(

@@ -1,4 +1,4 @@
-"""What becomes of the cost when something doubles: tokens, batch, images, questions of an image, turns, processes."""
+"""Measure how cost grows when something doubles: tokens, batch, images, questions of an image, turns, processes."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from llava.inference.chat import ChatSession
 from llava.inference.decoding import Decoding
 from llava.inference.embedded import EMBEDDED_CHECKPOINT, playground
-from llava.perf.bench.stages import Request, Setting, Way, sample_image
+from llava.perf.bench.stages import Request, Setting, Variant, sample_image
 from llava.perf.bench.timing import compare, synchronize
 from llava.perf.bench.workload import draw_images, pope_shaped, together
 
@@ -27,11 +27,11 @@ PROCESSES = (1, 2)
 
 
 class Growth(NamedTuple):
-    """Cost at a size and at twice that."""
+    """The seconds that something takes, and twice as much of it."""
 
     model: str
     what: str
-    unit: str  # what the seconds are of
+    unit: str  # what is timed
     sizes: tuple[int, int]
     seconds: tuple[float, float]
 
@@ -43,40 +43,43 @@ class Growth(NamedTuple):
 def measure_growth(
     setting: Setting, tokenizer, budget: tuple[int, int], fast: str, decoding: Decoding, images: int
 ) -> list[Growth]:
-    """All doublings that one process can see. `images` is the smaller number of them."""
-    load = partial(double_load, setting, tokenizer, budget, fast, decoding)
+    """Measure all doublings that one process can see; `images` is the smaller number of images."""
+    grow = partial(double_workload, setting, tokenizer, budget, fast, decoding)
     doublings: list[Callable[[], Growth]] = [
         partial(double_tokens, setting, budget, fast),
         partial(double_batch, setting, budget, fast),
-        partial(load, what="images", sizes=[(images, 18), (2 * images, 18)]),
-        partial(load, what="questions", sizes=[(images, 9), (images, 18)]),
+        partial(grow, what="images", sizes=[(images, 18), (2 * images, 18)]),
+        partial(grow, what="questions", sizes=[(images, 9), (images, 18)]),
         partial(double_turns, setting, tokenizer, budget, fast, decoding),
     ]
     return [double() for double in tqdm(doublings, desc="growth", unit="doubling", dynamic_ncols=True)]
 
 
-def pair(setting: Setting, functions: list[Callable]) -> tuple[float, float]:
-    preparations = {str(i): (lambda function=function: function) for i, function in enumerate(functions)}
-    once, twice = compare(preparations, setting.device, setting.patience).values()
-    return once.seconds, twice.seconds
+def time_both(setting: Setting, once: Callable, twice: Callable) -> tuple[float, float]:
+    """Time two functions in turns; returns the median seconds of each. Raises ValueError if memory runs out."""
+    found = compare({"once": lambda: once, "twice": lambda: twice}, setting.device, setting.patience)
+    if (first := found["once"]) is None or (second := found["twice"]) is None:
+        raise ValueError(f"{setting.name}: out of memory at twice the size. Leave growth out of --parts.")
+    return first.seconds, second.seconds
 
 
 def double_tokens(setting: Setting, budget: tuple[int, int], fast: str) -> Growth:
-    image = [sample_image(setting.shape)]
-    requests = [Request(setting, Way("", (k * budget[0], k * budget[1]), fast), image, None) for k in (1, 2)]
-    tokens = tuple(request.image_tokens for request in requests)
-    seconds = pair(setting, [partial(r.generate, 1) for r in requests])
-    return Growth(setting.name, "tokens of an image", "first token", tokens, seconds)
+    """Double the tokens of an image."""
+    image = [sample_image(setting.size)]
+    once, twice = (Request(setting, Variant("", (k * budget[0], k * budget[1]), fast), image, None) for k in (1, 2))
+    seconds = time_both(setting, partial(once.generate, 1), partial(twice.generate, 1))
+    return Growth(setting.name, "tokens of an image", "first token", (once.image_tokens, twice.image_tokens), seconds)
 
 
 def double_batch(setting: Setting, budget: tuple[int, int], fast: str, batch: int = 4) -> Growth:
-    sizes = (batch, 2 * batch)
-    requests = [Request(setting, Way("", budget, fast), [sample_image(setting.shape)] * n, None) for n in sizes]
-    seconds = pair(setting, [partial(r.generate, setting.new) for r in requests])
+    """Double the requests in a batch, from `batch` on."""
+    sizes, image = (batch, 2 * batch), sample_image(setting.size)
+    once, twice = (Request(setting, Variant("", budget, fast), [image] * n, None) for n in sizes)
+    seconds = time_both(setting, partial(once.generate, setting.new), partial(twice.generate, setting.new))
     return Growth(setting.name, "requests in a batch", "batch", sizes, seconds)
 
 
-def double_load(
+def double_workload(
     setting: Setting,
     tokenizer,
     budget: tuple[int, int],
@@ -86,18 +89,25 @@ def double_load(
     what: str,
     sizes: list[tuple[int, int]],
 ) -> Growth:
-    """A POPE-shaped run of (images, questions about each)."""
-    with tempfile.TemporaryDirectory() as folder, Way("", budget, fast).on(setting.model):
+    """Double a POPE-shaped run.
+
+    Args:
+        what: grows: "images", or "questions" about each.
+        sizes: images, and questions about each, at first and doubled.
+    """
+    with tempfile.TemporaryDirectory() as folder, Variant("", budget, fast).on(setting.model):
         names = draw_images(Path(folder), max(images for images, _ in sizes))
-        loads = [pope_shaped(Path(folder), names[:images], decoding, each) for images, each in sizes]
-        seconds = pair(setting, [partial(together, setting, tokenizer, load, 16, fast) for load in loads])
-    counts = tuple(images if what == "images" else each for images, each in sizes)
-    return Growth(setting.name, "images" if what == "images" else "questions about an image", "run", counts, seconds)
+        workloads = (pope_shaped(Path(folder), names[:images], decoding, each) for images, each in sizes)
+        once, twice = (partial(together, setting, tokenizer, workload, 16, fast) for workload in workloads)
+        seconds = time_both(setting, once, twice)
+    first, doubled = (images if what == "images" else each for images, each in sizes)
+    name = "images" if what == "images" else "questions about an image"
+    return Growth(setting.name, name, "run", (first, doubled), seconds)
 
 
 def double_turns(setting: Setting, tokenizer, budget: tuple[int, int], fast: str, decoding: Decoding) -> Growth:
-    """The time of a turn late in a conversation against one early in it."""
-    with Way("", budget, fast).on(setting.model):
+    """Compare a turn late in a conversation with one early in it."""
+    with Variant("", budget, fast).on(setting.model):
         conversations = [list(turn_seconds(setting, tokenizer, fast, decoding)) for _ in range(4)][1:]
     turns = [median(each) for each in zip(*conversations, strict=True)]
     early, late = turns[TURNS // 2 - 5 : TURNS // 2], turns[TURNS - 5 :]
@@ -105,9 +115,9 @@ def double_turns(setting: Setting, tokenizer, budget: tuple[int, int], fast: str
 
 
 def turn_seconds(setting: Setting, tokenizer, fast: str, decoding: Decoding) -> Iterator[float]:
-    """Each turn of a conversation that begins with an image; every turn puts as many new tokens in."""
+    """Yield the seconds of each turn of a conversation that begins with an image; each has as many new tokens."""
     setting.model.fast = fast
-    image: list[Image.Image] = [sample_image(setting.shape)]
+    image: list[Image.Image] = [sample_image(setting.size)]
     session = ChatSession(setting.model, tokenizer, setting.image_processor, decoding)
     try:
         for _ in range(TURNS):
@@ -124,8 +134,8 @@ def turn_seconds(setting: Setting, tokenizer, fast: str, decoding: Decoding) -> 
 
 
 def double_processes() -> Growth:
-    """The embedded benchmark in one process and in two, as its own result files say; each loads the model itself."""
-    seconds = []
+    """Run the embedded benchmark in one process and in two, which load the model each; its result file has the time."""
+    seconds: list[float] = []
     for count in PROCESSES:
         with tempfile.TemporaryDirectory() as folder:
             launch = ["-m", "llava.utils.launch", "--nproc_per_node", str(count)]
@@ -141,4 +151,4 @@ def double_processes() -> Growth:
             )
             (result,) = Path(folder).glob("*.result.json")
             seconds.append(json.loads(result.read_text())["timing"]["seconds"])
-    return Growth("llava-signs", "processes", "run of the embedded benchmark", PROCESSES, tuple(seconds))
+    return Growth("llava-signs", "processes", "run of the embedded benchmark", PROCESSES, (seconds[0], seconds[1]))

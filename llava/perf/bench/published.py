@@ -1,11 +1,12 @@
-"""The vision tower as VisionZip's published code runs it, to compare with: same tokens, other cost.
+"""Run the vision tower as VisionZip's published code does, to compare with: same tokens, other cost.
 
-Eager attention in every layer, all their maps kept; every layer is run, those behind the scored one too; boolean masks,
-whose results have shapes that the host has to wait for.
+Attention is eager in every layer, and all maps are kept; every layer is run, also those after the scored one; boolean
+masks give results whose shapes the host has to wait for.
 """
 
 import copy
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,22 +27,23 @@ class PublishedTower:
     """
 
     def __init__(self, tower: VisionTower, dominant: int, contextual: int):
-        self.encoder = copy.deepcopy(tower.vision_tower)
+        self.encoder: Any = copy.deepcopy(tower.vision_tower)
         self.encoder.set_attn_implementation("eager")
-        self.layer: nn.Module = self.encoder.encoder.layers[tower.depth - 1]
+        self.layer = self.encoder.encoder.layers[tower.depth - 1]
         self.index, self.dominant, self.contextual = tower.depth - 1, dominant, contextual
         self.layer.self_attn.k_proj.register_forward_hook(self.remember)
 
     def remember(self, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        """Keep the keys of the scored layer, averaged over heads: a forward hook."""
         self.keys = split_heads(output, self.layer.self_attn.head_dim).mean(1)  # (B, L, K)
 
     def states(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Hidden states (B, L, C) and attention (B, H, L, L) of the scored layer, and its keys (B, L, K)."""
+        """Compute hidden states (B, L, C) and attention (B, H, L, L) of the scored layer, and its keys (B, L, K)."""
         output = self.encoder(pixels, output_hidden_states=True, output_attentions=True)
         return output.hidden_states[self.index + 1], output.attentions[self.index], self.keys
 
     def reduce(self, hidden: Tensor, attention: Tensor, keys: Tensor) -> VisionFeatures:
-        """What `states` returned -> B crops of dominant + contextual tokens."""
+        """Reduce what `states` returned to dominant + contextual tokens of each of B crops."""
         batch, length, channels = hidden.shape
         top = attention[:, :, 0, 1:].sum(1).topk(self.dominant - 1, dim=1).indices + 1
         kept = torch.cat([torch.zeros_like(top[:, :1]), top], dim=1)
@@ -60,5 +62,5 @@ class PublishedTower:
         return VisionFeatures(torch.cat([dominant, contextual], dim=1), position, math.isqrt(length - 1))
 
     def __call__(self, pixels: Tensor) -> VisionFeatures:
-        """Pixels of crops, (B, 3, S, S), -> their tokens."""
+        """Encode the pixels of B crops, (B, 3, S, S), to their tokens."""
         return self.reduce(*self.states(pixels))

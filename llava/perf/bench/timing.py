@@ -1,4 +1,4 @@
-"""Time and memory of functions that are compared: in one process, in turns, so a machine's moods meet all of them."""
+"""Measure time and memory of functions: in one process and in turns, so that a machine's load affects all alike."""
 
 import ctypes
 import gc
@@ -14,24 +14,27 @@ ROUNDS = (3, 25)  # at least, at most
 
 
 class Timing(NamedTuple):
-    """What several calls of a function took."""
+    """What several calls of a function took, in seconds and bytes."""
 
     seconds: float  # median
     fastest: float
     slowest: float
     calls: int
-    peak: int | None  # bytes in use at the most, beyond what was before; None if the system does not say
+    peak: int | None  # the most bytes in use, less those before the call; None if the system does not tell
 
 
 def compare(
     preparations: Mapping[str, Callable[[], Callable]], device: torch.device, patience: float
 ) -> dict[str, Timing | None]:
-    """Time functions in turns, after a first call of each; None for one that runs out of memory.
+    """Time functions in turns, after a first call of each.
 
     Args:
         preparations: by name, what makes the function that is timed.
         device: what is waited for, and whose memory counts.
-        patience: seconds that all of this may take, if at least ROUNDS[0] rounds are done.
+        patience: seconds after which no further round begins, once ROUNDS[0] are done.
+
+    Returns:
+        By name, what the function took; None if it ran out of memory.
     """
     functions: dict[str, Callable] = {}
     seconds: dict[str, list[float]] = {}
@@ -62,6 +65,7 @@ def compare(
 
 
 def seconds_of(function: Callable, device: torch.device) -> float:
+    """Time one call, and wait for the device to finish it."""
     synchronize(device)
     start = time.perf_counter()
     function()
@@ -75,7 +79,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def peak_of(function: Callable, device: torch.device) -> int | None:
-    """Bytes that a call takes at the most: by tensors on a GPU, by the process on a CPU, as Linux counts them."""
+    """Return the most bytes that a call takes: of tensors on a GPU, of the process on a CPU, as Linux counts them."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -85,7 +89,7 @@ def peak_of(function: Callable, device: torch.device) -> int | None:
         return torch.cuda.max_memory_allocated(device) - before
     gc.collect()
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # else what was freed before is taken again, and nothing shows
+        ctypes.CDLL(None).malloc_trim(0)  # else memory that was freed before is used again, and the peak stays
         Path("/proc/self/clear_refs").write_text("5")  # "the peak begins here"
         before = resident("VmRSS")
     except (OSError, AttributeError):  # not Linux, or another C library
@@ -95,6 +99,6 @@ def peak_of(function: Callable, device: torch.device) -> int | None:
 
 
 def resident(field: str) -> int:
-    """A memory field of /proc/self/status, in bytes."""
+    """Read a memory field of /proc/self/status, in bytes."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024

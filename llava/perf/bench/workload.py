@@ -1,4 +1,4 @@
-"""Whole runs of questions: upstream's way, one after the other, against ours.
+"""Time whole runs of questions: upstream's loop, a question at a time, against ours.
 
 Upstream's way is that of `model_vqa_loader` in LLaVA 1.2: a question at a time, for which the image is decoded and
 prepared again, ahead of the model by up to four workers, and encoded again; then transformers' loop. Ours is
@@ -7,7 +7,7 @@ prepared again, ahead of the model by up to four workers, and encoded again; the
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -22,12 +22,12 @@ from llava.inference.decoding import Decoding
 from llava.inference.preprocess import free_workers, read_pictures
 from llava.inference.prompts import SHORT
 from llava.model.graphs import OFF
-from llava.perf.bench.stages import Setting, Way
+from llava.perf.bench.stages import Setting, Variant
 from llava.perf.bench.timing import synchronize
 
 
-class Load(NamedTuple):
-    """Questions, each about one image in a folder."""
+class Workload(NamedTuple):
+    """Questions to be answered, each about one image in a folder."""
 
     name: str
     folder: Path
@@ -40,18 +40,18 @@ class Load(NamedTuple):
 
 
 class Endless(Decoding):
-    """Answers of `max_new_tokens` tokens, all of them: random weights would end them anywhere."""
+    """Decoding whose answers all have `max_new_tokens` tokens: random weights would end them anywhere."""
 
     def ends(self, model, tokenizer) -> None:
         return None
 
 
-class Run(NamedTuple):
-    """What a run of a load took."""
+class WorkloadRun(NamedTuple):
+    """What a run of a workload took; the fields are those of bench.json."""
 
-    load: str
-    shape: str
-    way: str
+    load: str  # name of the workload
+    shape: str  # name of the model
+    way: str  # name of the variant, and whose loop
     images: int
     questions: int
     timed: int  # questions that were timed; if fewer, `seconds` are those of all by proportion
@@ -59,8 +59,8 @@ class Run(NamedTuple):
     same: float | None  # % of the answers that equal those of upstream's way with the same tokens
 
 
-class Answers:
-    """In place of an `AnswerFile`: keeps answers in memory, by row."""
+class AnswersInMemory:
+    """A stand-in for an `AnswerFile` that keeps answers in memory, by row."""
 
     def __init__(self):
         self.texts: dict[int, str] = {}
@@ -72,34 +72,36 @@ class Answers:
         raise ValueError(reason)
 
 
-def pope_shaped(folder: Path, images: Sequence[str], decoding: Decoding, each: int = 18) -> Load:
-    """Many yes/no questions about few images; as in POPE, three lists that each hold a part of every image's."""
+def pope_shaped(folder: Path, images: Sequence[str], decoding: Decoding, each: int = 18) -> Workload:
+    """Make many yes/no questions about few images, `each` per image; those of an image lie far apart, as in POPE."""
     asked = [(image, f"Is there a {thing} in the image?{SHORT}") for thing in things(each) for image in images]
-    return Load("POPE-shaped", folder, to_questions(asked), decoding)
+    return Workload("POPE-shaped", folder, to_questions(asked), decoding)
 
 
-def textvqa_shaped(folder: Path, images: Sequence[str], decoding: Decoding) -> Load:
-    """One or two questions about each image, with OCR tokens, so of very different length."""
+def textvqa_shaped(folder: Path, images: Sequence[str], decoding: Decoding) -> Workload:
+    """Make one or two questions about each image, with OCR tokens, so of very different lengths."""
     draw = random.Random(0)
     asked = []
     for i, image in enumerate(images):
         for _ in range(1 + i % 2):
             words = ", ".join(draw.choice(things(18)) for _ in range(draw.randrange(1, 30)))
             asked.append((image, f"what does the sign say?\nReference OCR token: {words}{SHORT}"))
-    return Load("TextVQA-shaped", folder, to_questions(asked), decoding)
+    return Workload("TextVQA-shaped", folder, to_questions(asked), decoding)
 
 
 def things(count: int) -> list[str]:
+    """List words to ask about."""
     names = ("sign", "dog", "car", "bench", "person", "bottle", "chair", "table", "bus", "clock", "tree", "cup")
     return [names[i % len(names)] for i in range(count)]
 
 
 def to_questions(asked: Sequence[tuple[str, str]]) -> list[Question]:
+    """Number (image, text) pairs as questions."""
     return [Question(row, row, (image,), text, row + 1) for row, (image, text) in enumerate(asked)]
 
 
 def draw_images(folder: Path, count: int) -> list[str]:
-    """Write JPEGs of a photograph's size and of as much detail; returns their names."""
+    """Write JPEGs of a photograph's size and detail; returns their names."""
     names = []
     for i in range(count):
         noise = torch.rand(3, 48, 64, generator=torch.Generator().manual_seed(i)).mul(255).byte()
@@ -110,49 +112,59 @@ def draw_images(folder: Path, count: int) -> list[str]:
 
 
 def compare_runs(
-    setting: Setting, tokenizer, load: Load, budget: tuple[int, int], fast: str, batch_size: int, sample: int
-) -> list[Run]:
-    """Upstream's way and ours, with all tokens and zipped.
+    setting: Setting, tokenizer, workload: Workload, budget: tuple[int, int], fast: str, batch_size: int, sample: int
+) -> list[WorkloadRun]:
+    """Time upstream's loop and ours, with all tokens and zipped.
 
     Args:
-        sample: questions that upstream's way is timed on, spread over the load; its time is taken to grow with their
-            number, as nothing of a question is kept for the next.
+        setting, tokenizer: the model.
+        workload: the questions.
+        budget: dominant and contextual tokens of a crop.
+        fast: how our loop decodes, as in `generate`.
+        batch_size: questions at a time in our loop.
+        sample: questions that upstream's loop is timed on, evenly spread. Its time is scaled up to all of them, as it
+            keeps nothing of a question for the next.
     """
-    loop = load.questions[:: max(1, len(load.questions) // sample)][:sample]
+    loop = workload.questions[:: max(1, len(workload.questions) // sample)][:sample]
     runs = []
     for zipped in (None, budget):
-        way = Way("all tokens" if zipped is None else f"{zipped[0]}+{zipped[1]}", zipped, fast)
-        counts = (load.images, len(load.questions))
-        with way.on(setting.model):
-            for _ in range(2):  # the first warms up
-                seconds, texts = timed(setting, partial(one_by_one, setting, tokenizer, load, loop))
-            seconds *= len(load.questions) / len(loop)
-            runs.append(Run(load.name, setting.name, f"{way.name}, upstream's way", *counts, len(loop), seconds, None))
-            for _ in range(2):
-                seconds, ours = timed(setting, partial(together, setting, tokenizer, load, batch_size, fast))
-            same = 100 * sum(ours[key] == text for key, text in texts.items()) / len(texts)
-            runs.append(Run(load.name, setting.name, f"{way.name}, ours", *counts, counts[1], seconds, same))
+        variant = Variant("all tokens" if zipped is None else f"{zipped[0]}+{zipped[1]}", zipped, fast)
+        counts = (workload.images, len(workload.questions))
+        with variant.on(setting.model):
+            upstream = partial(one_by_one, setting, tokenizer, workload, loop)
+            seconds, theirs = timed(setting, upstream)
+            seconds *= len(workload.questions) / len(loop)
+            name = f"{variant.name}, upstream's way"
+            runs.append(WorkloadRun(workload.name, setting.name, name, *counts, len(loop), seconds, None))
+            seconds, ours = timed(setting, partial(together, setting, tokenizer, workload, batch_size, fast))
+            same = 100 * sum(ours[row] == text for row, text in theirs.items()) / len(theirs)
+            name = f"{variant.name}, ours"
+            runs.append(WorkloadRun(workload.name, setting.name, name, *counts, counts[1], seconds, same))
     return runs
 
 
-def timed(setting: Setting, function) -> tuple[float, dict[int, str]]:
+def timed(setting: Setting, answer: Callable[[], dict[int, str]]) -> tuple[float, dict[int, str]]:
+    """Call a function twice, the first time to warm up; returns the seconds of the second call, and its answers."""
+    answer()
     synchronize(setting.device)
     start = time.perf_counter()
-    texts = function()
+    texts = answer()
     synchronize(setting.device)
     return time.perf_counter() - start, texts
 
 
 @torch.inference_mode()
-def one_by_one(setting: Setting, tokenizer, load: Load, questions: Sequence[Question]) -> dict[int, str]:
-    """Answers by row."""
+def one_by_one(setting: Setting, tokenizer, workload: Workload, questions: Sequence[Question]) -> dict[int, str]:
+    """Answer as upstream's loop does; returns answers by row."""
     model, texts = setting.model, {}
-    workers = min(4, free_workers(setting.device, len(load.questions)))
+    workers = min(4, free_workers(setting.device, len(workload.questions)))
     names = [name for question in questions for name in question.images]
-    pictures = read_pictures(names, load.folder, setting.image_processor, model.config, workers, batch_size=8)
-    shown = tqdm(questions, desc=f"{load.name}, upstream's way", unit="question", leave=False)
+    pictures = read_pictures(names, workload.folder, setting.image_processor, model.config, workers, batch_size=8)
+    shown = tqdm(questions, desc=f"{workload.name}, upstream's way", unit="question", leave=False)
     for question, picture in zip(shown, pictures, strict=True):
-        ids = torch.tensor([load.decoding.ids(question.text, tokenizer, model.config)], device=setting.device)
+        if isinstance(picture, str):
+            raise ValueError(picture)
+        ids = torch.tensor([workload.decoding.ids(question.text, tokenizer, model.config)], device=setting.device)
         output = model.generate(
             ids,
             images=picture.pixels[None].to(setting.device, setting.dtype),
@@ -160,25 +172,25 @@ def one_by_one(setting: Setting, tokenizer, load: Load, questions: Sequence[Ques
             attention_mask=torch.ones_like(ids),
             use_cache=True,
             fast=OFF,
-            **load.decoding.options(model, tokenizer),
+            **workload.decoding.options(model, tokenizer),
         )
-        texts[question.row] = load.decoding.cut(tokenizer.decode(output[0], skip_special_tokens=True))
+        texts[question.row] = workload.decoding.cut(tokenizer.decode(output[0], skip_special_tokens=True))
     return texts
 
 
-def together(setting: Setting, tokenizer, load: Load, batch_size: int, fast: str) -> dict[int, str]:
-    """Answers by row."""
-    answers = Answers()
+def together(setting: Setting, tokenizer, workload: Workload, batch_size: int, fast: str) -> dict[int, str]:
+    """Answer with our loop; returns answers by row."""
+    answers = AnswersInMemory()
     setting.model.fast = fast
     try:
         answer_questions(
             setting.model,
             tokenizer,
             setting.image_processor,
-            load.questions,
-            load.folder,
+            workload.questions,
+            workload.folder,
             answers,
-            decoding=load.decoding,
+            decoding=workload.decoding,
             batch_size=batch_size,
             progress=None,
         )

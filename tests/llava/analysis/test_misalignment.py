@@ -12,7 +12,7 @@ from tqdm import tqdm
 from llava.analysis.in_memory import prepare
 from llava.analysis.misalignment import __main__ as misalignment
 from llava.analysis.misalignment import report
-from llava.analysis.misalignment.measure import attention_to_images, choose, open_gallery, top_mask
+from llava.analysis.misalignment.measure import attention_to_images, choose, prepare_masked, top_mask
 from llava.eval.tasks import TASKS
 from llava.inference.embedded import playground
 
@@ -48,45 +48,45 @@ def arguments(*more: str):
 
 
 @pytest.fixture(scope="module")
-def bench():
+def evaluation():
     return prepare(arguments(), str(playground() / "checkpoints/llava-signs"), TASKS["textvqa"])
 
 
 @pytest.fixture(scope="module")
-def gallery(bench):
-    return open_gallery(replace(bench, pictures=bench.pictures.copy()))
+def masked_eval(evaluation):
+    return prepare_masked(replace(evaluation, pictures=evaluation.pictures.copy()))
 
 
-def test_pixels_are_not_kept(bench, gallery):
-    assert gallery.bench.pictures == {}
-    assert list(gallery.seen) == list(bench.pictures)
+def test_pixels_are_not_kept(evaluation, masked_eval):
+    assert masked_eval.evaluation.pictures == {}
+    assert list(masked_eval.images) == list(evaluation.pictures)
 
 
-def test_with_all_patches_it_is_the_evaluation(bench, gallery):
+def test_with_all_patches_it_is_the_evaluation(evaluation, masked_eval):
     everything = [torch.arange(64)] * 12
-    assert gallery.accuracy(everything, SILENT) == pytest.approx(bench.answer()[1])
+    assert masked_eval.accuracy(everything, SILENT) == pytest.approx(evaluation.answer()[1])
 
 
-def test_a_question_sees_its_own_choice(bench, gallery, monkeypatch):
+def test_a_question_sees_its_own_choice(evaluation, masked_eval, monkeypatch):
     shown = []
-    generate = gallery.bench.model.generate
+    generate = masked_eval.evaluation.model.generate
     monkeypatch.setattr(
-        gallery.bench.model, "generate", lambda *a, **k: shown.extend(k["image_features"]) or generate(*a, **k)
+        masked_eval.evaluation.model, "generate", lambda *a, **k: shown.extend(k["image_features"]) or generate(*a, **k)
     )
     chosen = [torch.tensor([row, row + 20]) for row in range(12)]
-    gallery.accuracy(chosen, SILENT)
-    order = [prompt for batch in gallery.batches() for prompt in batch]
+    masked_eval.accuracy(chosen, SILENT)
+    order = [prompt for batch in masked_eval.batches() for prompt in batch]
     assert sorted(prompt.row for prompt in order) == list(range(12))
-    pictures = [bench.pictures[prompt.image].pixels for prompt in order]
-    whole = bench.model.encode_images(torch.stack(pictures))
+    pictures = [evaluation.pictures[prompt.image].pixels for prompt in order]
+    whole = evaluation.model.encode_images(torch.stack(pictures))
     for prompt, tokens, features in zip(order, shown, whole, strict=True):
         torch.testing.assert_close(tokens, features[chosen[prompt.row]])
 
 
-def test_text_attention_belongs_to_its_question(gallery):
-    found = gallery.text_attention(2, SILENT)
-    model, prompt = gallery.bench.model, gallery.prompts[7]
-    (features,) = gallery.project([gallery.seen[prompt.image].tokens])
+def test_text_attention_belongs_to_its_question(masked_eval):
+    found = masked_eval.text_attention(2, SILENT)
+    model, prompt = masked_eval.evaluation.model, masked_eval.prompts[7]
+    (features,) = masked_eval.project([masked_eval.images[prompt.image].tokens])
     at = prompt.ids.index(-200)
     embed = model.get_model().embed_tokens
     row = torch.cat([embed(torch.tensor(prompt.ids[:at])), features, embed(torch.tensor(prompt.ids[at + 1 :]))])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from llava.analysis import sweep
-from llava.analysis.in_memory import sign_patches
+from llava.analysis.in_memory import object_patches
 from llava.eval import run
 from llava.inference.preprocess import Picture
 
@@ -83,12 +83,12 @@ def test_signs_on_another_grid_are_left_out(tiny_tower):
     tower = tiny_tower()
     picture = Picture(torch.zeros(3, 56, 56), (56, 56))
     scene = {"width": 56, "height": 56, "patch": 14, "on_sign": [0, 5]}
-    (on_sign,) = sign_patches({"a": scene}, {"a.png": picture}, tower)
-    assert on_sign.nonzero().flatten().tolist() == [0, 5]
-    assert len(on_sign) == 16
-    assert sign_patches({"a": {**scene, "width": 112}}, {"a.png": picture}, tower) is None
+    (on_object,) = object_patches({"a": scene}, {"a.png": picture}, tower)
+    assert on_object.nonzero().flatten().tolist() == [0, 5]
+    assert len(on_object) == 16
+    assert object_patches({"a": {**scene, "width": 112}}, {"a.png": picture}, tower) is None
     crops = Picture(torch.zeros(2, 3, 56, 56), (56, 112))
-    assert sign_patches({"a": scene}, {"a.png": crops}, tower) is None
+    assert object_patches({"a": scene}, {"a.png": crops}, tower) is None
 
 
 def test_the_documented_results_are_not_where_results_go_by_default(monkeypatch, tmp_path):

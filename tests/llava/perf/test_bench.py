@@ -12,11 +12,11 @@ from llava.perf.bench import growth, report, stages, workload
 from llava.perf.bench.published import PublishedTower
 from llava.perf.bench.timing import Timing, compare, peak_of
 from llava.perf.devices import Device
-from llava.perf.sizes import SHAPES, Shape, build_model
+from llava.perf.sizes import SIZES, ModelSize, build_model
 from visionzip_patch import zipped
 
 CPU = torch.device("cpu")
-MICRO = Shape(
+MICRO = ModelSize(
     **{"hidden": 32, "intermediate": 64, "layers": 2, "heads": 2, "kv_heads": 2, "vocab": 1024},
     **{"tower_hidden": 16, "tower_intermediate": 32, "tower_layers": 3, "tower_heads": 2, "patch_size": 42},
     crops=5,
@@ -34,7 +34,7 @@ def quick_collections():
 @pytest.fixture
 def micro(monkeypatch):
     """A shape that the command line knows as tiny."""
-    monkeypatch.setitem(SHAPES, "tiny", MICRO)
+    monkeypatch.setitem(SIZES, "tiny", MICRO)
 
 
 @pytest.fixture(scope="module")
@@ -109,12 +109,12 @@ def test_peak_memory_of_a_call_is_seen():
 
 
 def test_stages_count_tokens_and_times(setting):
-    ways = stages.ways_of(MICRO, [(6, 1), (12, 2)], 1, ["static"])
-    assert [way.name for way in ways] == [
+    variants = stages.variants_of(MICRO, [(6, 1), (12, 2)], 1, ["static"])
+    assert [variant.name for variant in variants] == [
         *("all tokens", "all tokens, static", "6+1, published", "6+1", "6+1, static", "12+2, static"),
     ]
     device = Device("made up", 1e10, 1e10, 1e10, 1e10, 1e-5)
-    rows = stages.measure_batch(setting, ways, 2, device)
+    rows = stages.measure_batch(setting, variants, 2, device)
     # 5 crops of 64 patches; a 2 x 2 grid of 8 x 8 patches has 16 rows, each with its newline
     assert [row.tokens for row in rows] == [64 + 16 * 17, 64 + 16 * 17, 35, 35, 35, 70]
     for row in rows:
@@ -133,14 +133,14 @@ def test_stages_count_tokens_and_times(setting):
 
 
 def test_all_ways_give_the_same_answer(setting):
-    ways = stages.ways_of(MICRO, [(6, 1)], 1, ["static", "graphs"])
+    variants = stages.variants_of(MICRO, [(6, 1)], 1, ["static", "graphs"])
     images = [stages.sample_image(MICRO)]
     answers = {}
-    for way in ways:
-        published = PublishedTower(setting.model.get_vision_tower(), *way.budget) if way.published else None
-        answers[way.name] = stages.Request(setting, way, images, published).generate(6).tolist()
+    for variant in variants:
+        published = PublishedTower(setting.model.get_vision_tower(), *variant.budget) if variant.published else None
+        answers[variant.name] = stages.Request(setting, variant, images, published).generate(6).tolist()
     for zip_or_not in (True, False):
-        group = [answers[way.name] for way in ways if (way.budget is None) == zip_or_not]
+        group = [answers[variant.name] for variant in variants if (variant.budget is None) == zip_or_not]
         assert all(answer == group[0] for answer in group)
 
 
@@ -156,10 +156,10 @@ def test_loads_have_the_shape_of_the_benchmarks(tmp_path):
 
 def test_goals_say_what_was_met():
     runs = [
-        workload.Run("POPE-shaped", "m", "all tokens, upstream's way", 2, 36, 4, 30.0, None),
-        workload.Run("POPE-shaped", "m", "all tokens, ours", 2, 36, 36, 5.0, 100.0),
-        workload.Run("POPE-shaped", "m", "6+1, upstream's way", 2, 36, 4, 20.0, None),
-        workload.Run("POPE-shaped", "m", "6+1, ours", 2, 36, 36, 2.0, 100.0),
+        workload.WorkloadRun("POPE-shaped", "m", "all tokens, upstream's way", 2, 36, 4, 30.0, None),
+        workload.WorkloadRun("POPE-shaped", "m", "all tokens, ours", 2, 36, 36, 5.0, 100.0),
+        workload.WorkloadRun("POPE-shaped", "m", "6+1, upstream's way", 2, 36, 4, 20.0, None),
+        workload.WorkloadRun("POPE-shaped", "m", "6+1, ours", 2, 36, 36, 2.0, 100.0),
     ]
     turns = [growth.Growth("m", "turns of a chat", "turn", (10, 20), (1.0, 1.2))]
     goals = cells(report.goals_table([], runs, turns, is_gpu=False))

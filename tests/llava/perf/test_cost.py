@@ -23,12 +23,12 @@ from llava.perf.roofline import (
     select_ops,
     tower_ops,
 )
-from llava.perf.sizes import SHAPES, Shape, build_model
+from llava.perf.sizes import SIZES, ModelSize, build_model
 from visionzip_patch import zipped
 from visionzip_patch.compat import CACHE
 
-NEXT, H100 = SHAPES["llava-next-7b"], DEVICES["H100"]
-SMALL = Shape(
+NEXT, H100 = SIZES["llava-next-7b"], DEVICES["H100"]
+SMALL = ModelSize(
     **{"hidden": 64, "intermediate": 176, "layers": 3, "heads": 4, "kv_heads": 2, "vocab": 1024},
     **{"tower_hidden": 32, "tower_intermediate": 96, "tower_layers": 4, "tower_heads": 2, "image_size": 112},
     crops=5,
@@ -63,13 +63,13 @@ def test_tower_and_selection_cost_what_torch_counts(small):
 
 
 def test_a_tower_without_cls_costs_what_torch_counts(tiny_tower):
-    shape = SMALL._replace(tower_intermediate=64, tower_layers=3, tower_heads=4, image_size=56, has_cls=False)
+    size = SMALL._replace(tower_intermediate=64, tower_layers=3, tower_heads=4, image_size=56, has_cls=False)
     tower, pixels = tiny_tower("siglip"), torch.randn(5, 3, 56, 56)
-    assert counted(tower.hidden_states, pixels) == total(tower_ops(shape, 5, 4))
+    assert counted(tower.hidden_states, pixels) == total(tower_ops(size, 5, 4))
     holder = SimpleNamespace(get_vision_tower=lambda: tower, config=SimpleNamespace())  # what zipped needs of a model
     with zipped(holder, dominant=6, contextual=2), torch.no_grad():
         found = counted(tower.reducer.reduce, tower.selected_layer, *tower.hidden_states(pixels))
-    assert found == total(select_ops(shape, 5, 6, 2, 4))
+    assert found == total(select_ops(size, 5, 6, 2, 4))
 
 
 def test_the_language_model_costs_what_torch_counts(small):
@@ -128,9 +128,9 @@ def test_time_is_arithmetic_or_bytes_or_starts():
 
 
 @pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_nothing_is_faster_than_its_limit(shape, device):
-    for stage in stages(shape, Request(), FULL, BUDGET).values():
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_nothing_is_faster_than_its_limit(size, device):
+    for stage in stages(size, Request(), FULL, BUDGET).values():
         for part in stage.parts:
             assert 0 < roofline(part, device) < predicted(part, attainable(device), launches=False)
 

@@ -5,7 +5,7 @@ import torch
 
 from llava.perf import measure
 from llava.perf.devices import DEVICES, HEAD, Device, attainable
-from llava.perf.measure import measure_device, seconds_of
+from llava.perf.measure import measure_device, median_seconds
 
 CPU = torch.device("cpu")
 PLAUSIBLE = (1e8, 1e15)  # operations or bytes per second of anything that runs a test
@@ -32,7 +32,7 @@ def test_attention_takes_its_products_and_a_part_per_weight():
 
 def test_time_is_the_median_of_calls_after_warm_up(clock):
     watch, pauses = clock("llava.perf.measure"), iter([0.05, 0.05, 0.001, 0.003, 0.05])
-    assert seconds_of(lambda: watch.sleep(next(pauses)), CPU, rounds=3) == pytest.approx(0.003)
+    assert median_seconds(lambda: watch.sleep(next(pauses)), CPU, rounds=3) == pytest.approx(0.003)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

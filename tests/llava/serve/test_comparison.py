@@ -13,7 +13,7 @@ from llava.inference.chat import ChatSession
 from llava.inference.decoding import Decoding
 from llava.model import engine
 from llava.model.builder import load_pretrained_model
-from llava.serve.comparison import Comparison, Studio
+from llava.serve.comparison import Comparison, ComparisonServer
 from llava.visualize import KEPT
 from visionzip_patch import VisionZipConfig, visionzip
 from visionzip_patch.selectors.handpicked import hand_picked
@@ -34,13 +34,15 @@ def pictures(golden):
 
 
 @pytest.fixture
-def studio(loaded):
-    return Studio(*loaded, Decoding("vicuna_v1", max_new_tokens=5), budget=BUDGET, suffix="Be short.", visitors=2)
+def server(loaded):
+    return ComparisonServer(
+        *loaded, Decoding("vicuna_v1", max_new_tokens=5), budget=BUDGET, suffix="Be short.", visitors=2
+    )
 
 
 @pytest.fixture
-def comparison(studio, pictures):
-    comparison = studio.enter("somebody")
+def comparison(server, pictures):
+    comparison = server.enter("somebody")
     comparison.show(pictures[0])
     return comparison
 
@@ -57,17 +59,17 @@ def click(comparison: Comparison, patch: int) -> None:
 
 
 def patches(comparison: Comparison) -> set[int]:
-    return {patch.patch for patch in comparison.picks.kept}
+    return {patch.patch for patch in comparison.manual.kept}
 
 
-def test_both_sides_say_what_a_session_of_their_own_says(loaded, studio, comparison, pictures):
+def test_both_sides_say_what_a_session_of_their_own_says(loaded, server, comparison, pictures):
     tokenizer, model, processor = loaded
     turns = [finish(comparison, question) for question in ("What is it?", "And on the left?")]
     assert comparison.turns == turns
     for side, budget in (("full", None), ("few", BUDGET)):
         if budget:
             visionzip(model, BUDGET.dominant, BUDGET.contextual)
-        session = ChatSession(model, tokenizer, processor, studio.decoding)
+        session = ChatSession(model, tokenizer, processor, server.decoding)
         said = [
             "".join(session.ask("What is it?\nBe short.", pictures[:1])),
             "".join(session.ask("And on the left?\nBe short.")),
@@ -85,7 +87,7 @@ def test_what_a_turn_took(comparison):
     assert first.few.cost.reused == 0
     assert second.few.cost.reused > 23
     assert second.few.cost.computed < 30
-    decoder = comparison.studio.model.get_model()
+    decoder = comparison.server.model.get_model()
     per_token = 2 * len(decoder.layers) * decoder.config.hidden_size * 4
     assert first.full.cache_bytes - first.few.cache_bytes == (576 - 23) * per_token
     assert first.full.peak_bytes is None
@@ -114,7 +116,7 @@ def test_the_model_has_no_budget_between_questions(loaded, comparison):
     assert set(held) == {None}
 
 
-def test_patches_by_hand(studio, comparison):
+def test_patches_by_hand(server, comparison):
     view = comparison.view
     assert view.tokens == 23
     kept = {i for i, token in enumerate(view.crops[0].token) if token == -1}
@@ -130,11 +132,11 @@ def test_patches_by_hand(studio, comparison):
     assert patches(comparison) == {5, 30}
     turn = finish(comparison, "Why?")
     assert (turn.by_hand, turn.few.cost.visual_tokens) == (True, 6)
-    tower = studio.tower
-    expected = hand_picked([[5, 30]], 3, tower).select(tower.evidence(comparison.sight.before, comparison.sight.after))
-    assert expected.kept.tolist() == [[0, 6, 31]]
-    with studio.reducing(hand_picked([[5, 30]], 3, tower)):
-        tokens = studio.open_session().encode(comparison.sight.image).tokens
+    tower = server.tower
+    evidence = tower.evidence(comparison.encoded.before, comparison.encoded.after)
+    assert hand_picked([[5, 30]], 3, tower).select(evidence).kept.tolist() == [[0, 6, 31]]
+    with server.reducing(hand_picked([[5, 30]], 3, tower)):
+        tokens = server.open_session().encode(comparison.encoded.image).tokens
     torch.testing.assert_close(comparison.sessions[1].images[0].tokens, tokens)
     comparison.pick(-5, 10)
     assert patches(comparison) == {5, 30}
@@ -144,7 +146,7 @@ def test_patches_by_hand(studio, comparison):
     assert comparison.view.tokens == 28
     click(comparison, free)
     comparison.set_budget(12, 8)
-    assert (comparison.picks, comparison.view.tokens) == (None, 20)
+    assert (comparison.manual, comparison.view.tokens) == (None, 20)
 
 
 def test_a_budget_that_is_too_large_changes_nothing(comparison):
@@ -181,9 +183,9 @@ def test_a_question_that_cannot_be_asked_changes_nothing(comparison, question, r
     assert finish(comparison, "Why?").full.cost.reused > 576
 
 
-def test_no_picture_no_question(studio):
+def test_no_picture_no_question(server):
     with pytest.raises(ValueError, match="no picture yet"):
-        finish(studio.enter("a"), "What is it?")
+        finish(server.enter("a"), "What is it?")
 
 
 @pytest.mark.parametrize("steps", [1, 8])
@@ -252,60 +254,60 @@ def test_undo_and_another_picture(comparison, pictures):
     assert finish(comparison, "What is it?").full.text == first.full.text
     click(comparison, 3)
     comparison.show(pictures[1])
-    assert (comparison.turns, comparison.picks) == ([], None)
+    assert (comparison.turns, comparison.manual) == ([], None)
     assert finish(comparison, "What is it?").full.text != first.full.text
 
 
-def test_visitors_are_apart_and_the_longest_idle_goes(studio, pictures):
-    one, two = studio.enter("one"), studio.enter("two")
+def test_visitors_are_apart_and_the_longest_idle_goes(server, pictures):
+    one, two = server.enter("one"), server.enter("two")
     for comparison, picture in zip((one, two), pictures, strict=False):
         comparison.show(picture)
         finish(comparison, "What is it?")
     assert one.turns[0].full.text != two.turns[0].full.text
     click(one, 3)
-    assert two.picks is None
-    assert studio.find("one") is one
-    studio.enter("three")
+    assert two.manual is None
+    assert server.find("one") is one
+    server.enter("three")
     assert two.is_closed
     assert not any(session.sequences.is_open for session in two.sessions)
     with pytest.raises(ValueError, match=r"has ended: .* Reload it\."):
-        studio.find("two")
+        server.find("two")
     assert finish(one, "Why?").few.text
-    again = studio.enter("one")  # the page was loaded anew
+    again = server.enter("one")  # the page was loaded anew
     assert one.is_closed
     assert again.turns == []
-    studio.leave("one")
-    studio.leave("one")
-    assert list(studio.visitors) == ["three"]
+    server.leave("one")
+    server.leave("one")
+    assert list(server.visitors) == ["three"]
 
 
-def test_a_visitor_who_leaves_ends_the_answer(studio, comparison):
+def test_a_visitor_who_leaves_ends_the_answer(server, comparison):
     stream = comparison.ask("What is it?")
     next(stream)
-    studio.leave("somebody")
+    server.leave("somebody")
     with pytest.raises(ValueError, match="was closed"):
         list(stream)
     assert comparison.turns == []
     assert not comparison.is_busy
 
 
-def test_caches_serve_the_next_visitor(studio, pictures):
-    kept, seen = studio.model.engine().caches, []
+def test_caches_serve_the_next_visitor(server, pictures):
+    kept, seen = server.model.engine().caches, []
     kept.clear()  # those of earlier tests
     for name in "abcd":
-        comparison = studio.enter(name)
+        comparison = server.enter(name)
         comparison.show(pictures[0])
         finish(comparison, "What is it?")
         assert kept == [] or name == "a"
-        studio.leave(name)
+        server.leave(name)
         seen.append({id(cache) for cache, _ in kept})
     assert seen == seen[:1] * 4
 
 
 def test_anyres_crops(golden, pictures):
     loaded = load_pretrained_model(golden / "models/llava-v1.6-tiny", device="cpu")[:3]
-    studio = Studio(*loaded, Decoding(max_new_tokens=2), budget=VisionZipConfig(4, 1), visitors=1)
-    comparison = studio.enter("a")
+    server = ComparisonServer(*loaded, Decoding(max_new_tokens=2), budget=VisionZipConfig(4, 1), visitors=1)
+    comparison = server.enter("a")
     comparison.show(pictures[0])
     crops = comparison.view.crops
     assert len(crops) > 1
@@ -320,7 +322,7 @@ def test_anyres_crops(golden, pictures):
 
 def test_a_patch_of_a_tile_that_is_let_go_is_gone(golden, pictures):
     loaded = load_pretrained_model(golden / "models/llava-v1.6-tiny", device="cpu")[:3]
-    comparison = Studio(*loaded, budget=VisionZipConfig(4, 1), visitors=1).enter("a")
+    comparison = ComparisonServer(*loaded, budget=VisionZipConfig(4, 1), visitors=1).enter("a")
     comparison.show(pictures[0])
     tokens, gone = comparison.view.tokens, []
     for _ in range(3):
@@ -339,12 +341,12 @@ def test_a_patch_of_a_tile_that_is_let_go_is_gone(golden, pictures):
     assert comparison.view.tokens == tokens - len(comparison.view.crops)  # one fewer in each
 
 
-def test_no_picture_nothing_to_let_go(studio):
-    comparison = studio.enter("a")
+def test_no_picture_nothing_to_let_go(server):
+    comparison = server.enter("a")
     with pytest.raises(ValueError, match="no picture yet: pick or upload one"):
         comparison.clear()
     comparison.let_visionzip_choose()
-    assert comparison.picks is None
+    assert comparison.manual is None
 
 
 @pytest.mark.parametrize("side", [0, 1])
@@ -366,8 +368,8 @@ def test_stop_before_the_first_words_leaves_both_a_turn(comparison, monkeypatch,
     assert finish(comparison, "Why?").few.text
 
 
-def test_an_answer_takes_the_models_time_and_no_one_elses(studio, comparison, clock):
-    watch, lock, waits = clock("llava.serve.timing", tick=0.001), studio.lock, []
+def test_an_answer_takes_the_models_time_and_no_one_elses(server, comparison, clock):
+    watch, lock, waits = clock("llava.serve.timing", tick=0.001), server.lock, []
 
     class Busy:
         """Someone else always has the model first."""
@@ -379,23 +381,23 @@ def test_an_answer_takes_the_models_time_and_no_one_elses(studio, comparison, cl
         def __exit__(self, *_):
             lock.release()
 
-    studio.lock = Busy()
+    server.lock = Busy()
     cost = finish(comparison, "What is it?").few.cost
     assert len(waits) > 10
     assert cost.first_ms == 2  # of the start and of the first piece: 1 ms from one reading to the next
     assert cost.ms_per_token < 5
 
 
-def test_two_visitors_at_once_get_what_each_gets_alone(studio, pictures):
+def test_two_visitors_at_once_get_what_each_gets_alone(server, pictures):
     questions, alone = ("What is it?", "Why?"), []
     for picture in pictures[:2]:
-        comparison = studio.enter("alone")
+        comparison = server.enter("alone")
         comparison.show(picture)
         alone.append([texts_of(finish(comparison, question)) for question in questions])
-    studio.leave("alone")
+    server.leave("alone")
 
     def talk(name: str, picture):
-        comparison = studio.enter(name)
+        comparison = server.enter(name)
         comparison.show(picture)
         started.wait(10)
         return [texts_of(finish(comparison, question)) for question in questions]
@@ -412,13 +414,13 @@ def texts_of(turn) -> tuple[str, str]:
 
 def test_of_questions_at_once_one_is_answered(comparison):
     """The first has not found itself alone before the others look."""
-    opened = comparison.studio.open_session
+    opened = comparison.server.open_session
 
     def open_slowly():
         time.sleep(0.1)
         return opened()
 
-    comparison.studio.open_session = open_slowly
+    comparison.server.open_session = open_slowly
 
     def ask(_):
         try:
@@ -441,35 +443,35 @@ def test_clicks_at_once_all_count(comparison, monkeypatch):
     assert patches(comparison) == {1, 2, 3, 4}
 
 
-def test_a_picture_that_cannot_be_shown_changes_nothing(studio, comparison, pictures, monkeypatch):
+def test_a_picture_that_cannot_be_shown_changes_nothing(server, comparison, pictures, monkeypatch):
     finish(comparison, "What is it?")
-    before = comparison.sight, comparison.view, comparison.turns
+    before = comparison.encoded, comparison.view, comparison.turns
     monkeypatch.setattr(Comparison, "view_by", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         comparison.show(pictures[1])
-    assert (comparison.sight, comparison.view, comparison.turns) == before
+    assert (comparison.encoded, comparison.view, comparison.turns) == before
     monkeypatch.undo()
     assert finish(comparison, "Why?").full.cost.reused > 576
 
 
-def test_who_is_answered_is_not_sent_away(studio, pictures):
+def test_who_is_answered_is_not_sent_away(server, pictures):
     streams = []
     for name in ("one", "two"):
-        comparison = studio.enter(name)
+        comparison = server.enter(name)
         comparison.show(pictures[0])
         streams.append(comparison.ask("What is it?"))
         next(streams[-1])
     with pytest.raises(ValueError, match="2 conversations are being answered, and no more than 2 are kept"):
-        studio.enter("three")
+        server.enter("three")
     list(streams[1])
-    studio.find("two")  # "one" has been idle longer, but for its answer
-    studio.enter("three")
-    assert list(studio.visitors) == ["one", "three"]
+    server.find("two")  # "one" has been idle longer, but for its answer
+    server.enter("three")
+    assert list(server.visitors) == ["one", "three"]
     with pytest.raises(ValueError, match="has ended"):
         finish(comparison, "Why?")
     assert not any(session.sequences.is_open for session in comparison.sessions)
     list(streams[0])
-    assert studio.find("one").turns[0].few.text
+    assert server.find("one").turns[0].few.text
 
 
 def test_a_slow_start_counts_as_time_to_the_first_words(comparison, monkeypatch, clock):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from llava.model.builder import load_pretrained_model
 from llava.serve import demo, markup, web
-from llava.serve.comparison import Answer, Studio, Turn
+from llava.serve.comparison import Answer, ComparisonServer, Turn
 from llava.serve.timing import Cost
 from visionzip_patch import VisionZipConfig
 
@@ -43,9 +43,9 @@ class Words(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def studio(golden):
+def server(golden):
     loaded = load_pretrained_model(golden / "models/llava-v1.5-tiny", device="cpu")[:3]
-    return Studio(*loaded, budget=VisionZipConfig(dominant=20, contextual=3), visitors=2)
+    return ComparisonServer(*loaded, budget=VisionZipConfig(dominant=20, contextual=3), visitors=2)
 
 
 def test_a_turn_in_the_making_and_whole():
@@ -73,8 +73,8 @@ def test_sizes(count, text):
     assert markup.size(count) == text
 
 
-def test_counts(studio, golden):
-    comparison = studio.enter("a")
+def test_counts(server, golden):
+    comparison = server.enter("a")
     assert Words(markup.count(comparison)).words == ["No picture yet."]
     comparison.show(Image.open(next((golden / "images").glob("*.png"))))
     assert "".join(Words(markup.count(comparison)).words[:3]) == "23 of 576 tokensCLS + 19 patches + 3 merged"
@@ -85,15 +85,15 @@ def test_counts(studio, golden):
     assert Words(markup.refusal("3 < 4")).words == ["3 < 4"]
     assert "All crops keep equally many" not in markup.count(comparison)
     tiled = SimpleNamespace(crops=(1, 2), dominant=6, contextual=2, tokens=10, patches=1152, has_cls=True)
-    words = "".join(Words(markup.count(SimpleNamespace(view=tiled, picks=None))).words)
+    words = "".join(Words(markup.count(SimpleNamespace(view=tiled, manual=None))).words)
     assert words.startswith("10 tokens for 1,152 patches2 CLS + 6 patches + 2 mergedClick")
     assert "All crops keep equally many" in words
 
 
-def test_the_page_can_be_built(studio, tmp_path):
+def test_the_page_can_be_built(server, tmp_path):
     pytest.importorskip("gradio", reason="gradio is not installed: the demo extra has it")
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    page = web.build(studio, markup.heading("a <model>", "CPU", "Be short."), web.list_samples(str(tmp_path)))
+    page = web.build(server, markup.heading("a <model>", "CPU", "Be short."), web.list_samples(str(tmp_path)))
     config = page.get_config_file()
     assert not any(entry["api_visibility"] == "public" for entry in config["dependencies"] if entry["backend_fn"])
     assert not page.analytics_enabled
@@ -102,14 +102,14 @@ def test_the_page_can_be_built(studio, tmp_path):
 
 
 @pytest.fixture
-def visitor(studio, golden, monkeypatch):
+def visitor(server, golden, monkeypatch):
     """A comparison with a picture, what is done when its page asks, and that page's request."""
     gradio = pytest.importorskip("gradio", reason="gradio is not installed: the demo extra has it")
-    comparison = studio.enter("a")
+    comparison = server.enter("a")
     comparison.show(Image.open(next((golden / "images").glob("*.png"))))
     said = []
     monkeypatch.setattr(gradio, "Warning", said.append)
-    return comparison, web.handlers(studio, []), gradio.Request(session_hash="a"), said
+    return comparison, web.handlers(server, []), gradio.Request(session_hash="a"), said
 
 
 def test_a_budget_that_is_refused_puts_the_sliders_back(visitor):
@@ -182,13 +182,13 @@ def send(url, **body):
             return error.code, error.read().decode()
 
 
-def test_what_no_page_sends_is_answered_and_noted_in_a_line(studio, caplog, capfd):
+def test_what_no_page_sends_is_answered_and_noted_in_a_line(server, caplog, capfd):
     pytest.importorskip("gradio", reason="gradio is not installed: the demo extra has it")
-    page = web.build(studio, "", [])
+    page = web.build(server, "", [])
     enter, redraw = (next(i for i, fn in page.fns.items() if fn.name == name) for name in ("enter", "handle"))
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
     with web.running(page, "127.0.0.1", port) as url:
         for _ in range(2):
             status, content = send(url, fn_index=enter, data=[])
@@ -214,7 +214,7 @@ def test_a_request_that_fails_is_answered(begins, caplog):
     async def send(message):
         sent.append(message)
 
-    asyncio.run(web.KeepAtHome(app)({"type": "http"}, None, send))
+    asyncio.run(web.ContentPolicy(app)({"type": "http"}, None, send))
     assert sent[0]["status"] == (200 if begins else 500)
     assert len(sent) == 2 - begins
     assert caplog.messages == ["A request failed in gradio, which is answered so: KeyError, '999'"]
@@ -302,7 +302,7 @@ def test_the_policy_goes_with_every_answer():
     async def send(message):
         sent.append(message)
 
-    asyncio.run(web.KeepAtHome(page)({}, None, send))
+    asyncio.run(web.ContentPolicy(page)({}, None, send))
     assert sent[0]["headers"] == [(b"a", b"b"), (b"content-security-policy", web.POLICY.encode())]
     assert sent[1] == {"type": "http.response.body"}
     assert "http" not in web.POLICY

@@ -14,12 +14,12 @@ from llava.model.description import read_config
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.loss import ROWS, next_token_loss
 from llava.model.multimodal_projector.builder import build_vision_projector
-from llava.perf.sizes import Shape
+from llava.perf.sizes import ModelSize
 from llava.train import memory
-from llava.train.memory import GIB, SHAPES, activation_bytes, logit_bytes, parameters, peak
+from llava.train.memory import GIB, SIZES, activation_bytes, logit_bytes, parameters, peak
 from visionzip_patch.compat import CACHE
 
-SMALL = Shape(hidden=128, intermediate=352, layers=2, heads=4, kv_heads=2, vocab=500, tower_hidden=64)
+SMALL = ModelSize(hidden=128, intermediate=352, layers=2, heads=4, kv_heads=2, vocab=500, tower_hidden=64)
 
 
 class LiveBytes(TorchDispatchMode):
@@ -51,14 +51,14 @@ class LiveBytes(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
 
 
-def llama_config(shape, **changes):
+def llama_config(size, **changes):
     return LlamaConfig(
-        vocab_size=shape.vocab,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
+        vocab_size=size.vocab,
+        hidden_size=size.hidden,
+        intermediate_size=size.intermediate,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.kv_heads,
         attn_implementation="sdpa",
         **changes,
     )
@@ -75,12 +75,12 @@ def count(module):
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-@pytest.mark.parametrize("shape", [SHAPES["7B"], SHAPES["13B"], SHAPES["7B"]._replace(kv_heads=8, is_tied=True)])
-def test_parameters_are_those_of_the_models(shape):
+@pytest.mark.parametrize("size", [SIZES["7B"], SIZES["13B"], SIZES["7B"]._replace(kv_heads=8, is_tied=True)])
+def test_parameters_are_those_of_the_models(size):
     with torch.device("meta"):
-        llm = LlamaForCausalLM(llama_config(shape, tie_word_embeddings=shape.is_tied))
+        llm = LlamaForCausalLM(llama_config(size, tie_word_embeddings=size.is_tied))
         projector = build_vision_projector(
-            LlavaConfig(hidden_size=shape.hidden, mm_hidden_size=1024, mm_projector_type="mlp2x_gelu")
+            LlavaConfig(hidden_size=size.hidden, mm_hidden_size=1024, mm_projector_type="mlp2x_gelu")
         )
         tower = CLIPVisionModel(
             CLIPVisionConfig(
@@ -92,7 +92,7 @@ def test_parameters_are_those_of_the_models(shape):
                 patch_size=14,
             )
         )
-    expected = parameters(shape)
+    expected = parameters(size)
     assert count(llm) == expected.matrices + expected.others
     assert sum(p.numel() for p in llm.model.layers.parameters() if p.ndim == 2) == expected.matrices
     assert (count(tower), count(projector)) == (expected.tower, expected.projector)
@@ -100,11 +100,11 @@ def test_parameters_are_those_of_the_models(shape):
 
 def test_shape_of_a_checkpoint(golden):
     config, tower = read_config(str(golden / "models/llava-v1.5-tiny"))
-    shape = Shape.from_config(config, tower)
-    assert (shape.hidden, shape.intermediate, shape.layers, shape.kv_heads, shape.vocab) == (64, 160, 2, 4, 1000)
+    size = ModelSize.from_config(config, tower)
+    assert (size.hidden, size.intermediate, size.layers, size.kv_heads, size.vocab) == (64, 160, 2, 4, 1000)
     model = LlavaLlamaForCausalLM(config)
     model.get_vision_tower().load_model()
-    assert sum(parameters(shape)) == count(model)
+    assert sum(parameters(size)) == count(model)
 
 
 def saved_bytes(layer, config, tokens, masked=True):
@@ -133,10 +133,10 @@ def saved_bytes(layer, config, tokens, masked=True):
     return sum(tensor.untyped_storage().nbytes() for address, tensor in saved.items() if address not in weights) / 2
 
 
-def check_layer(shape, tokens, tolerance, masked=True, **options):
-    config = llama_config(shape)
+def check_layer(size, tokens, tolerance, masked=True, **options):
+    config = llama_config(size)
     measured = saved_bytes(LlamaDecoderLayer(config, 0).requires_grad_(False), config, tokens, masked)
-    two, one = (activation_bytes(shape._replace(layers=n), tokens, **options) for n in (2, 1))
+    two, one = (activation_bytes(size._replace(layers=n), tokens, **options) for n in (2, 1))
     assert measured == pytest.approx(two - one, rel=tolerance)
 
 
@@ -151,7 +151,7 @@ def test_what_a_layer_keeps_in_fp32():
 
 @pytest.mark.slow
 def test_what_a_layer_of_real_width_keeps(in_bf16):
-    check_layer(SHAPES["7B"], 320, 0.01)
+    check_layer(SIZES["7B"], 320, 0.01)
 
 
 @pytest.mark.slow  # DeepSpeed takes seconds to import
@@ -171,17 +171,17 @@ def test_linear_layers_of_zero3_keep_their_inputs(in_bf16, monkeypatch):
     ],
 )
 def test_peak_of_all_layers_at_their_real_size(in_bf16, name, tokens, checkpointing):
-    shape = SHAPES[name]
+    size = SIZES[name]
     with FakeTensorMode():  # real shapes, no memory, no arithmetic
-        model = LlamaModel(llama_config(shape)).requires_grad_(False).train()
+        model = LlamaModel(llama_config(size)).requires_grad_(False).train()
         if checkpointing:
             model.gradient_checkpointing_enable()
-        projected = torch.randn(1, tokens, shape.hidden, requires_grad=True)
+        projected = torch.randn(1, tokens, size.hidden, requires_grad=True)
         with LiveBytes(*model.parameters(), *model.buffers()) as live:
             embeddings = projected * 1  # counted, as they are in the model
             hidden = model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
             hidden.backward(torch.ones_like(hidden))
-    expected = peak(shape, image_tokens=0, text=tokens, labelled=0, checkpointing=checkpointing)
+    expected = peak(size, image_tokens=0, text=tokens, labelled=0, checkpointing=checkpointing)
     assert live.peak == pytest.approx(expected.activations + expected.transient, rel=0.06 if checkpointing else 0.01)
 
 
@@ -196,22 +196,22 @@ def test_logits(in_bf16, tokens, labelled):
     assert live.peak == pytest.approx(logit_bytes(SMALL, labelled), rel=0.08)
 
 
-def tuning_step(shape, tower, device="cpu"):
+def tuning_step(size, tower, device="cpu"):
     """A model whose projector trains, and one step of it: a batch of 2 with 64 image and 256 text tokens each."""
-    values = llama_config(shape).to_dict() | {"model_type": LlavaConfig.model_type, "attn_implementation": "sdpa"}
+    values = llama_config(size).to_dict() | {"model_type": LlavaConfig.model_type, "attn_implementation": "sdpa"}
     config = LlavaConfig(
         **values,
         mm_vision_tower=tower,
-        mm_hidden_size=shape.tower_hidden,
+        mm_hidden_size=size.tower_hidden,
         mm_projector_type="mlp2x_gelu",
     )
     with torch.device(device):
         model = LlavaLlamaForCausalLM(config).requires_grad_(False).train()
         model.model.mm_projector.requires_grad_(True)
-        ids = torch.randint(0, shape.vocab, (2, 257))
+        ids = torch.randint(0, size.vocab, (2, 257))
         ids[:, 5] = -200
         labels = ids.masked_fill(torch.arange(257) < 129, -100)
-        tokens = [torch.randn(1, 64, shape.tower_hidden) for _ in range(2)]
+        tokens = [torch.randn(1, 64, size.tower_hidden) for _ in range(2)]
         mask = torch.ones_like(ids, dtype=torch.bool)
         mask[1, -1] = False
 
@@ -223,20 +223,20 @@ def tuning_step(shape, tower, device="cpu"):
 
 
 def test_a_step_of_the_whole_model(in_bf16, tower_folder):
-    shape = SMALL._replace(hidden=256, intermediate=704, layers=4, vocab=2000)
-    model, step = tuning_step(shape, tower_folder("clip"))
+    size = SMALL._replace(hidden=256, intermediate=704, layers=4, vocab=2000)
+    model, step = tuning_step(size, tower_folder("clip"))
     with LiveBytes(*model.parameters(), *model.buffers()) as live:
         step()
-    expected = peak(shape, batch=2)
+    expected = peak(size, batch=2)
     assert live.peak == pytest.approx(expected.activations + expected.transient, rel=0.1)
     assert all(weight.grad is not None for weight in model.model.mm_projector.parameters())
 
 
 @pytest.mark.gpu
 def test_a_step_at_real_width_on_a_gpu(in_bf16, tower_folder):
-    shape = SHAPES["7B"]._replace(layers=2)
-    model, step = tuning_step(shape, tower_folder("clip"), "cuda")
-    expected = peak(shape, batch=2)
+    size = SIZES["7B"]._replace(layers=2)
+    model, step = tuning_step(size, tower_folder("clip"), "cuda")
+    expected = peak(size, batch=2)
     weights = sum(weight.nbytes for weight in model.parameters())
     assert weights == expected.llm + expected.projector  # the tower is not loaded
     step()  # makes gradients, and the libraries' own workspaces
@@ -255,7 +255,7 @@ def test_bytes_of_a_4_bit_weight():
 
 
 def test_what_fits():
-    seven, thirteen = SHAPES["7B"], SHAPES["13B"]
+    seven, thirteen = SIZES["7B"], SIZES["13B"]
     assert peak(seven, gpus=1).total + memory.RESERVE < 22e9
     assert memory.largest_batch(seven, "ZeRO-2", 24) >= 1
     assert memory.largest_batch(thirteen, "ZeRO-2", 24) == 0
@@ -265,8 +265,8 @@ def test_what_fits():
 
 @pytest.mark.parametrize("method", memory.METHODS)
 def test_one_more_than_the_largest_batch_does_not_fit(method):
-    most = memory.largest_batch(SHAPES["7B"], method, 24, image_tokens=576)
-    fits, exceeds = (peak(SHAPES["7B"], method, image_tokens=576, batch=n).total for n in (most, most + 1))
+    most = memory.largest_batch(SIZES["7B"], method, 24, image_tokens=576)
+    fits, exceeds = (peak(SIZES["7B"], method, image_tokens=576, batch=n).total for n in (most, most + 1))
     assert fits <= 24 * GIB - memory.RESERVE < exceeds
 
 
@@ -275,8 +275,8 @@ def test_the_table(capsys):
     *_, head, _, first = capsys.readouterr().out.splitlines()[:5]
     row = dict(zip(*([cell.strip() for cell in line.split("|")] for line in (head, first)), strict=True))
     assert (row["model"], row["method"]) == ("7B", "ZeRO-2")
-    assert row["total at batch 1"] == f"{peak(SHAPES['7B']).total / GIB:.2f}"
-    assert row["largest batch in 24 GiB"] == str(memory.largest_batch(SHAPES["7B"], "ZeRO-2", 24))
+    assert row["total at batch 1"] == f"{peak(SIZES['7B']).total / GIB:.2f}"
+    assert row["largest batch in 24 GiB"] == str(memory.largest_batch(SIZES["7B"], "ZeRO-2", 24))
 
 
 def test_the_table_of_a_checkpoint(golden, capsys):

@@ -8,24 +8,24 @@ import sys
 
 import pytest
 
-from llava.utils.cli import BAD_REQUEST, NOBODY_READS, status_of
+from llava.utils.cli import BAD_REQUEST, NOBODY_READS, run_command
 
 COMMAND = """
 import argparse, sys
-from llava.utils.cli import exit_with, status_of, tell
+from llava.utils.cli import exit_with, run_command, print_once
 
 def work(args):
     sys.stdin.readline()  # until the reader has gone
     {work}
     return 0
 
-sys.exit(status_of(work, argparse.Namespace(verbose=False)))
+sys.exit(run_command(work, argparse.Namespace(verbose=False)))
 """
 WAYS = {
     "a line": "print('x')",
     "more than a pipe holds": "print('x' * 10**6)",
     "without a flush": "sys.stdout.write('x')",
-    "on stderr": "tell('x')",
+    "on stderr": "print_once('x')",
     "a reason to end": "raise ValueError('x')",
 }
 
@@ -51,7 +51,7 @@ def test_another_broken_pipe_is_told(capsys):
     def work(args):
         raise BrokenPipeError(32, "Broken pipe")
 
-    assert status_of(work, argparse.Namespace(verbose=False)) == BAD_REQUEST
+    assert run_command(work, argparse.Namespace(verbose=False)) == BAD_REQUEST
     assert capsys.readouterr().err == "[Errno 32] Broken pipe\n"
 
 
