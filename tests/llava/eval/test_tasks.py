@@ -380,8 +380,8 @@ def test_every_row_of_the_table_is_whole(name):
     task = TASKS[name]
     assert isinstance(task.data, Data)
     assert task.data.fetch
-    script = Path(__file__).parents[3] / "scripts/eval" / f"{name}.sh"
-    assert f"run_benchmark {name} " in script.read_text()
+    scripts = Path(__file__).parents[3] / "scripts/eval"
+    assert (scripts / f"{name}.sh").resolve() == (scripts / "benchmark.sh").resolve()
     assert ("--fetch" in task.how_to_fetch()) == (task.source is not None)
     assert task.about
 
