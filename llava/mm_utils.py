@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
+from typing import overload
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -290,6 +291,18 @@ def divide_to_patches(image: Image.Image, patch_size: int) -> list[Image.Image]:
         for top in range(0, image.height, patch_size)
         for left in range(0, image.width, patch_size)
     ]
+
+
+@overload
+def tokenizer_image_token(
+    prompt: str, tokenizer, image_token_index: int = ..., return_tensors: None = None
+) -> list[int]: ...
+
+
+@overload
+def tokenizer_image_token(
+    prompt: str, tokenizer, image_token_index: int = ..., return_tensors: str = ...
+) -> torch.Tensor: ...
 
 
 def tokenizer_image_token(

@@ -27,15 +27,15 @@ PRINTED = {
 def run(name, monkeypatch, *arguments):
     monkeypatch.setattr(sys, "path", [str(FOLDER), *sys.path])
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
-    monkeypatch.delitem(sys.modules, "given", raising=False)  # it reads the arguments
+    monkeypatch.delitem(sys.modules, "_common", raising=False)  # it reads the arguments
     try:
         runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
     finally:
-        sys.modules.pop("given", None)
+        sys.modules.pop("_common", None)
 
 
 def test_all_examples_are_tested():
-    assert {path.stem for path in FOLDER.glob("*.py")} == {*PRINTED, "transformers_llava", "given"}
+    assert {path.stem for path in FOLDER.glob("*.py")} == {*PRINTED, "transformers_llava", "_common"}
 
 
 @pytest.mark.parametrize("name", PRINTED)

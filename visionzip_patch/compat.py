@@ -11,12 +11,12 @@ CACHE = "cache" if "cache" in signature(LlamaForCausalLM.forward).parameters els
 
 
 def cache_in(values: dict):
-    """The cache among arguments or outputs, under whichever name; None if there is none."""
+    """Find the cache among arguments or outputs, under whichever name; None if there is none."""
     return next((values[name] for name in CACHES if values.get(name) is not None), None)
 
 
 def with_one_cache(given: dict) -> dict:
-    """Arguments with the cache under the name that this version of transformers gives it, whatever the caller's."""
+    """Return arguments with the cache under the name that this version of transformers gives it."""
     cache = cache_in(given)
     rest = {name: value for name, value in given.items() if name not in CACHES}
     return rest if cache is None else {**rest, CACHE: cache}

@@ -1,15 +1,51 @@
-"""Run a vision encoder as far as the layer that is read, keeping what went into that layer.
+"""Run a vision encoder as far as the layer that is read, and take queries and keys from that layer.
 
-Shapes: B crops, L tokens, C channels.
+Shapes: B crops, L tokens, C channels, H heads, K head channels, Q queries.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
+
+from visionzip_patch.saliency import QueriesKeys, split_heads
 
 
-def layers_to_run(select_layer: int, depth: int, name: str = "mm_vision_select_layer") -> int:
-    """How many layers lead to `hidden_states[select_layer]` of an encoder with `depth` layers: -2 of 24 -> 23.
+class Attention(Protocol):
+    """Self-attention with separate projections."""
+
+    q_proj: Callable[[Tensor], Tensor]
+    k_proj: Callable[[Tensor], Tensor]
+    scale: float
+    head_dim: int
+
+
+class EncoderLayer(Protocol):
+    """A pre-norm encoder layer of CLIP, SigLIP and their relatives in transformers."""
+
+    layer_norm1: Callable[[Tensor], Tensor]
+    self_attn: Attention
+
+
+def queries_keys(layer: EncoderLayer, before: Tensor, rows: slice = slice(None)) -> QueriesKeys:
+    """Project queries and keys as a layer of CLIP or SigLIP does.
+
+    Args:
+        layer: an encoder layer.
+        before: the layer's input, (B, L, C).
+        rows: of which tokens queries are wanted.
+
+    Returns:
+        Queries (B, H, Q, K) of these tokens, keys (B, H, L, K) of all.
+    """
+    attention, hidden = layer.self_attn, layer.layer_norm1(before)
+    keys = split_heads(attention.k_proj(hidden), attention.head_dim)
+    queries = split_heads(attention.q_proj(hidden[:, rows]), attention.head_dim)
+    return QueriesKeys(queries, keys, attention.scale)
+
+
+def layers_to_run(select_layer: object, depth: int, name: str = "mm_vision_select_layer") -> int:
+    """Count the layers that lead to `hidden_states[select_layer]` of an encoder with `depth` layers: -2 of 24 -> 23.
 
     Raises:
         ValueError: no such layer, or more than one; the config's field is called `name`.
@@ -24,8 +60,8 @@ def layers_to_run(select_layer: int, depth: int, name: str = "mm_vision_select_l
     )
 
 
-def run_layers(layers: Iterable[nn.Module], hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """Input and output of the last of `layers`: (B, L, C) -> (B, L, C), (B, L, C)."""
+def run_layers(layers: Iterable[Callable[..., Tensor]], hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Run layers one after the other; returns input and output of the last: (B, L, C) -> (B, L, C), (B, L, C)."""
     before = hidden
     for layer in layers:
         before, hidden = hidden, layer(hidden, None)  # None: no attention mask

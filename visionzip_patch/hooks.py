@@ -6,6 +6,7 @@ here one by one, as far as the one that is read: what waits for a call of the wh
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -32,6 +33,7 @@ def is_hooked(module: nn.Module) -> bool:
 
 
 def is_by_mover(function: Callable) -> bool:
+    """Tell whether a function is of a program that places or compiles modules, and changes nothing."""
     return (getattr(function, "__module__", None) or "").startswith(MOVERS)
 
 
@@ -42,7 +44,7 @@ def changes_forward(module: nn.Module, ours: Callable | None = None) -> bool:
         module: one of transformers, or of ours.
         ours: its forward, where that is not transformers' own.
     """
-    forward = module._old_forward if hasattr(module, "_hf_hook") else module.forward
+    forward: Any = module._old_forward if hasattr(module, "_hf_hook") else module.forward
     forward = getattr(forward, "__func__", forward)
     is_known = forward is ours or (forward.__module__ or "").startswith("transformers.") or is_by_mover(forward)
     return is_hooked(module) or not is_known

@@ -14,7 +14,8 @@ def warn_once(
 
     Args:
         logger: of the module that warns.
-        message: as of `logger.warning`, with the `args` that go into it.
+        message: as of `logger.warning`.
+        *args: what goes into the message.
         about: what tells two warnings apart, where `args` differ from one time to the next (default: `args`).
         everywhere: let each process speak, for what may come up in one of them alone, as it does with its own data.
     """

@@ -3,16 +3,15 @@
 Shapes as in `selection`: B crops, P patches, L tokens, N = D + M tokens that stay, C channels.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from visionzip_patch.config import VisionZipConfig
-from visionzip_patch.saliency import cls_saliency, received_saliency
-from visionzip_patch.selection import Selection, check_budget, select
+from visionzip_patch.evidence import Evidence
+from visionzip_patch.selection import Selection, check_budget
+from visionzip_patch.selectors import SELECTORS, Selector
 from visionzip_patch.tiles import positions
 
 
@@ -20,96 +19,143 @@ class Tower(Protocol):
     """What VisionZip asks of a vision tower."""
 
     reducer: "VisionZip | None"  # the seam: who makes the tokens fewer
-    num_patches: int  # P
-    has_cls: bool  # whether token 0 is CLS
+
+    @property
+    def has_cls(self) -> bool:
+        """Whether token 0 is CLS."""
+        ...
+
+    @property
+    def num_patches(self) -> int | None:
+        """How many patches each crop has, P; None where that depends on the image."""
+        ...
+
+    @property
+    def gives(self) -> frozenset[str]:
+        """The names of the evidence that selectors find here."""
+        ...
 
 
 class Reduced(NamedTuple):
-    """What is left of some crops."""
+    """The tokens that are left of some crops, and where they come from."""
 
     tokens: Tensor  # (B, N, C)
     position: Tensor  # (B, N), see `visionzip_patch.tiles`
 
 
 class VisionZip:
-    """Selects tokens from one encoder layer. No module and no parameters, so a tower's `state_dict` stays as it was.
+    """Selects tokens of crops by their evidence.
+
+    No module and no parameters, so a tower's `state_dict` stays as it was. Reducers with the same setting and selector
+    are equal.
 
     Args:
         config: the setting.
         tower: whose tokens they are; only its numbers are kept.
+        selector: takes the place of the one that the setting names.
 
     Raises:
-        ValueError: the budget asks for more tokens than the tower gives; both numbers are named.
+        ValueError: the budget asks for more tokens than the tower gives, and both numbers are named; or the selector
+            reads what the tower does not give.
     """
 
-    def __init__(self, config: VisionZipConfig, tower: Tower):
-        available = tower.num_patches + int(tower.has_cls)
-        if config.tokens_per_image is None:
-            check_budget(config.dominant, config.contextual, available)
-        self.config, self.available, self.has_cls = config, available, tower.has_cls
+    def __init__(self, config: VisionZipConfig, tower: Tower, selector: Selector | None = None):
+        self.config, self.has_cls = config, tower.has_cls
+        self.selector = SELECTORS[config.selector] if selector is None else selector
+        self.choose = self.selector.load()
+        if missing := sorted(self.selector.needs - tower.gives):
+            raise ValueError(
+                f"The selector {self.selector.label} needs {', '.join(missing)}, but this vision tower gives only "
+                f"{', '.join(sorted(tower.gives))}."
+            )
+        self.available = None if tower.num_patches is None else tower.num_patches + int(tower.has_cls)
+        if self.available is not None and config.counts:
+            check_budget(*config.counts, self.available)
 
-    def tokens(self, crops: int = 1) -> int:
-        """The real number of tokens of an image that has `crops` crops."""
-        return crops * sum(self.config.per_crop(crops, self.available))
-
-    def select(self, layer: nn.Module, before: Tensor, *, crops: int = 1) -> Selection:
-        """Choose tokens by the attention inside `layer`.
+    def tokens(self, crops: int = 1, available: int | None = None) -> int:
+        """Count the tokens that are left of an image.
 
         Args:
-            layer: the encoder layer whose output the tower returns.
-            before: the input of that layer, (B, L, C): any number of crops, each for itself.
-            crops: how many of these crops make up one image; matters only to a budget per image.
+            crops: how many the image has.
+            available: tokens that the tower gives of each, CLS included; by default what it gives of every crop.
         """
-        return self.scored_selection(layer, before, crops=crops)[1]
+        return crops * sum(self.counts(crops, available))
 
-    def scored_selection(self, layer: nn.Module, before: Tensor, *, crops: int = 1) -> tuple[Tensor, Selection]:
-        """`select`, and before it the scores (B, P) by which it chose."""
-        dominant, contextual = self.config.per_crop(crops, self.available)
-        saliency, keys = self.attention(layer, before)
-        if self.config.selector == "random":
-            saliency = random_pattern(saliency, self.config.seed)
-        elif self.config.selector == "uniform":
-            saliency = uniform_pattern(saliency, dominant - self.has_cls)
-        return saliency, select(keys, saliency, dominant=dominant, contextual=contextual)
+    def counts(self, crops: int = 1, available: int | None = None) -> tuple[int, int]:
+        """Count the dominant and contextual tokens of each crop of an image; see `tokens`.
 
-    def attention(self, layer: nn.Module, before: Tensor) -> tuple[Tensor, Tensor]:
-        """What VisionZip chooses by: saliency (B, P) and keys (B, L, K)."""
-        return (cls_saliency if self.has_cls else received_saliency)(layer, before)
+        Raises:
+            ValueError: they are more than there are, or there is less than one for each crop.
+        """
+        available = self.available if available is None else available
+        if available is None:
+            raise ValueError("This vision tower gives each image another number of tokens: say how many, `available`.")
+        dominant, contextual = self.config.per_crop(crops, available)
+        check_budget(dominant, contextual, available)
+        return dominant, contextual
 
-    def reduce(self, layer: nn.Module, before: Tensor, after: Tensor, *, crops: int = 1) -> Reduced:
-        """Select by `layer` and its input, apply to its output: (B, L, C), (B, L, C) -> (B, N, C)."""
-        selection = self.select(layer, before, crops=crops)
-        return Reduced(selection.apply(after, self.config.merge), positions(selection, self.has_cls))
+    def select(self, evidence: Evidence, *, crops: int = 1) -> Selection:
+        """Choose tokens.
 
-    def reduce_images(self, layer: nn.Module, before: Tensor, after: Tensor, counts: Sequence[int]) -> list[Reduced]:
-        """`reduce` for images of `counts` crops each; those with the same budget in one go."""
+        Args:
+            evidence: of any number of crops, each for itself.
+            crops: how many of these crops make up one image; matters only to a budget per image.
+
+        Raises:
+            ValueError: the budget asks for more tokens than there are, or the selector chose another number.
+        """
+        dominant, contextual = self.counts(crops, evidence.length)
+        parameters = {name: getattr(self.config, name) for name in self.selector.parameters}
+        selection = self.choose(evidence.only(self.selector.needs), dominant, contextual, **parameters)
+        if (found := (selection.kept.shape[1], selection.targets.shape[1])) != (dominant, contextual):
+            raise ValueError(
+                f"The selector {self.selector.label} was asked for {dominant} + {contextual} tokens of a crop, but "
+                f"chose {found[0]} + {found[1]}."
+            )
+        return selection
+
+    def reduce(self, evidence: Evidence, features: Tensor, *, crops: int = 1) -> Reduced:
+        """Select by the evidence, and apply the selection to features of the same tokens.
+
+        Args:
+            evidence: as of `select`.
+            features: (B, L, C), as a rule the output of the layer that the evidence is of.
+            crops: as of `select`.
+
+        Returns:
+            Tokens (B, N, C), and their positions (B, N).
+        """
+        selection = self.select(evidence, crops=crops)
+        return Reduced(selection.apply(features, self.config.merge), positions(selection, self.has_cls))
+
+    def reduce_images(
+        self, read: Callable[[Tensor, Tensor], Evidence], before: Tensor, after: Tensor, counts: Sequence[int]
+    ) -> list[Reduced]:
+        """Reduce images of several crops each; those with the same budget in one go.
+
+        Args:
+            read: makes the evidence of some crops, from their parts of `before` and `after`.
+            before: input of the layer that is read, (B, L, C), the crops of all images one after the other.
+            after: output of that layer, (B, L, C).
+            counts: how many crops each image has, B in all.
+
+        Returns:
+            For each image its tokens (crops, N, C), and their positions (crops, N).
+        """
+        counts = list(counts)
         if self.config.tokens_per_image is not None and len(set(counts)) > 1:
             parts = zip(before.split(counts), after.split(counts), counts, strict=True)
-            return [self.reduce(layer, b, a, crops=crops) for b, a, crops in parts]
-        tokens, position = self.reduce(layer, before, after, crops=counts[0])
+            return [self.reduce(read(b, a), a, crops=crops) for b, a, crops in parts]
+        tokens, position = self.reduce(read(before, after), after, crops=counts[0])
         return [Reduced(t, p) for t, p in zip(tokens.split(counts), position.split(counts), strict=True)]
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, VisionZip) and repr(self) == repr(other)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.config!r})"  # tells all settings apart: the engine keeps graphs by it
-
-
-# Blind selectors, to compare with. They are made on the CPU at each call: the one place that waits for the device.
-
-
-def random_pattern(like: Tensor, seed: int) -> Tensor:
-    """A random score per patch, the same for each crop: (B, P)."""
-    scores = torch.rand(like.shape[1], generator=torch.Generator().manual_seed(seed))
-    return scores.to(like.device).expand_as(like)
-
-
-def uniform_pattern(like: Tensor, count: int) -> Tensor:
-    """1 at `count` patches spread evenly over a square grid, 0 elsewhere, the same for each crop: (B, P)."""
-    side = math.isqrt(like.shape[1])
-    rows = min(side, max(1, round(math.sqrt(count))))
-    scores = torch.zeros(like.shape[1])
-    for i in range(rows):
-        columns = count * (i + 1) // rows - count * i // rows  # shares `count` out over the rows
-        row = (2 * i + 1) * side // (2 * rows)
-        for j in range(columns):
-            scores[row * side + (2 * j + 1) * side // (2 * columns)] = 1
-    return scores.to(like.device).expand_as(like)
+        """Return what tells all reducers of a tower apart: graphs and encoded images are kept by it."""
+        is_named = self.selector == SELECTORS.get(self.config.selector)
+        return f"{type(self).__name__}({self.config!r}{'' if is_named else f', {self.selector!r}'})"

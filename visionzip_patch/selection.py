@@ -36,6 +36,9 @@ class Selection(NamedTuple):
 
         Returns:
             (B, D + M, C): dominant tokens in raster order, then contextual tokens in the order of their targets.
+
+        Raises:
+            ValueError: `merge` is unknown.
         """
         if merge not in MERGES:
             raise ValueError(f"merge={merge!r} is unknown; choose one of {', '.join(MERGES)}.")
@@ -65,23 +68,54 @@ def select(keys: Tensor, saliency: Tensor, *, dominant: int, contextual: int) ->
         ValueError: the shapes do not belong together, or D + M does not fit in L.
     """
     batch, length, _ = keys.shape
-    cls = length - saliency.shape[1]
-    if saliency.shape[0] != batch or cls not in (0, 1):
+    if saliency.shape[0] != batch or length - saliency.shape[1] not in (0, 1):
         raise ValueError(f"saliency {tuple(saliency.shape)} does not score the tokens of keys {tuple(keys.shape)}.")
     check_budget(dominant, contextual, length)
+    return assign_rest(mark_best(saliency, dominant, length), keys, dominant=dominant, contextual=contextual)
 
-    # Dominant: CLS if there is one, and the patches that matter most.
-    top = saliency.topk(dominant - cls, dim=1).indices + cls  # (B, D - cls)
-    is_kept = torch.zeros(batch, length, dtype=torch.bool, device=keys.device).scatter(1, top, True)
+
+def mark_best(scores: Tensor, dominant: int, length: int) -> Tensor:
+    """Mark the dominant tokens: CLS if there is one, and the patches with the highest scores.
+
+    Args:
+        scores: (B, P), of each patch.
+        dominant: D; CLS counts.
+        length: L: P + 1 says that token 0 is CLS.
+
+    Returns:
+        (B, L) bool, True at D tokens of each crop.
+    """
+    cls = length - scores.shape[1]
+    top = scores.topk(dominant - cls, dim=1).indices + cls  # (B, D - cls)
+    is_kept = torch.zeros(len(scores), length, dtype=torch.bool, device=scores.device).scatter(1, top, True)
     if cls:
         is_kept[:, 0] = True
+    return is_kept
+
+
+def assign_rest(is_kept: Tensor, keys: Tensor | None, *, dominant: int, contextual: int) -> Selection:
+    """Keep the marked tokens, spread targets over the rest, and give every other token its nearest target.
+
+    What is merged has nothing to do with how the kept tokens were chosen.
+
+    Args:
+        is_kept: (B, L) bool, True at D tokens of each crop.
+        keys: (B, L, K), attention keys averaged over heads; only their direction counts. None will do if M is 0.
+        dominant: D.
+        contextual: M, 0 or more; 0 drops what is not kept.
+
+    Raises:
+        ValueError: there are no keys to merge by.
+    """
     kept, dropped = partition(is_kept, dominant)  # (B, D), (B, R)
     if contextual == 0:
         nothing = dropped[:, :0]
         return Selection(kept, nothing, nothing, nothing)
+    if keys is None:
+        raise ValueError(f"contextual={contextual}: tokens are merged by the similarity of keys, and there are none.")
 
-    # Contextual: evenly spaced leftovers are the targets; each other one joins the target with the most similar key.
-    slot = torch.arange(length - dominant, device=keys.device)
+    # Evenly spaced leftovers are the targets; each other one joins the target with the most similar key.
+    slot = torch.arange(dropped.shape[1], device=keys.device)
     stride = max(1, len(slot) // contextual)
     is_target = (slot % stride == 0) & (slot < stride * contextual)
     target_slots, other_slots = partition(is_target, contextual)  # (M,), (R-M,)
@@ -95,7 +129,22 @@ def select(keys: Tensor, saliency: Tensor, *, dominant: int, contextual: int) ->
 def compress(
     features: Tensor, keys: Tensor, saliency: Tensor, *, dominant: int, contextual: int, merge: str = "sum"
 ) -> Tensor:
-    """`select` on keys and saliency, applied to features: (B, L, C) -> (B, dominant + contextual, C)."""
+    """Select tokens by `select`, and apply the selection to features of the same tokens.
+
+    Args:
+        features: (B, L, C).
+        keys: (B, L, K), as of `select`.
+        saliency: (B, P), as of `select`.
+        dominant: D, at least 1.
+        contextual: M, 0 or more.
+        merge: as of `Selection.apply`.
+
+    Returns:
+        (B, D + M, C): dominant tokens in raster order, then contextual tokens in the order of their targets.
+
+    Raises:
+        ValueError: the shapes do not belong together, D + M does not fit in L, or `merge` is unknown.
+    """
     return select(keys, saliency, dominant=dominant, contextual=contextual).apply(features, merge)
 
 
@@ -121,16 +170,16 @@ def check_budget(dominant: int, contextual: int, available: int) -> None:
 
 
 def full_precision(like: Tensor) -> torch.autocast:
-    """Keeps fp32 operands fp32 where a caller runs under autocast, so that training selects as inference does."""
+    """Keep fp32 operands fp32 inside the block, also where a caller runs under autocast, so training selects alike."""
     return torch.autocast(like.device.type, enabled=False)
 
 
 def partition(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Positions of the `count` True entries and of the False ones along the last axis, each in order."""
+    """Find the `count` True entries and the False ones along the last axis: the positions of each, in order."""
     order = mask.byte().sort(dim=-1, descending=True, stable=True).indices
     return order[..., :count], order[..., count:]
 
 
 def take(features: Tensor, index: Tensor) -> Tensor:
-    """features (B, L, C) at index (B, N) -> (B, N, C)."""
+    """Gather tokens by their positions: features (B, L, C), index (B, N) -> (B, N, C)."""
     return features.gather(1, index.unsqueeze(-1).expand(-1, -1, features.shape[-1]))

@@ -12,13 +12,13 @@ CLS, MERGED = -1, -2  # positions of tokens that stand for no patch of the grid
 
 
 def positions(selection: Selection, has_cls: bool) -> Tensor:
-    """Raster index of the patch that each token of a selection is, or CLS, or MERGED: (B, N)."""
+    """Find the raster index of the patch that each token of a selection is, or CLS, or MERGED: (B, N)."""
     merged = torch.full_like(selection.targets, MERGED)
     return torch.cat([selection.kept - int(has_cls), merged], dim=1)  # CLS, token 0, becomes -1
 
 
 def order_by_position(tiles: Tensor, position: Tensor, cols: int, side: int) -> Tensor:
-    """Tokens of T tiles in raster order of the whole image, as the published VisionZip hands them to LLaVA-NeXT.
+    """Put tokens of T tiles in raster order of the whole image, as the published VisionZip hands them to LLaVA-NeXT.
 
     Tokens without a position follow, tile by tile: first every CLS, then every MERGED.
 

@@ -1,8 +1,8 @@
 """Measure accuracy at few tokens, by how the tokens are chosen: `python -m llava.analysis.sweep [CHECKPOINT]`.
 
-Runs TextVQA questions at five budgets with three ways to choose the kept tokens: VisionZip's attention, at random,
-uniformly. A budget is split 54 : 10 into kept and merged tokens, rounded. Where the places of objects are known, it
-also counts how many of the kept patches lie on them. Writes sweep.csv, sweep.json and sweep.png.
+Runs TextVQA questions at five budgets with several selectors, by default VisionZip's own, at random and uniformly. A
+budget is split 54 : 10 into kept and merged tokens, rounded. Where the places of objects are known, it also counts
+how many of the kept patches lie on them. Writes sweep.csv, sweep.json and sweep.png.
 """
 
 import argparse
@@ -22,11 +22,12 @@ from llava.inference.embedded import EMBEDDED_CHECKPOINT, playground
 from llava.utils.cli import add_conv_mode, add_verbose, positive, run_command
 from llava.utils.files import make_folder, require_own, write_json, write_text
 from llava.utils.plots import pyplot
+from visionzip_patch.selectors import SELECTORS
 
 if TYPE_CHECKING:
     from llava.analysis.in_memory import InMemoryEval
 
-SELECTORS = {"attention": "VisionZip", "random": "random", "uniform": "uniform"}
+USUAL = "visionzip,random,uniform"
 SHARES = (2, 4, 8, 16, 32)  # of the tower's patches: a half to a thirty-second
 
 
@@ -64,11 +65,12 @@ def sweep(args: argparse.Namespace) -> int:
 
     full = evaluation.measure(None)
     rows = [Row("full", full.tokens, full.tokens, 0, full.accuracy, full.accuracy, full.accuracy, full.on_objects)]
-    settings = [(selector, evaluation.patches // share) for share in SHARES for selector in SELECTORS]
+    settings = [(selector, evaluation.patches // share) for share in SHARES for selector in args.selectors]
     with tqdm(settings, unit="setting", dynamic_ncols=True) as bar:
         for selector, tokens in bar:
-            bar.set_description(f"{SELECTORS[selector]}, {tokens} tokens")
-            rows.append(measure_selector(evaluation, selector, tokens, args.seeds if selector == "random" else 1))
+            bar.set_description(f"{SELECTORS[selector].label}, {tokens} tokens")
+            seeds = args.seeds if "seed" in SELECTORS[selector].parameters else 1
+            rows.append(measure_selector(evaluation, selector, tokens, seeds))
 
     write_text(out / "sweep.csv", to_csv(rows))
     write_json(out / "sweep.json", describe(args, name, evaluation, rows))
@@ -121,6 +123,11 @@ def to_csv(rows: list[Row]) -> str:
     return text.getvalue()
 
 
+def names_in(rows: list[Row]) -> list[str]:
+    """The selectors that were measured, in their order."""
+    return list(dict.fromkeys(row.selector for row in rows))
+
+
 def to_markdown(rows: list[Row], patches: int) -> str:
     """Write a table, a line per budget: accuracy by selector in %, in brackets the share of kept patches on a sign."""
 
@@ -128,15 +135,16 @@ def to_markdown(rows: list[Row], patches: int) -> str:
         return f"{row.accuracy:.1f}" + ("" if row.on_signs is None else f" ({row.on_signs:.0f})")
 
     full, *others = rows
+    labels = [SELECTORS[name].label for name in names_in(others)]
     lines = [
         "Accuracy in %" + ("" if full.on_signs is None else " (in brackets: % of kept patches on a sign)"),
         "",
-        "| tokens per image | kept + merged | " + " | ".join(SELECTORS.values()) + " |",
-        "|---:|---:|" + "---:|" * len(SELECTORS),
-        f"| {full.tokens} (all {patches} patches) | | " + " | ".join([cell(full)] * len(SELECTORS)) + " |",
+        "| tokens per image | kept + merged | " + " | ".join(labels) + " |",
+        "|---:|---:|" + "---:|" * len(labels),
+        f"| {full.tokens} (all {patches} patches) | | " + " | ".join([cell(full)] * len(labels)) + " |",
     ]
-    for first in range(0, len(others), len(SELECTORS)):
-        group = others[first : first + len(SELECTORS)]
+    for first in range(0, len(others), len(labels)):
+        group = others[first : first + len(labels)]
         split = f"{group[0].dominant} + {group[0].contextual}"
         lines.append(f"| {group[0].tokens} | {split} | " + " | ".join(map(cell, group)) + " |")
     return "\n".join(lines)
@@ -147,8 +155,8 @@ def draw(plt, rows: list[Row], evaluation: "InMemoryEval", path: Path) -> None:
     full, *others = rows
     panels = 1 if evaluation.on_object is None else 2
     figure, axes = plt.subplots(1, panels, figsize=(5.5 * panels, 4.2), squeeze=False, layout="constrained")
-    for selector, label in SELECTORS.items():
-        line = [row for row in others if row.selector == selector]
+    for selector in names_in(others):
+        line, label = [row for row in others if row.selector == selector], SELECTORS[selector].label
         tokens = [row.tokens for row in line]
         (curve,) = axes[0, 0].plot(tokens, [row.accuracy for row in line], marker="o", label=label)
         if any(row.lowest != row.highest for row in line):
@@ -172,13 +180,30 @@ def draw(plt, rows: list[Row], evaluation: "InMemoryEval", path: Path) -> None:
     plt.close(figure)
 
 
+def read_selectors(text: str) -> list[str]:
+    """The names in a list with commas. Raises ArgumentTypeError for one that is unknown, or comes twice."""
+    names = [name.strip() for name in text.split(",")]
+    if unknown := [name for name in names if name not in SELECTORS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is no selector; choose of {', '.join(SELECTORS)}")
+    if len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"{text} names a selector twice")
+    return names
+
+
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m llava.analysis.sweep",
-        description="Accuracy at a half to a thirty-second of an image's tokens: VisionZip, random, uniform.",
+        description="Accuracy at a half to a thirty-second of an image's tokens, as several selectors choose them.",
     )
     add = parser.add_argument
     add("checkpoint", nargs="?", help="folder or hub id; without it, the embedded model and data")
+    add(
+        "--selectors",
+        type=read_selectors,
+        default=USUAL,
+        metavar="LIST",
+        help=f"what to compare, of {', '.join(SELECTORS)} (default: {USUAL})",
+    )
     add("--seeds", type=positive, default=3, metavar="N", help="random selections to average (default: 3)")
     add("--max-new-tokens", type=positive, default=32, metavar="N", help="longest answer, in tokens (default: 32)")
     add("--batch-size", type=positive, default=32, metavar="N", help="questions at a time (default: 32)")

@@ -31,6 +31,7 @@ from llava.inference.preprocess import Picture, free_workers, lost_workers, read
 from llava.model.anyres import VisionFeatures, is_anyres, parse_pinpoints
 from llava.utils.files import make_folder, write_json
 from llava.utils.processes import current_shard
+from visionzip_patch.config import with_current_names
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +175,7 @@ def read_records(path: Path, key: dict) -> list[Record]:
     try:
         with safe_open(path, framework="pt") as shard:
             metadata = {name: json.loads(text) for name, text in shard.metadata().items()}
-        stored, images = metadata["key"], metadata["images"]
+        stored, images = with_current_names(metadata["key"]), metadata["images"]
     except (SafetensorError, OSError, AttributeError, KeyError, ValueError) as error:
         raise ValueError(
             f"{path} is damaged ({error}). Delete it and run again: its images are then computed anew."

@@ -37,6 +37,7 @@ from llava.utils.files import (
     write_jsonl,
 )
 from llava.utils.processes import ALONE, Shard
+from visionzip_patch.config import with_current_names
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def settings_of(path: Path) -> dict | None:
     """The settings with which the answers in `path` were made; None if there are none. Raises ValueError if damaged."""
     meta = meta_file(path)
     try:
-        return dict(read_json(meta)) if meta.exists() else None
+        return with_current_names(dict(read_json(meta))) if meta.exists() else None
     except (TypeError, ValueError) as error:
         raise ValueError(f"{meta}, which says how {path.name} was made, is damaged. {WAYS_OUT}") from error
 

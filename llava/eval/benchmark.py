@@ -18,6 +18,7 @@ from llava.eval.tasks import TASKS, Task
 from llava.inference.budget import (
     asked_counts,
     budget_name,
+    budget_of,
     carried_budget,
     choose_budget,
     most_crops,
@@ -120,7 +121,7 @@ def listed_budgets(args: argparse.Namespace) -> list[VisionZipConfig | None]:
     others = ("dominant", "contextual", "tokens_per_image", "answers_file", "compare_full")
     if given := [f"--{name.replace('_', '-')}" for name in others if getattr(args, name)]:
         raise ValueError(f"--budgets names all budgets of a run; leave {', '.join(given)} out.")
-    budgets, merge = [], args.merge or "sum"
+    budgets = []
     for text in args.budgets.split(","):
         counts = text.strip().split("+")
         if text.strip() == "full":
@@ -131,12 +132,12 @@ def listed_budgets(args: argparse.Namespace) -> list[VisionZipConfig | None]:
                 f"like 192, or kept + merged tokens of a crop like 54+10, with commas between."
             )
         elif len(counts) == 1:
-            budgets.append(VisionZipConfig(tokens_per_image=int(text), merge=merge))
+            budgets.append(VisionZipConfig(tokens_per_image=int(text)))
         else:
-            budgets.append(VisionZipConfig(*map(int, counts), merge=merge))
+            budgets.append(VisionZipConfig(*map(int, counts)))
     if len(set(budgets)) < len(budgets):
         raise ValueError(f"--budgets {args.budgets} names a budget twice.")
-    return budgets
+    return [budget and budget_of(args, budget) for budget in budgets]
 
 
 def choose_paths(args: argparse.Namespace, checkpoint: str, budgets: list[VisionZipConfig | None]) -> list[Path]:

@@ -34,6 +34,7 @@ class LlavaVisionZip(lmms):
         model_base: language model that a projector-only or LoRA checkpoint goes on.
         dominant, contextual: tokens of a crop, which go together; without them what the checkpoint carries, else all.
         tokens_per_image: in place of these two.
+        merge, selector, selector_seed: how tokens are merged and chosen, as of the evaluation's options of these names.
         batch_size: requests at a time.
         device: "cuda", or any torch device; with several processes each takes its own GPU.
         conv_template: key of `llava.conversation.conv_templates`; by default the checkpoint's own.
@@ -54,15 +55,20 @@ class LlavaVisionZip(lmms):
         dtype: str | None = None,
         fast: str | None = "static",
         max_batch_size: int | None = None,
+        merge: str | None = None,
+        selector: str | None = None,
+        selector_seed: int | None = None,
     ):
         super().__init__()
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device if self._world_size > 1 else torch.device(device)
         self.batch_size = int(batch_size)
-        counts = {"dominant": dominant, "contextual": contextual, "tokens_per_image": tokens_per_image}
-        counts = {name: None if value is None else int(value) for name, value in counts.items()}
-        budget = budget_of(argparse.Namespace(**counts), spell=str)
+        numbers = {"dominant": dominant, "contextual": contextual, "tokens_per_image": tokens_per_image}
+        numbers = {name: None if value is None else int(value) for name, value in numbers.items()}
+        seed = None if selector_seed is None else int(selector_seed)
+        asked = argparse.Namespace(**numbers, merge=merge, selector=selector, selector_seed=seed)
+        budget = budget_of(asked, spell=str)
         options = {"dtype": getattr(torch, dtype)} if dtype else {}
         self.tokenizer, self.model, self.image_processor, _ = load_pretrained_model(
             pretrained, model_base, device=str(self.device), visionzip=budget, fast=fast, **options

@@ -3,7 +3,7 @@
 Shapes: B questions, T ids of the longest prompt, n tokens of an image, C channels of the language model.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from itertools import pairwise
 from typing import NamedTuple
@@ -134,7 +134,7 @@ def generate_batches(
 
 def continue_from_images(
     engine: Engine, prompts: Prompts, features: list[Tensor], batches: list[list[int]], config: GenerationConfig
-) -> Iterator[Tensor]:
+) -> Generator[Tensor, None, None]:
     """Answer batches from caches of what their prompts begin with: the system's words and one image, computed once.
 
     Args:
@@ -164,7 +164,7 @@ def continue_from_images(
 
 def generate_each(
     model, prompts: Prompts, features: list[Tensor], batches: list[list[int]], **options
-) -> Iterator[Tensor]:
+) -> Generator[Tensor, None, None]:
     """Answer batches by `model.generate`, each prompt from its beginning.
 
     Args:

@@ -4,7 +4,8 @@ All commands mean the same by the same options:
 
 - `--dominant` and `--contextual` go together, and count tokens of each crop;
 - `--tokens-per-image` stands in their place, and counts tokens of the whole image;
-- `--merge` alone changes how a budget merges that holds without it, and is refused where there is none.
+- `--merge`, `--selector` and `--selector-seed` alone change how a budget merges and chooses that holds without them,
+  and are refused where there is none.
 
 Imports nothing heavy by itself, so that options can be declared and refused before torch is loaded.
 """
@@ -15,28 +16,33 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from llava.utils.cli import positive, whole
+from visionzip_patch.selectors import SELECTORS
 
 if TYPE_CHECKING:
     from visionzip_patch import VisionZipConfig
 
+CHOICES = {"merge": "merge", "selector": "selector", "seed": "selector_seed"}  # setting: attribute of its option
 USUAL = 54, 10  # dominant and contextual tokens of 576 patches, the paper's smallest budget for LLaVA-1.5
 
 
-def add_budget_options(parser: argparse.ArgumentParser, *, default: str, merge: bool = True):
+def add_budget_options(parser: argparse.ArgumentParser, *, default: str, counts_only: bool = False):
     """Declare the options of a budget, and return their group.
 
     Args:
         parser: of the command.
         default: what holds without them, in words.
-        merge: whether the command also takes `--merge`.
+        counts_only: leave out how tokens are chosen and merged, for a command that calculates from their number.
     """
     group = parser.add_argument_group(f"VisionZip budget (default: {default})")
     add = group.add_argument
     add("--dominant", type=positive, metavar="D", help="tokens kept of each crop, CLS included; needs --contextual")
     add("--contextual", type=whole, metavar="C", help="tokens merged from the rest of each crop; 0 drops the rest")
     add("--tokens-per-image", type=positive, metavar="N", help="instead of both: tokens over all crops of an image")
-    if merge:
+    if not counts_only:
         add("--merge", choices=("sum", "mean"), help="as the published code (sum, default) or the paper's text (mean)")
+        kinds = "; ".join(f"{name}: {selector.help}" for name, selector in SELECTORS.items())
+        add("--selector", choices=tuple(SELECTORS), help=f"what is kept (default: visionzip). {kinds}")
+        add("--selector-seed", type=whole, metavar="N", help="of a selector that draws: random (default: 0)")
     return group
 
 
@@ -86,26 +92,41 @@ def budget_of(
     """Make the budget that was asked for; None stands for all tokens.
 
     Args:
-        args: as of `asked_counts`, and perhaps with `merge`.
+        args: as of `asked_counts`, and perhaps with `merge`, `selector` and `selector_seed`.
         default: the budget that holds without counts: one that the checkpoint carries, or the command's own.
         spell: as of `asked_counts`.
 
     Raises:
-        ValueError: half a budget, or two; counts that no tower could satisfy; `merge` without a budget.
+        ValueError: half a budget, or two; counts that no tower could satisfy; how to merge or choose without a budget;
+            a seed for a selector that draws nothing.
     """
-    counts, merge = asked_counts(args, spell), getattr(args, "merge", None)
+    counts, choices = asked_counts(args, spell), asked_choices(args)
     if counts:
         from visionzip_patch import VisionZipConfig  # imports torch
 
-        return VisionZipConfig(**counts, merge=merge or "sum")
-    if merge is None:
+        budget = VisionZipConfig(**{**counts, **choices})
+    elif not choices:
         return default
-    if default is None:
+    elif default is None:
         raise ValueError(
-            f"{spell('merge')} needs a budget: add {spell('dominant')} and {spell('contextual')}, or "
-            f"{spell('tokens_per_image')}."
+            f"{spell(CHOICES[next(iter(choices))])} needs a budget: add {spell('dominant')} and {spell('contextual')}, "
+            f"or {spell('tokens_per_image')}."
         )
-    return replace(default, merge=merge)
+    else:
+        budget = replace(default, **choices)
+    if "seed" in choices and "seed" not in SELECTORS[budget.selector].parameters:
+        drawing = [name for name, selector in SELECTORS.items() if "seed" in selector.parameters]
+        raise ValueError(
+            f"{spell('selector_seed')} {budget.seed}: the selector {budget.selector} draws nothing. Those that draw: "
+            f"{', '.join(drawing)}."
+        )
+    return budget
+
+
+def asked_choices(args: Any) -> dict[str, Any]:
+    """Read how to merge and choose, as far as it was asked for, as arguments of `VisionZipConfig`."""
+    given = {name: getattr(args, option, None) for name, option in CHOICES.items()}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def counts_per_crop(args: Any, default: tuple[int, int], *, crops: int, available: int) -> tuple[int, int]:
@@ -208,10 +229,13 @@ def set_budget(model, budget: "VisionZipConfig | None") -> None:
 
 
 def budget_name(budget: "VisionZipConfig | None") -> str:
-    """A budget for tables and file names: full, 54+10, 160-per-image."""
+    """Name a budget for tables and files: full, 54+10, 160-per-image, 54+10-random-seed3."""
     if budget is None:
         return "full"
     counts = f"{budget.dominant}+{budget.contextual}"
     name = counts if budget.tokens_per_image is None else f"{budget.tokens_per_image}-per-image"
-    options = [option for option, usual in ((budget.merge, "sum"), (budget.selector, "attention")) if option != usual]
-    return "-".join([name, *options])
+    options = {"merge": budget.merge, "selector": budget.selector, "seed": f"seed{budget.seed}"}
+    usual = type(budget)
+    return "-".join(
+        [name, *(text for field, text in options.items() if getattr(budget, field) != getattr(usual, field))]
+    )

@@ -20,6 +20,7 @@ from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.engine import configure
 from llava.model.finite import NotFinite, explain
 from visionzip_patch import VisionZipConfig
+from visionzip_patch.reducer import VisionZip
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ class ChatImage(NamedTuple):
     key: int  # negative, and never given to another image of the session
     tokens: Tensor  # (n, C), as the language model gets them
     image: Image.Image
-    budget: VisionZipConfig | None  # at which it was encoded; None is all tokens
+    reducer: VisionZip | None  # what chose the tokens; None is all of them
 
 
 class ChatSession:
@@ -92,7 +93,7 @@ class ChatSession:
             raise ValueError(f"The text holds {DEFAULT_IMAGE_TOKEN!r}, which stands for an image: leave it out.")
         marker = image_marker(getattr(self.model.config, "mm_use_im_start_end", False))
         user, assistant = self.decoding.template.roles
-        shown = [old if old.budget == self.budget else self.encode(old.image) for old in self.images]
+        shown = [old if old.reducer == self.reducer else self.encode(old.image) for old in self.images]
         shown += map(self.encode, images)
         messages = [*self.messages, (user, f"{marker}\n" * len(images) + text)]
         wanted = self.tokens_of(messages, shown)
@@ -128,8 +129,12 @@ class ChatSession:
     @property
     def budget(self) -> VisionZipConfig | None:
         """Return VisionZip's setting that the model has now; None is all tokens."""
-        reducer = self.model.get_vision_tower().reducer
-        return reducer and reducer.config
+        return self.reducer and self.reducer.config
+
+    @property
+    def reducer(self) -> VisionZip | None:
+        """Return what chooses the tokens of images now; None leaves all."""
+        return self.model.get_vision_tower().reducer
 
     def require_open(self) -> None:
         """Raise ValueError if the session is closed."""
@@ -142,7 +147,7 @@ class ChatSession:
         self.last_key -= 1
         pixels = process_images([image], self.image_processor, self.model.config)[0]
         tokens = self.model.engine().image_features([pixels], [image.size])[0]
-        return ChatImage(self.last_key, tokens, image, self.budget)
+        return ChatImage(self.last_key, tokens, image, self.reducer)
 
     def tokens_of(self, messages: Sequence[tuple[str, str]], shown: Sequence[ChatImage]) -> list[int]:
         """Tokenize the prompt for the next answer: ids, and for each token of an image its key."""

@@ -91,7 +91,7 @@ class Decoding:
         """Return the text by which the template ends an answer; it may be empty."""
         conversation = self.template
         two_seps = conversation.sep_style in (SeparatorStyle.TWO, SeparatorStyle.LLAMA_2)
-        return conversation.sep2 if two_seps else conversation.sep
+        return (conversation.sep2 or "") if two_seps else conversation.sep
 
     def cut(self, text: str) -> str:
         """Cut off what a model wrote past its own turn."""

@@ -210,7 +210,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--dtype", choices=DTYPE_BYTES, help="default: bfloat16; float32 where this machine has no GPU")
     add("--device", default="H100", metavar="NAME", help=f"{', '.join(DEVICES)}, or this (default: H100)")
     add("--graphs", action="store_true", help="a cache of fixed size, and operations started by CUDA graphs")
-    add_budget_options(parser, default="the paper's smallest for the model", merge=False)
+    add_budget_options(parser, default="the paper's smallest for the model", counts_only=True)
     add_verbose(parser)
     return parser.parse_args(argv)
 

@@ -23,8 +23,8 @@ from llava.serve.timing import Cost, TimedAnswer
 from llava.visualize import KEPT, Patch, View, make_view, patch_at
 from llava.visualize.crops import crops_of, meaning_of, squares_of
 from visionzip_patch import VisionZipConfig
-from visionzip_patch.handpicked import HandPicked
 from visionzip_patch.reducer import VisionZip
+from visionzip_patch.selectors.handpicked import hand_picked
 
 LONGEST_QUESTION = 4000  # letters
 ENDED = "This conversation has ended: the page was left, or was idle while others came. Reload it."
@@ -36,6 +36,7 @@ class EncodedImage(NamedTuple):
 
     image: Image.Image
     before: Tensor  # (B, L, C), input of the layer that is read
+    after: Tensor  # (B, L, C), its output
     squares: list[Image.Image]  # the crops as they are shown
     cols: int  # tiles in a row
 
@@ -152,8 +153,8 @@ class ComparisonServer:
         """Run a picture through the tower. Raises ValueError if it cannot be prepared."""
         with self.lock:
             pixels = crops_of(process_images([image], self.image_processor, self.model.config))
-            before, _ = self.tower.hidden_states(pixels)
-        return EncodedImage(image, before, *squares_of(self.model, self.image_processor, image, SIDE))
+            states = self.tower.hidden_states(pixels)
+        return EncodedImage(image, *states, *squares_of(self.model, self.image_processor, image, SIDE))
 
     @contextmanager
     def reducing(self, reducer: VisionZip | None) -> Iterator[None]:
@@ -250,16 +251,15 @@ class Comparison:
             [[patch.patch for patch in part if patch.crop == crop] for crop in range(len(self.encoded.before))]
             for part in manual
         )
-        return HandPicked(kept, contextual, tower, usual.merge, released)
+        return hand_picked(kept, contextual, tower, usual.merge, released)
 
     @torch.inference_mode()
     def view_by(self, reducer: VisionZip, encoded: EncodedImage) -> View:
         """Make the view of a picture with the selection of `reducer`."""
         tower = self.server.tower
         with self.server.lock:
-            scores, selection = reducer.scored_selection(
-                tower.selected_layer, encoded.before, crops=len(encoded.before)
-            )
+            evidence = tower.evidence(encoded.before, encoded.after)
+            scores, selection = evidence.saliency, reducer.select(evidence, crops=len(encoded.before))
         return make_view(
             encoded.squares, scores, selection, has_cls=tower.has_cls, meaning=meaning_of(tower), cols=encoded.cols
         )

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -182,14 +183,15 @@ class Chat:
     def read_budget(self, counts: Sequence[str]) -> VisionZipConfig:
         """Read a budget: 54 10 for dominant and contextual tokens of a crop, 160 for tokens of a picture.
 
-        Tokens are merged as before. Raises ValueError for anything else.
+        The rest stays as it is. Raises ValueError for anything else.
         """
         if len(counts) > 2 or not all(count.isascii() and count.isdecimal() for count in counts):
             raise ValueError(f"/budget {' '.join(counts)} is no budget. {BUDGET_FORMS}")
         numbers = [int(count) for count in counts]
         names = ("dominant", "contextual") if len(numbers) == 2 else ("tokens_per_image",)
-        merge = self.session.budget.merge if self.session.budget else "sum"
-        return VisionZipConfig(**dict(zip(names, numbers, strict=True)), merge=merge)
+        nothing = dict.fromkeys(("dominant", "contextual", "tokens_per_image"))
+        asked = {**nothing, **dict(zip(names, numbers, strict=True))}
+        return replace(self.session.budget, **asked) if self.session.budget else VisionZipConfig(**asked)
 
     def undo(self) -> None:
         """Take the last question back; its pictures come with the next one. Raises ValueError if there is none."""

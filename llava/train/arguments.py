@@ -35,6 +35,7 @@ from llava.model.values import Kind
 from llava.utils.cli import add_verbose
 from llava.utils.files import read_bytes, read_json
 from visionzip_patch import VisionZipConfig
+from visionzip_patch.selectors import SELECTORS
 
 SOURCE_ROOT = Path(__file__).resolve().parents[2]
 
@@ -92,6 +93,8 @@ class ModelArguments:
     merge: Literal["sum", "mean"] | None = option(
         None, "VisionZip: as the published code (sum) or the paper's text (mean) (default: sum)"
     )
+    selector: Literal[tuple(SELECTORS)] | None = option(None, "VisionZip: what is kept (default: visionzip)")
+    selector_seed: int | None = option(None, "VisionZip: of a selector that draws, random (default: 0)")
     vision_tower: str | None = option(
         None, "CLIP or SigLIP, folder or hub id (default: the checkpoint's own; a language model needs one)"
     )

@@ -257,7 +257,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--only", choices=[variant.name for variant in VARIANTS], help="run one way here and print what it took as JSON"
     )
-    add_budget_options(parser, default="54 + 10", merge=False)
+    add_budget_options(parser, default="54 + 10", counts_only=True)
     add_verbose(parser)
     return parser.parse_args(argv)
 

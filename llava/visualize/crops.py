@@ -27,14 +27,12 @@ def view_of(model, image_processor, image: Image.Image, *, title: str = "", side
     tower = model.get_vision_tower()
     scores, selection = look(tower, crops_of(process_images([image], image_processor, model.config)))
     shown, cols = squares_of(model, image_processor, image, side)
-    meaning = meaning_of(tower, tower.reducer.config.selector)
+    meaning = meaning_of(tower)
     return make_view(shown, scores, selection, has_cls=tower.has_cls, meaning=meaning, title=title, cols=cols)
 
 
-def meaning_of(tower, selector: str = "attention") -> str:
+def meaning_of(tower) -> str:
     """Say what the scores are shares of, for `make_view`."""
-    if selector != "attention":
-        return f"of the {selector} scores"
     return f"of the attention that {'CLS pays to patches' if tower.has_cls else 'patches receive'}"
 
 

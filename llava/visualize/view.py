@@ -98,18 +98,18 @@ class View:
 
 @torch.no_grad()
 def look(tower, pixels: Tensor) -> tuple[Tensor, Selection]:
-    """Compute scores (B, P) and selection of all crops of one image, (B, 3, S, S), in one pass.
+    """Compute scores, (B, P), and selection of all crops of one image, (B, 3, S, S), in one pass.
 
     Args:
-        tower: a zipped vision tower of a LLaVA, with `reducer`, `hidden_states` and `selected_layer`.
+        tower: a zipped vision tower of a LLaVA, with `reducer`, `hidden_states` and `evidence`.
 
     Raises:
         ValueError: it is not zipped.
     """
     if tower.reducer is None:
         raise ValueError("This vision tower selects no tokens: call visionzip(model, ...) first.")
-    before, _ = tower.hidden_states(pixels)
-    return tower.reducer.scored_selection(tower.selected_layer, before, crops=len(pixels))
+    evidence = tower.evidence(*tower.hidden_states(pixels))
+    return evidence.saliency, tower.reducer.select(evidence, crops=len(pixels))
 
 
 def make_view(

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# How far can an image be cut: accuracy at five budgets, for VisionZip, random and uniform tokens; a table and a plot.
+# How far can an image be cut: accuracy at five budgets, for VisionZip, random and uniform tokens, or those of --selectors;
+# a table and a plot.
 #
 #   bash scripts/eval/sweep.sh                  the embedded tiny model on the embedded data
 #   bash scripts/eval/sweep.sh CHECKPOINT       a directory or a hub id, on playground/data/eval/textvqa

@@ -9,7 +9,8 @@ from torch import nn
 
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from visionzip_patch import VisionZipConfig, unzip, visionzip, zipped
-from visionzip_patch.reducer import uniform_pattern
+from visionzip_patch.selectors.handpicked import hand_picked
+from visionzip_patch.selectors.uniform import pattern
 
 
 @pytest.fixture
@@ -57,6 +58,8 @@ def test_a_copy_is_zipped_too_and_goes_its_own_way(model, images):
     twin = copy.deepcopy(visionzip(model, 5, 2))
     unzip(model)
     assert twin.encode_images(images).shape[1] == 7
+    assert twin.get_vision_tower().reducer == visionzip(model, 5, 2).get_vision_tower().reducer
+    unzip(model)
     assert model.encode_images(images).shape[1] == 16
 
 
@@ -69,6 +72,14 @@ def test_zipped_puts_back_what_was_there(model):
         raise KeyError
     assert model.config.visionzip == VisionZipConfig(9, 3, merge="mean").to_dict()
     assert model.get_vision_tower().reducer.tokens() == 12
+
+
+def test_zipped_puts_back_patches_that_were_picked_by_hand(model):
+    tower = visionzip(model, 5, 2).get_vision_tower()
+    tower.reducer = picked = hand_picked([[1, 2]], 2, tower)
+    with zipped(model, 6, 1):
+        assert tower.reducer.tokens() == 7
+    assert tower.reducer is picked
 
 
 @torch.no_grad()
@@ -150,7 +161,7 @@ def test_blind_selectors_choose_the_same_patches_for_every_image(model, images):
 @torch.no_grad()
 def test_the_uniform_pattern_has_as_many_patches_as_asked_for(model, images, count):
     visionzip(model, count + 1, 0, selector="uniform")
-    assert uniform_pattern(torch.empty(1, 16), count).sum() == count
+    assert pattern((4, 4), count).sum() == count
     assert model.encode_images(images).shape[1] == count + 1
 
 

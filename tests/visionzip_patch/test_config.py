@@ -1,6 +1,7 @@
 import pytest
 
 from visionzip_patch import VisionZipConfig
+from visionzip_patch.config import with_current_names
 
 
 def test_a_config_survives_json():
@@ -25,7 +26,7 @@ def test_a_budget_per_image_is_saved_without_counts_per_crop():
 def test_a_budget_per_crop_is_saved_whole():
     assert VisionZipConfig(27, 5).to_dict() == {
         **{"dominant": 27, "contextual": 5, "tokens_per_image": None},
-        **{"merge": "sum", "selector": "attention", "seed": 0},
+        **{"merge": "sum", "selector": "visionzip", "seed": 0},
     }
 
 
@@ -43,7 +44,8 @@ def test_a_budget_per_crop_is_saved_whole():
         ({"tokens_per_image": 0}, "tokens_per_image=0"),
         ({"tokens_per_image": -64}, "tokens_per_image=-64"),
         ({"merge": "max"}, "sum, mean"),
-        ({"selector": "best"}, "attention, random, uniform"),
+        ({"selector": "best"}, "visionzip, random, uniform"),
+        ({"selector": ["random"]}, "visionzip, random, uniform"),
         ({"seed": None}, "whole number"),
     ],
 )
@@ -75,3 +77,20 @@ def test_a_budget_per_image_is_split_as_the_paper_splits(tokens, crops, split):
 def test_a_budget_below_one_token_per_crop_says_both_numbers():
     with pytest.raises(ValueError, match=r"tokens_per_image=4.*5 crops"):
         VisionZipConfig(tokens_per_image=4).per_crop(5, available=577)
+
+
+def test_the_former_name_of_visionzips_own_selector_is_still_read():
+    saved = {**VisionZipConfig(27, 5).to_dict(), "selector": "attention"}
+    assert VisionZipConfig.from_dict(saved) == VisionZipConfig(**saved) == VisionZipConfig(27, 5)
+    assert VisionZipConfig.from_dict(saved).to_dict()["selector"] == "visionzip"
+
+
+def test_records_of_earlier_versions_are_known_as_those_of_the_same_setting():
+    now = {"task": "textvqa", "visionzip": VisionZipConfig(27, 5).to_dict()}
+    assert with_current_names({**now, "visionzip": {**now["visionzip"], "selector": "attention"}}) == now
+    assert with_current_names({"task": "textvqa", "visionzip": None}) == {"task": "textvqa", "visionzip": None}
+
+
+def test_a_setting_says_who_chooses_unless_it_is_visionzip():
+    assert str(VisionZipConfig(54, 10)) == "54+10 tokens per crop"
+    assert str(VisionZipConfig(tokens_per_image=160, selector="random")) == "160 tokens per image, selector random"

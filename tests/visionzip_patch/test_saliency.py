@@ -5,7 +5,8 @@ import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
 from visionzip_patch import saliency
-from visionzip_patch.saliency import cls_saliency, received_saliency
+from visionzip_patch.encoder import queries_keys
+from visionzip_patch.saliency import cls_saliency, received_saliency, token_saliency
 
 SIZE = {
     "hidden_size": 32,
@@ -33,9 +34,12 @@ def inspect(encoder):
 def test_cls_saliency_is_the_cls_row_of_eager_attention():
     encoder = CLIPVisionModel(CLIPVisionConfig(**SIZE, attn_implementation="eager")).eval()
     layer, before, attention, keys = inspect(encoder)
-    scores, got_keys = cls_saliency(layer, before)
+    found = queries_keys(layer, before, slice(0, 1))
+    scores = cls_saliency(*found)
     torch.testing.assert_close(scores, attention[:, :, 0, 1:].sum(1))
-    torch.testing.assert_close(got_keys, keys)
+    torch.testing.assert_close(found.keys.mean(1), keys)
+    assert torch.equal(token_saliency(*found, has_cls=True), scores)
+    torch.testing.assert_close(cls_saliency(*queries_keys(layer, before)), scores)  # other queries are not read
     assert (scores.sum(1) <= 4).all()
 
 
@@ -45,7 +49,9 @@ def test_received_saliency_is_the_mean_over_heads_and_queries(monkeypatch, block
     monkeypatch.setattr(saliency, "QUERY_BLOCK", block)
     encoder = SiglipVisionModel(SiglipVisionConfig(**SIZE, vision_use_head=False, attn_implementation="eager")).eval()
     layer, before, attention, keys = inspect(encoder)
-    scores, got_keys = received_saliency(layer, before)
+    found = queries_keys(layer, before)
+    scores = received_saliency(*found)
     torch.testing.assert_close(scores, attention.mean((1, 2)))
-    torch.testing.assert_close(got_keys, keys)
+    torch.testing.assert_close(found.keys.mean(1), keys)
+    assert torch.equal(token_saliency(*found, has_cls=False), scores)
     torch.testing.assert_close(scores.sum(1), torch.ones(2))

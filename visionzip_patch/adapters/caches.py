@@ -6,14 +6,14 @@ It holds shortened rows, and remembers what they stand for, so a dialogue can go
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from visionzip_patch.adapters.placeholders import Layout, Prompt, tokens_in
+from visionzip_patch.adapters.placeholders import Family, Layout, Prompt, tokens_in
 from visionzip_patch.compat import cache_in
 
 MEMORY = "_visionzip_prompt"  # an attribute of a cache, so that a copy of it remembers too
 
 
 def held_by(cache) -> int:
-    """How many tokens a cache holds."""
+    """Count the tokens that a cache holds."""
     return 0 if cache is None else int(cache.get_seq_length())
 
 
@@ -36,8 +36,8 @@ def forgotten(cache) -> Iterator[None]:
         remember(cache, memory)
 
 
-def recall(family, given: dict) -> Layout | None:
-    """The layout of what the cache of a call holds: what it remembers and tokens behind that.
+def recall(family: Family, given: dict) -> Layout | None:
+    """Find the layout of what the cache of a call holds: what it remembers and tokens behind that.
 
     None where nothing needs to be known: it is empty, or neither it nor the call is about images.
     """
@@ -53,9 +53,11 @@ def recall(family, given: dict) -> Layout | None:
     return layout.then(Layout.same(len(tokens), held_by(cache) - layout.slots, tokens.device))
 
 
-def check_continuation(family, given: dict, past: Layout | None) -> None:
+def check_continuation(family: Family, given: dict, past: Layout | None) -> None:
     """Refuse ids of `generate` that do not begin with what the cache holds."""
     tokens, cache = tokens_in(given), cache_in(given)
+    if tokens is None:
+        return
     memory, held = getattr(cache, MEMORY, None), held_by(cache)
     again = "Crop it back to what is still the same, or begin a new one with pixel_values."
     if held and memory is None and family.is_placeholder(tokens[:, :held]).any():

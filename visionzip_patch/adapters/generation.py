@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers.generation import BaseStreamer
+from transformers.generation.streamers import BaseStreamer
 
 from visionzip_patch.adapters.caches import check_continuation, forgotten, recall, remember
-from visionzip_patch.adapters.placeholders import Layout, Prompt, pick, shorten, tokens_in
+from visionzip_patch.adapters.placeholders import Family, Layout, Prompt, pick, shorten, tokens_in
 from visionzip_patch.compat import cache_in, with_one_cache
 
 # transformers' own criteria and processors that count from the prompt. `generate` looks at their types, so a copy with
@@ -31,8 +31,8 @@ COUNTED_BY = {
 }
 
 
-def run_forward(family, model, original: Callable, given: dict):
-    """`original(**given)` on shortened rows; logits, hidden states and attention at the positions of those given.
+def run_forward(family: Family, model, original: Callable, given: dict):
+    """Call `original(**given)` on shortened rows; logits, hidden states, attention are at the positions of those given.
 
     They are 0 at placeholders that are gone, and at padding.
     """
@@ -61,8 +61,8 @@ def run_forward(family, model, original: Callable, given: dict):
     return output if (model.config.return_dict if as_dict is None else as_dict) else output.to_tuple()
 
 
-def run_generate(family, model, original: Callable, given: dict):
-    """`original(**given)` on shortened rows; what comes out, and what is called, counts by those given.
+def run_generate(family: Family, model, original: Callable, given: dict):
+    """Call `original(**given)` on shortened rows; what comes out, and what is called, counts by those given.
 
     Raises:
         ValueError: the ids go on from a cache that does not hold what they begin with, or of which that is unknown.
@@ -79,8 +79,10 @@ def run_generate(family, model, original: Callable, given: dict):
     if call is None:
         return original(**given)
 
-    short, ids = dict(call.arguments), given.get("input_ids")
-    gone = tokens.shape[1] - tokens_in(short).shape[1]  # ids of a row
+    short, ids, short_tokens = dict(call.arguments), given.get("input_ids"), tokens_in(call.arguments)
+    assert tokens is not None, "a call without tokens is not shortened"
+    assert short_tokens is not None
+    gone = tokens.shape[1] - short_tokens.shape[1]  # ids of a row
     settings = settings_of(model, given)
     short |= moved_limits(given, settings, tokens.shape[1], gone)
     is_beam_search = (settings.get("num_beams") or 1) > 1
@@ -143,7 +145,7 @@ class OriginalPrompt(NamedTuple):
     gone: int  # how many ids of a row the short one lacks
 
     def lengthen(self, ids: Tensor) -> Tensor:
-        """Ids that begin with the short prompt; a prompt may have several rows in succession."""
+        """Put the prompt as it was given before ids that begin with the short one; it may have several rows in turn."""
         prompt = self.ids.repeat_interleave(len(ids) // len(self.ids), dim=0).to(ids.device)
         return torch.cat([prompt, ids[:, prompt.shape[1] - self.gone :]], dim=1)
 
@@ -155,17 +157,21 @@ class Streamer(BaseStreamer):
         self.streamer, self.prompt = streamer, prompt
 
     def put(self, value: Tensor) -> None:
+        """Hand on ids, the first time those of the prompt."""
         prompt, self.prompt = self.prompt, None
         self.streamer.put(prompt.lengthen(value) if prompt else value)
 
     def end(self) -> None:
+        """Hand on that there are no more."""
         self.streamer.end()
 
 
 def callbacks(arguments: dict, prompt: OriginalPrompt, copies: int) -> dict:
-    """Arguments of `generate` that are called with ids, and see the prompt as it was given.
+    """Wrap the arguments of `generate` that are called with ids, so that they see the prompt as it was given.
 
     Args:
+        arguments: of `generate`, by name.
+        prompt: as it was given.
         copies: how many rows in succession answer one prompt, as `prefix_allowed_tokens_fn` counts them.
     """
 
@@ -192,17 +198,17 @@ def callbacks(arguments: dict, prompt: OriginalPrompt, copies: int) -> dict:
 
 
 def spread_attention(attention: Tensor, new: Layout, whole: Layout) -> Tensor:
-    """(B, heads, queries, keys) at the positions of the rows as they were given; queries may be the new slots."""
+    """Spread (B, heads, queries, keys) to the positions of rows as they were given; queries may be the new slots."""
     rows, _, _, keys = attention.shape
     new, whole = new.repeat(rows), whole.repeat(rows)
-    whole = whole.then(Layout.same(rows, max(0, keys - whole.slots), whole.index.device))
-    seen = Layout(whole.index[:, whole.slots - keys :], whole.lost)  # a sliding window sees the last ones
+    whole = whole.then(Layout.same(rows, max(0, keys - whole.slots), whole.origin.device))
+    seen = Layout(whole.origin[:, whole.slots - keys :], whole.lost)  # a sliding window sees the last ones
     attention = seen.spread(attention, -1)
     return new.spread(attention, -2) if attention.shape[-2] == new.slots else attention
 
 
 def spread_steps(output, new: Layout, whole: Layout):
-    """Hidden states and attention of each step of `generate`, where the first one's queries are the prompt's."""
+    """Spread hidden states and attention of each step of `generate`; the first one's queries are the prompt's."""
     if output.get("hidden_states") is not None:
         first, *steps = output["hidden_states"]
         output["hidden_states"] = (tuple(new.repeat(len(layer)).spread(layer) for layer in first), *steps)

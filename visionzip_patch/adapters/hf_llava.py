@@ -9,6 +9,8 @@ Shapes: N tokens left of a crop, C channels of the LLM, (rows, cols) of tiles in
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,32 +20,41 @@ from transformers.models.llava_next.modeling_llava_next import get_anyres_image_
 
 from visionzip_patch.adapters.generation import run_forward, run_generate
 from visionzip_patch.adapters.wrapping import named, unwrap, wrap
-from visionzip_patch.encoder import layers_to_run, run_layers
+from visionzip_patch.encoder import EncoderLayer, layers_to_run, queries_keys, run_layers
+from visionzip_patch.evidence import Evidence, attention_evidence
 from visionzip_patch.hooks import warn_of_idle_encoder
+from visionzip_patch.reducer import VisionZip
 from visionzip_patch.tiles import order_by_position
 
 MODELS = (LlavaForConditionalGeneration, LlavaNextForConditionalGeneration, LlavaModel, LlavaNextModel)
-HAS_CLS = {"clip_vision_model": True, "siglip_vision_model": False}  # the vision towers that are known
+HAS_CLS = {"clip_vision_model": True, "siglip_vision_model": False}  # the vision encoders that are known
 
 
 class HFLlavaTower:
-    """What `visionzip` asks of a vision tower, `reducer`, `num_patches`, `has_cls`, and of a family (`placeholders`).
+    """What `visionzip` asks of a vision tower (`visionzip_patch.reducer.Tower`) and of a family (`placeholders`).
 
     Holds no state of its own.
 
+    Args:
+        model: one with a language model's head, or what is inside of it.
+
     Raises:
-        TypeError: the model, or its tower, is none of those that are known.
+        TypeError: the model, or its vision encoder, is none of those that are known.
     """
 
-    def __init__(self, model):
+    by_image: tuple[str, ...] = ("pixel_values", "image_sizes")
+    gives = frozenset({"saliency", "keys", "features", "projected"})
+
+    def __init__(self, model: Any):
         kind = getattr(getattr(model.config, "vision_config", None), "model_type", "text model")
         if not isinstance(model, MODELS) or kind not in HAS_CLS:
             raise TypeError(
                 f"{type(model).__name__} with a {kind} cannot be zipped; what can are "
                 f"{', '.join(cls.__name__ for cls in MODELS)} with a {' or a '.join(HAS_CLS)}."
             )
-        self.model, self.config = model, model.config
-        self.inner = model if isinstance(model, LlavaModel | LlavaNextModel) else model.model
+        self.model = model
+        self.config: Any = model.config
+        self.inner: Any = model if isinstance(model, LlavaModel | LlavaNextModel) else model.model
         self.has_cls = HAS_CLS[kind]
         self.is_anyres = isinstance(self.inner, LlavaNextModel)
         self.side = self.config.vision_config.image_size // self.config.vision_config.patch_size
@@ -51,14 +62,14 @@ class HFLlavaTower:
         self.pad_token_id = getattr(self.config.get_text_config(), "pad_token_id", None) or 0
 
     @property
-    def reducer(self):
-        """None, or what chooses tokens: an attribute of the inner model. To set it is to wrap or unwrap the methods."""
+    def reducer(self) -> VisionZip | None:
+        """What chooses tokens: an attribute of the inner model. To set it is to wrap or unwrap the methods."""
         return getattr(self.inner, "reducer", None)
 
     @reducer.setter
-    def reducer(self, reducer) -> None:
+    def reducer(self, reducer: VisionZip | None) -> None:
         was_zipped = self.reducer is not None
-        methods = {self.inner: (get_image_features, forward)}
+        methods: dict[Any, tuple[Callable, ...]] = {self.inner: (get_image_features, forward)}
         if self.model is not self.inner:
             methods[self.model] = (generate, forward)
         if reducer is not None:
@@ -73,29 +84,31 @@ class HFLlavaTower:
             del self.inner.reducer
 
     def is_placeholder(self, tokens: Tensor) -> Tensor:
-        """Which of ids (B, T), or of embeddings (B, T, C), stand for an image: (B, T)."""
+        """Tell which of ids (B, T), or of embeddings (B, T, C), stand for an image: (B, T) bool."""
         token = self.config.image_token_id
         if tokens.ndim == 2:
             return tokens == token
         return (tokens == self.inner.get_input_embeddings()(torch.tensor(token, device=tokens.device))).all(-1)
 
     def tokens(self, given: dict) -> list[int] | None:
-        """How many tokens each image of a call has, whose pixels or features are given; None if there are neither."""
+        """Count the tokens of each image of a call, given as pixels or as features; None if there are neither."""
         if (features := encoded(given)) is not None:
             return [len(image) for image in features]
         if given.get("pixel_values") is None:
             return None
+        assert self.reducer is not None, "calls are shortened only while a reducer is set"
         return [self.reducer.tokens(1 + rows * cols) for rows, cols in self.grids(given)]
 
     def depth(self, layer: int | None = None) -> int:
-        """How many layers lead to `hidden_states[layer]`, by default the config's."""
-        layer = self.config.vision_feature_layer if layer is None else layer
-        return layers_to_run(layer, self.config.vision_config.num_hidden_layers, "vision_feature_layer")
+        """Count the layers that lead to `hidden_states[layer]`, by default the config's."""
+        wanted = self.config.vision_feature_layer if layer is None else layer
+        return layers_to_run(wanted, self.config.vision_config.num_hidden_layers, "vision_feature_layer")
 
     def grids(self, given: dict) -> list[tuple[int, int]]:
-        """(rows, cols) of the tiles of each image of a call; (0, 0) where the base crop is all."""
+        """Find rows and columns of the tiles of each image of a call; (0, 0) where the base crop is all."""
         if not self.is_anyres:
-            return [(0, 0)] * len(given["pixel_values"] if encoded(given) is None else encoded(given))
+            features = encoded(given)
+            return [(0, 0)] * len(given["pixel_values"] if features is None else features)
         if given.get("image_sizes") is None:
             raise ValueError("LLaVA-NeXT needs image_sizes beside pixel_values: pass all that its processor returns.")
         pinpoints, crop = self.config.image_grid_pinpoints, self.config.vision_config.image_size
@@ -103,7 +116,7 @@ class HFLlavaTower:
         return [get_anyres_image_grid_shape(size, pinpoints, crop) for size in sizes]
 
     def placeholders(self, given: dict) -> list[int]:
-        """How many placeholders the processor writes for each image of a call."""
+        """Count the placeholders that the processor writes for each image of a call."""
         strategy = given.get("vision_feature_select_strategy") or self.config.vision_feature_select_strategy
         grids = self.grids(given)
         counts = [self.num_patches + self.has_cls - (strategy == "default")] * len(grids)
@@ -116,20 +129,24 @@ class HFLlavaTower:
         return counts
 
     def encode(self, pixels: Tensor, crops: list[int], layer: int | None = None) -> list[tuple[Tensor, Tensor]]:
-        """Projected tokens of each image, (crops, N, C), and their positions, (crops, N), see visionzip_patch.tiles.
+        """Encode images: projected tokens of each, (crops, N, C), and their positions, (crops, N).
+
+        Positions are those of `visionzip_patch.tiles`.
 
         Args:
             pixels: all crops of all images, (sum of crops, 3, size, size).
             crops: how many of them each image has.
             layer: as `vision_feature_layer`. The layers after it are not run.
         """
+        assert self.reducer is not None, "without a reducer the model encodes images itself"
         vision, project = self.inner.vision_tower, self.inner.multi_modal_projector
         warn_of_idle_encoder(vision, vision.encoder)
         hidden = vision.embeddings(pixels)
         if self.has_cls:
             hidden = vision.pre_layrnorm(hidden)
         layers = vision.encoder.layers[: self.depth(layer)]
-        images = self.reducer.reduce_images(layers[-1], *run_layers(layers, hidden), crops)
+        read = partial(self.evidence, layers[-1])
+        images = self.reducer.reduce_images(read, *run_layers(layers, hidden), crops)
         shapes = [image.tokens.shape[:2] for image in images]
         flat = project(torch.cat([image.tokens.flatten(0, 1) for image in images]))  # (all tokens, C)
         projected = flat.split([count * length for count, length in shapes])
@@ -138,15 +155,24 @@ class HFLlavaTower:
             for tokens, shape, image in zip(projected, shapes, images, strict=True)
         ]
 
+    def evidence(self, layer: EncoderLayer, before: Tensor, after: Tensor) -> Evidence:
+        """Make the evidence of some crops from input and output of the layer that is read, (B, L, C) each."""
+        return attention_evidence(
+            after,
+            partial(queries_keys, layer, before),
+            has_cls=self.has_cls,
+            project=self.inner.multi_modal_projector,
+        )
+
 
 def encoded(given: dict) -> list[Tensor] | None:
-    """Features of the images that a call brings in place of pixels, (n_i, C) each."""
+    """Find the features of images that a call brings in place of pixels, (n_i, C) each; None if it has none."""
     output = (given.get("mm_encoder_outputs") or {}).get("image")
     return None if output is None else output.pooler_output
 
 
 def get_image_features(model, original: Callable, *args, **kwargs) -> BaseModelOutputWithPooling:
-    """As the method it replaces; `pooler_output` is a list of (n_i, C), one per image."""
+    """Do as the method it replaces; `pooler_output` is a list of (n_i, C), one per image."""
     given = named(original, args, kwargs)
     tower, pixels = HFLlavaTower(model), given["pixel_values"]
     if tower.reducer is None:
@@ -156,7 +182,7 @@ def get_image_features(model, original: Callable, *args, **kwargs) -> BaseModelO
     if pixels.ndim == 5:  # (images, most crops, 3, size, size), filled up with empty crops
         pixels = torch.cat([image[:count] for image, count in zip(pixels, crops, strict=True)])
     images = tower.encode(pixels, crops, given.get("vision_feature_layer"))
-    features = [
+    features: Any = [  # transformers declares a tensor, and takes a list of them
         torch.cat([tokens[0], order_by_position(tokens[1:], position[1:], cols, tower.side)]) if cols else tokens[0]
         for (tokens, position), (_, cols) in zip(images, grids, strict=True)
     ]
@@ -164,7 +190,7 @@ def get_image_features(model, original: Callable, *args, **kwargs) -> BaseModelO
 
 
 def forward(model, original: Callable, *args, **kwargs):
-    """As the method it replaces; the language model runs on fewer tokens, the outputs are those of all placeholders.
+    """Do as the method it replaces: the language model runs on fewer tokens, outputs are those of all placeholders.
 
     Logits (B, T, vocabulary), hidden states and attention are at the positions of the ids as they were given, so
     labels, masks and metrics of these fit. They are 0 at placeholders that are gone; the last ones of an image stay,
@@ -175,7 +201,7 @@ def forward(model, original: Callable, *args, **kwargs):
 
 
 def generate(model, original: Callable, *args, **kwargs):
-    """As the method it replaces. Prompts come back as they were given, so new tokens begin where a caller looks.
+    """Do as the method it replaces. Prompts come back as they were given, so new tokens begin where a caller looks.
 
     A cache that is passed, or returned, remembers its prompts, so that a dialogue can go on from it without pixels.
     """

@@ -1,16 +1,11 @@
 """Fewer placeholders in a prompt, and the way back: what callers count by are the rows that they gave.
 
-Knows no family of models. A family is any object with
-
-    tokens(given)               how many tokens each image of a call has; None for a call without images
-    placeholders(given)         how many placeholders the processor writes for each of them
-    is_placeholder(tokens)      which of ids (B, T), or embeddings (B, T, C), are: (B, T)
-    pad_token_id                what rows are filled up with
+Knows no family of models: a `Family` answers for one.
 
 Shapes: B rows, T positions of a row as it was given, S slots of a row as the language model gets it.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -18,19 +13,37 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 IGNORED = -100  # the label that a loss of transformers skips
-BY_IMAGE = ("pixel_values", "image_sizes")  # arguments that no row indexes
 BY_PACK = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")  # of flash attention's packs
+
+
+class Family(Protocol):
+    """What a family of models knows of a call: an adapter. `given` are the call's arguments by name."""
+
+    pad_token_id: int  # what rows are filled up with
+    by_image: tuple[str, ...]  # names of arguments that images index, not rows
+
+    def tokens(self, given: dict) -> list[int] | None:
+        """Count the tokens that each image of a call has left; None for a call without images."""
+        ...
+
+    def placeholders(self, given: dict) -> list[int]:
+        """Count the placeholders that the processor writes for each image of a call."""
+        ...
+
+    def is_placeholder(self, tokens: Tensor) -> Tensor:
+        """Tell which of ids (B, T), or of embeddings (B, T, C), are placeholders: (B, T) bool."""
+        ...
 
 
 class Layout(NamedTuple):
     """Where the slots of shortened rows stood in the rows as they were given."""
 
-    index: Tensor  # (B, S), ascending; -1 where a slot is padding
+    origin: Tensor  # (B, S), ascending; -1 where a slot is padding
     lost: Tensor  # (B, T + 1): how many placeholders are gone before a position
 
     @classmethod
     def same(cls, rows: int, length: int, device) -> "Layout":
-        """The layout of rows of which nothing was taken away."""
+        """Make the layout of rows of which nothing was taken away."""
         steps = torch.arange(length + 1, device=device).expand(rows, -1)
         return cls(steps[:, :-1], torch.zeros_like(steps))
 
@@ -42,73 +55,74 @@ class Layout(NamedTuple):
     @property
     def slots(self) -> int:
         """Count the slots of a row: S."""
-        return self.index.shape[1]
+        return self.origin.shape[1]
 
     @property
     def held(self) -> Tensor:
         """Tell which slots are more than padding: (B, S)."""
-        return self.index >= 0
+        return self.origin >= 0
 
     def then(self, other: "Layout") -> "Layout":
-        """The layout of these rows with those of `other` behind them."""
-        behind = torch.where(other.held, other.index + self.length, -1)
+        """Make the layout of these rows with those of `other` behind them."""
+        behind = torch.where(other.held, other.origin + self.length, -1)
         lost = torch.cat([self.lost[:, :-1], self.lost[:, -1:] + other.lost], dim=1)
-        return Layout(torch.cat([self.index, behind], dim=1), lost)
+        return Layout(torch.cat([self.origin, behind], dim=1), lost)
 
     def cut(self, slots: int) -> "Layout":
-        """The layout of the first `slots` slots."""
-        lengths = self.index[:, slots - 1] + 1
+        """Make the layout of the first `slots` slots. Raises ValueError if there the rows are of different lengths."""
+        lengths = self.origin[:, slots - 1] + 1
         if (lengths != lengths[0]).any():
             raise ValueError(
                 f"The cache was cut back to {slots} of {self.slots} tokens; there its rows are {lengths.tolist()} ids "
                 f"long, because VisionZip made their images shorter. Cut it back behind all images, or begin a new one."
             )
-        return Layout(self.index[:, :slots], self.lost[:, : lengths[0] + 1])
+        return Layout(self.origin[:, :slots], self.lost[:, : lengths[0] + 1])
 
     def to(self, device) -> "Layout":
-        return Layout(self.index.to(device), self.lost.to(device))
+        """Return the same layout on a device."""
+        return Layout(self.origin.to(device), self.lost.to(device))
 
     def repeat(self, rows: int) -> "Layout":
-        """The layout of a batch in which each row comes several times in succession, `rows` in all."""
-        if rows % len(self.index):
-            raise ValueError(f"The cache was filled by {len(self.index)} prompts, but {rows} go on from it.")
-        return Layout(*(part.repeat_interleave(rows // len(self.index), dim=0) for part in self))
+        """Make the layout of a batch in which each row comes several times in succession, `rows` in all."""
+        if rows % len(self.origin):
+            raise ValueError(f"The cache was filled by {len(self.origin)} prompts, but {rows} go on from it.")
+        return Layout(*(part.repeat_interleave(rows // len(self.origin), dim=0) for part in self))
 
     def gather(self, values: Tensor, fill) -> Tensor:
-        """What the slots hold: (B, T, ...) -> (B, S, ...), `fill` in padding."""
-        shape = (*self.index.shape, *[1] * (values.ndim - 2))
-        index = self.index.clamp(min=0).view(shape).expand(-1, -1, *values.shape[2:])
+        """Gather what the slots hold: (B, T, ...) -> (B, S, ...), `fill` in padding."""
+        shape = (*self.origin.shape, *[1] * (values.ndim - 2))
+        index = self.origin.clamp(min=0).view(shape).expand(-1, -1, *values.shape[2:])
         return values.gather(1, index).masked_fill(~self.held.view(shape), fill)
 
     @property
     def slot(self) -> Tensor:
-        """The slot of each position, (B, T); S where there is none."""
-        slots = torch.arange(self.slots, device=self.index.device).expand(len(self.index), -1)
-        slot = torch.full((len(self.index), self.length + 1), self.slots, device=self.index.device)
-        place = torch.where(self.held, self.index, self.length)  # padding goes behind the last position
+        """Find the slot of each position, (B, T); S where there is none."""
+        slots = torch.arange(self.slots, device=self.origin.device).expand(len(self.origin), -1)
+        slot = torch.full((len(self.origin), self.length + 1), self.slots, device=self.origin.device)
+        place = torch.where(self.held, self.origin, self.length)  # padding goes behind the last position
         return slot.scatter_reduce(1, place, slots, "amax", include_self=False)[:, :-1]  # of several slots the last
 
     def spread(self, values: Tensor, dim: int = 1) -> Tensor:
-        """The way back along `dim`: S entries -> T entries, 0 at positions that no slot holds."""
+        """Go the way back along `dim`: S entries -> T entries, 0 at positions that no slot holds."""
         return pick(values, self.slot, dim)
 
     def positions(self, given: Tensor) -> Tensor:
-        """position_ids (B, S) of the slots from those of the rows, (B, T): what is gone does not count.
+        """Make position_ids (B, S) of the slots from those of the rows, (B, T): what is gone does not count.
 
         A row may hold several prompts, each counted from its own start.
         """
-        given = given.expand(len(self.index), -1)
+        given = given.expand(len(self.origin), -1)
         begins = F.pad(given[:, 1:] <= given[:, :-1], (1, 0), value=True)
         start = torch.where(begins, torch.arange(self.length, device=given.device), 0).cummax(1).values
         moved = given - (self.lost[:, :-1] - self.lost.gather(1, start))
         steps = torch.arange(self.slots, device=given.device)
-        is_next = F.pad(self.index[:, 1:] != self.index[:, :-1], (1, 0), value=True)
+        is_next = F.pad(self.origin[:, 1:] != self.origin[:, :-1], (1, 0), value=True)
         own = steps - torch.where(is_next, steps, 0).cummax(1).values  # 0, but where several slots share a position
         return self.gather(moved, 0) + own.masked_fill(~self.held, 0)
 
 
 def pick(values: Tensor, entries: Tensor, dim: int = 1) -> Tensor:
-    """Those of `entries`, (B, n), along `dim`, other ones in each row; one past the last is 0."""
+    """Gather the `entries`, (B, n), along `dim`, other ones in each row; one past the last is 0."""
     dim %= values.ndim
     shape = [size if i in (0, dim) else 1 for i, size in enumerate(values.shape)]
     shape[dim] = entries.shape[1]
@@ -132,11 +146,13 @@ class Shortened(NamedTuple):
     new: Layout  # of what the call brings
 
 
-def shorten(family, given: dict, past: Layout | None = None, *, whole: bool = False, side: str | None = None):
-    """`Shortened` arguments, one placeholder for each token that an image has left; None if they fit as they are.
+def shorten(
+    family: Family, given: dict, past: Layout | None = None, *, whole: bool = False, side: str | None = None
+) -> Shortened | None:
+    """Leave one placeholder for each token that an image has left; None if the arguments fit as they are.
 
     Args:
-        family: see above.
+        family: of the model.
         given: arguments by name. What has the length of the rows is shortened with them, whatever its name.
         past: layout of what a cache holds.
         whole: ids, or embeddings, begin with those that the cache holds, as they do in `generate`.
@@ -160,7 +176,7 @@ def shorten(family, given: dict, past: Layout | None = None, *, whole: bool = Fa
     mask = given.get("attention_mask")
     if mask is not None:
         check_mask(mask, tokens, count, past, fits)
-    if fits:
+    if fewer is None or fits:
         new = Layout.same(len(tokens), count, tokens.device)
     else:
         refuse_packs(given)
@@ -173,7 +189,7 @@ def shorten(family, given: dict, past: Layout | None = None, *, whole: bool = Fa
         own = None if mask is None else mask[:, mask.shape[1] - count :]
         new = layout_of(is_image, own, lengths, fewer, side)
     layout = past.then(new) if past else new
-    return Shortened({**given, **shorten_arguments(given, layout, new, family.pad_token_id)}, layout, new)
+    return Shortened({**given, **shorten_arguments(family, given, layout, new)}, layout, new)
 
 
 def check_mask(mask: Tensor, tokens: Tensor, count: int, past: Layout | None, fits: bool) -> None:
@@ -198,13 +214,14 @@ def check_mask(mask: Tensor, tokens: Tensor, count: int, past: Layout | None, fi
         )
 
 
-def shorten_arguments(given: dict, whole: Layout, new: Layout, pad_token_id: int) -> dict:
+def shorten_arguments(family: Family, given: dict, whole: Layout, new: Layout) -> dict:
     """Shorten the arguments that have the length of the rows, and make a mask if rows need one now.
 
     Args:
+        family: of the model.
         given: all arguments by name.
-        whole, new: as in `Shortened`.
-        pad_token_id: what ids are filled up with.
+        whole: layout of all rows, with what a cache holds already.
+        new: layout of what the call brings.
 
     Returns:
         Arguments to take the place of those that were given.
@@ -212,12 +229,12 @@ def shorten_arguments(given: dict, whole: Layout, new: Layout, pad_token_id: int
     Raises:
         ValueError: rows need a mask, but hold several prompts each.
     """
-    rows, short = len(new.index), {}
+    rows, short = len(new.origin), {}
     before = whole.lost[:, [whole.length - new.length]]  # placeholders that are gone in what the cache holds
     for name, value in given.items():
-        if name in BY_IMAGE or not isinstance(value, Tensor) or value.ndim < 2:
+        if name in family.by_image or not isinstance(value, Tensor) or value.ndim < 2:
             continue
-        fill = IGNORED if name.endswith("labels") else pad_token_id if name == "input_ids" else 0
+        fill = IGNORED if name.endswith("labels") else family.pad_token_id if name == "input_ids" else 0
         for layout, gone in ((whole, 0), (new, before)):
             if name == "position_ids" and value.shape[1] == layout.length:
                 short[name] = layout.to(value.device).positions(value) - gone
@@ -235,7 +252,7 @@ def shorten_arguments(given: dict, whole: Layout, new: Layout, pad_token_id: int
 
 
 def tokens_in(given: dict) -> Tensor | None:
-    """ids (B, T) or embeddings (B, T, C), whichever there are."""
+    """Find ids (B, T) or embeddings (B, T, C) in a call, whichever there are."""
     return given.get("inputs_embeds") if given.get("input_ids") is None else given["input_ids"]
 
 
@@ -249,12 +266,13 @@ def refuse_packs(given: dict) -> None:
 
 
 def layout_of(is_image: Tensor, mask: Tensor | None, lengths: list[int], fewer: list[int], side: str | None) -> Layout:
-    """The layout of rows whose images have `fewer` tokens than placeholders, of which the last stay.
+    """Make the layout of rows whose images have `fewer` tokens than placeholders, of which the last stay.
 
     Args:
         is_image: where the placeholders are, (B, T).
         mask: (B, T); what it hides is left out.
-        lengths, fewer: placeholders and tokens of each image.
+        lengths: placeholders of each image.
+        fewer: tokens of each image.
         side: where rows are padded; by default where they were before.
     """
     place = is_image.cpu().flatten().nonzero().squeeze(1)  # rows one after the other
@@ -272,7 +290,11 @@ def layout_of(is_image: Tensor, mask: Tensor | None, lengths: list[int], fewer: 
 
 
 def placeholder_runs(place: Tensor, lengths: list[int]) -> list[Tensor]:
-    """Split the positions of all placeholders into the runs of the images, of `lengths` each."""
+    """Split the positions of all placeholders into the runs of the images, of `lengths` each.
+
+    Raises:
+        ValueError: there are more or fewer placeholders, or those of an image are not in one run.
+    """
     runs = place.split(lengths) if len(place) == sum(lengths) else []
     if not runs or any(run[-1] - run[0] >= len(run) for run in runs):
         raise ValueError(

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from inspect import Parameter, signature
 from types import MethodType
+from typing import Any
 
 
 def wrap(owner, *methods: Callable) -> None:
@@ -16,7 +17,8 @@ def wrap(owner, *methods: Callable) -> None:
 
 
 def bind(owner, method: Callable, original: Callable) -> None:
-    wrapped = partial(method, owner, original)
+    """Put `method(owner, original, *args, **kwargs)` on an instance, under its own name."""
+    wrapped: Any = partial(method, owner, original)
     wrapped.__wrapped__ = original  # its signature: transformers looks
     setattr(owner, method.__name__, wrapped)
 
@@ -36,18 +38,18 @@ def unwrap(owner, *methods: Callable) -> None:
 
 
 def _replicate_for_data_parallel(owner, original: Callable):
-    """As the method it replaces; what is wrapped calls the replica. A plain copy of attributes would call `owner`."""
+    """Do as the method it replaces; wrapped methods call the replica, where copies of attributes would call `owner`."""
     replica = original()
     for wrapped in list(vars(owner).values()):
         if isinstance(wrapped, partial) and wrapped.args and wrapped.args[0] is owner:
-            inside = wrapped.__wrapped__
+            inside = vars(wrapped)["__wrapped__"]
             is_own = isinstance(inside, MethodType) and inside.__self__ is owner
             bind(replica, wrapped.func, MethodType(inside.__func__, replica) if is_own else inside)
     return replica
 
 
 def named(original: Callable, args: tuple, kwargs: dict) -> dict:
-    """All arguments by name. Raises TypeError for a call that `original` would not take."""
+    """Return all arguments by name. Raises TypeError for a call that `original` would not take."""
     call = signature(original)
     given = dict(call.bind(*args, **kwargs).arguments)
     for name, parameter in call.parameters.items():

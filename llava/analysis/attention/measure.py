@@ -8,12 +8,14 @@ Shapes: B crops, P patches, N layers of the encoder.
 """
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from visionzip_patch.saliency import cls_saliency, received_saliency
+from visionzip_patch.encoder import queries_keys
+from visionzip_patch.evidence import attention_evidence
 
 STEPS = 4  # bins of a histogram in each doubling of the share
 FAINTEST = -10  # the first bin ends near 2 ** -10 of an even share, and begins at 0
@@ -52,10 +54,9 @@ def measure(tower, batches: Iterable[Tensor]) -> Spread:
 
 def layer_shares(tower, pixels: Tensor) -> Iterator[Tensor]:
     """Yield the shares of the patches in every layer, also after the one that is read: N times (B, P), fp32."""
-    saliency = cls_saliency if tower.has_cls else received_saliency
     hidden = tower.embed(pixels.to(device=tower.device, dtype=tower.dtype))
     for layer in tower.layers:
-        scores, _ = saliency(layer, hidden)
+        scores = attention_evidence(hidden, partial(queries_keys, layer, hidden), has_cls=tower.has_cls).saliency
         yield scores / scores.sum(1, keepdim=True)
         hidden = layer(hidden, None)
 

@@ -16,7 +16,7 @@ from llava.analysis.in_memory import InMemoryEval
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.inference.batch import even_batches, pad_left, pad_right
 from llava.model.anyres import VisionFeatures
-from visionzip_patch.saliency import cls_saliency, received_saliency, split_heads
+from visionzip_patch.saliency import split_heads
 
 
 class ScoredImage(NamedTuple):
@@ -135,7 +135,7 @@ def prepare_masked(evaluation: InMemoryEval) -> MaskedEval:
 def encode_image(tower, pixels: Tensor) -> ScoredImage:
     """Encode and score the patches of one image, (3, S, S) or (crops, 3, S, S)."""
     before, after = tower.hidden_states(pixels if pixels.ndim == 4 else pixels[None])
-    saliency, _ = (cls_saliency if tower.has_cls else received_saliency)(tower.selected_layer, before)
+    saliency = tower.evidence(before, after).saliency
     return ScoredImage(after[:, int(tower.has_cls) :].flatten(0, 1).cpu(), saliency.flatten().cpu())
 
 
@@ -163,8 +163,8 @@ def attention_to_images(
     for one in below:
         hidden = one(hidden, attention_mask=None, position_ids=positions, position_embeddings=rotary)
     hidden = chosen.input_layernorm(hidden)
-    projections = (chosen.self_attn.q_proj, chosen.self_attn.k_proj)
-    queries, keys = apply_rotary_pos_emb(*(split_heads(chosen, project(hidden)) for project in projections), *rotary)
+    projections, head_dim = (chosen.self_attn.q_proj, chosen.self_attn.k_proj), chosen.self_attn.head_dim
+    queries, keys = apply_rotary_pos_emb(*(split_heads(project(hidden), head_dim) for project in projections), *rotary)
     keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)  # (B, H, T, head channels)
     for query, key, length, (first, end) in zip(queries, keys, lengths, images, strict=True):
         weights = causal_attention(query[:, end:length], key[:, :length], chosen.self_attn.scaling)

@@ -15,12 +15,13 @@ from llava.analysis.misalignment.measure import MaskedEval, choose, prepare_mask
 from llava.analysis.sweep import SHARES
 from llava.eval.tasks import TASKS
 from llava.utils.tables import to_table
+from visionzip_patch.selectors import SELECTORS
 
-SELECTORS = {
+CHOOSERS = {  # who chooses the patches; only the last is a selector of VisionZip's table
     "tower": "vision tower",
     "last": "language model, last token",
     "text": "language model, mean of text",
-    "random": "random",
+    "random": SELECTORS["random"].label,
 }
 COLORS = {"tower": "tab:blue", "last": "tab:orange", "text": "tab:green", "random": "tab:grey"}
 
@@ -58,7 +59,7 @@ def analyse(args: argparse.Namespace) -> int:
 def measure(masked_eval: MaskedEval, args: argparse.Namespace) -> Iterator[Row]:
     """Measure with all tokens, then at every budget with every selector, without the mask and with it."""
     saliency = [masked_eval.images[prompt.image].saliency for prompt in masked_eval.prompts]
-    passes = 2 + 2 * len(SHARES) * (len(SELECTORS) - 1 + args.seeds)  # one to look, one with all patches
+    passes = 2 + 2 * len(SHARES) * (len(CHOOSERS) - 1 + args.seeds)  # one to look, one with all patches
     with tqdm(total=passes * len(saliency), unit="question", dynamic_ncols=True) as bar:
         attention = masked_eval.text_attention(args.llm_layer, bar)
         scores = {
@@ -73,7 +74,7 @@ def measure(masked_eval: MaskedEval, args: argparse.Namespace) -> Iterator[Row]:
         for share in SHARES:
             for masked in masks:
                 for selector, seeds in scores.items():
-                    bar.set_description(f"{SELECTORS[selector]}, 1/{share} of the patches")
+                    bar.set_description(f"{CHOOSERS[selector]}, 1/{share} of the patches")
                     yield measure_choice(masked_eval, selector, seeds, masked, share, bar)
 
 
@@ -136,9 +137,9 @@ def share_within(chosen: Sequence[Tensor], places: Sequence[Tensor]) -> float:
 def to_markdown(rows: Sequence[Row]) -> str:
     """Write a table of accuracy by tokens and selector, in brackets the part of the choice that is also the tower's."""
     full, *others = rows
-    lines = [["tokens", "masked", *SELECTORS.values()]]
-    for first in range(0, len(others), len(SELECTORS)):
-        group = others[first : first + len(SELECTORS)]
+    lines = [["tokens", "masked", *CHOOSERS.values()]]
+    for first in range(0, len(others), len(CHOOSERS)):
+        group = others[first : first + len(CHOOSERS)]
         cells = [f"{row.accuracy:.1f} ({row.as_tower:.0f})" for row in group]
         lines.append([f"{group[0].tokens}", f"{group[0].masked or '–'}", *cells])
     head = f"Accuracy in %, {full.accuracy:.1f} with all {full.tokens} patches; in brackets, how many % of the chosen"
@@ -157,7 +158,7 @@ def draw(plt, rows: Sequence[Row], title: str):
     )
     figure, axes = plt.subplots(1, 3, figsize=(12, 4.2), layout="constrained")
     for axis, (shown, field, label, heading) in zip(axes, panels, strict=True):
-        for selector, name in SELECTORS.items():
+        for selector, name in CHOOSERS.items():
             line = [row for row in shown if row.selector == selector]
             tokens = [row.tokens for row in line]
             values = [getattr(row, field) for row in line]

@@ -8,6 +8,8 @@ Shapes: B crops, S pixels a side, P patches, L tokens (1 + P with CLS), N tokens
 
 import re
 from collections.abc import Collection, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,10 @@ from llava.model.anyres import VisionFeatures
 from llava.model.checkpoint import read_model
 from llava.model.multimodal_encoder.processor import read_processor
 from llava.model.values import blaming
-from visionzip_patch.encoder import layers_to_run, run_layers
+from visionzip_patch.encoder import layers_to_run, queries_keys, run_layers
+from visionzip_patch.evidence import Evidence, attention_evidence
+from visionzip_patch.reducer import VisionZip
+from visionzip_patch.selection import Selection
 
 
 class AlsoNested:
@@ -53,6 +58,8 @@ class VisionTower(nn.Module):
     config_class: type
     processor_class: type
     has_cls: bool
+    vision_tower: Any  # the encoder, once it is there
+    gives = frozenset({"saliency", "keys", "features"})  # of the evidence that selectors read
 
     def __init__(self, vision_tower: str, args, delay_load: bool = False):
         super().__init__()
@@ -61,7 +68,7 @@ class VisionTower(nn.Module):
         self.select_feature = getattr(args, "mm_vision_select_feature", None) or "patch"
         if self.select_feature not in ("patch", "cls_patch"):
             raise ValueError(f"mm_vision_select_feature={self.select_feature!r} is unknown; choose patch or cls_patch.")
-        self.reducer = None
+        self.reducer: VisionZip | None = None
         self.is_loaded = False
         self.image_processor = None
         inline = getattr(args, "mm_vision_tower_config", None)  # of a checkpoint that carries its own tower
@@ -153,9 +160,8 @@ class VisionTower(nn.Module):
         before, after = self.hidden_states(pixels)
         if self.reducer is None:
             return VisionFeatures(self.whole(after), None, self.num_patches_per_side)
-        return VisionFeatures(
-            *self.reducer.reduce(self.selected_layer, before, after, crops=crops), self.num_patches_per_side
-        )
+        reduced = self.reducer.reduce(self.evidence(before, after), after, crops=crops)
+        return VisionFeatures(*reduced, self.num_patches_per_side)
 
     def features_of(self, images: Sequence[Tensor]) -> list[VisionFeatures]:
         """Encode images of different numbers of crops, each (crops, 3, S, S), in one pass."""
@@ -163,14 +169,18 @@ class VisionTower(nn.Module):
         before, after = self.hidden_states(torch.cat([image.to(self.device) for image in images]))
         if self.reducer is None:
             return [VisionFeatures(tokens, None, side) for tokens in self.whole(after).split(counts)]
-        reduced = self.reducer.reduce_images(self.selected_layer, before, after, counts)
+        reduced = self.reducer.reduce_images(self.evidence, before, after, counts)
         return [VisionFeatures(tokens, position, side) for tokens, position in reduced]
 
-    def select(self, images: Tensor):
-        """Which tokens the reducer keeps of each crop, (B, 3, S, S): a `visionzip_patch.Selection`."""
+    def evidence(self, before: Tensor, after: Tensor) -> Evidence:
+        """What selectors may look at, from input and output of the layer that is read: (B, L, C), (B, L, C)."""
+        return attention_evidence(after, partial(queries_keys, self.selected_layer, before), has_cls=self.has_cls)
+
+    def select(self, images: Tensor) -> Selection:
+        """Which tokens the reducer keeps of each crop, (B, 3, S, S)."""
         if self.reducer is None:
             raise ValueError("This vision tower has no reducer: call visionzip(model, ...) first.")
-        return self.reducer.select(self.selected_layer, self.hidden_states(images)[0])
+        return self.reducer.select(self.evidence(*self.hidden_states(images)))
 
     def hidden_states(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Input and output of the layer that is read: (B, 3, S, S) -> (B, L, C), (B, L, C).
@@ -202,7 +212,7 @@ class VisionTower(nn.Module):
         return self.vision_tower.encoder.layers
 
     @property
-    def selected_layer(self) -> nn.Module:
+    def selected_layer(self) -> Any:
         return self.layers[self.depth - 1]
 
     @property
@@ -216,7 +226,7 @@ class VisionTower(nn.Module):
         return torch.device("cpu") if device.type == "meta" else device
 
     @property
-    def config(self):
+    def config(self) -> Any:
         return self.vision_tower.config if self.is_loaded else self.cfg_only
 
     @property

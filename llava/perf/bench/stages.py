@@ -245,8 +245,12 @@ class Request:
         before, after = tower.hidden_states(self.crops)
         with self.variant.on(self.setting.model):
             reducer = tower.reducer
+
+        def reduce(before: Tensor, after: Tensor) -> VisionFeatures:
+            return reducer.reduce(tower.evidence(before, after), after)
+
         key = ("bench select", before.shape, self.variant.budget)
-        return partial(self.engine.tower_graphs.run, key, partial(reducer.reduce, tower.selected_layer), before, after)
+        return partial(self.engine.tower_graphs.run, key, reduce, before, after)
 
     def project(self) -> Callable:
         """Make a function from the tower's tokens to those of the language model."""

@@ -120,10 +120,10 @@ def test_the_embedded_model(tmp_path, capsys, monkeypatch, undrawn):
     full, *rows = read(tmp_path)
     assert (full["selector"], full["tokens"], full["masked"]) == ("all", "64", "0")
     settings = [(int(row["tokens"]), int(row["masked"]), row["selector"]) for row in rows]
-    assert settings == [(64 // share, mask, name) for share in shares for mask in (0, 7) for name in report.SELECTORS]
+    assert settings == [(64 // share, mask, name) for share in shares for mask in (0, 7) for name in report.CHOOSERS]
     agreement = {(row["selector"], row["masked"], row["tokens"]): float(row["as_tower"]) for row in rows}
     assert all(agreement["tower", "0", str(64 // share)] == 100 for share in shares)
-    for name in report.SELECTORS:
+    for name in report.CHOOSERS:
         assert agreement[name, "7", "4"] == 0  # the favourites are not to be had
     assert "– " in capsys.readouterr().out
 

@@ -24,7 +24,7 @@ def test_every_setting_is_in_the_files(swept):
     out, rows = swept
     settings = [(row["selector"], int(row["tokens"]), int(row["dominant"]), int(row["contextual"])) for row in rows]
     splits = [(32, 27, 5), (16, 14, 2), (8, 7, 1), (4, 3, 1), (2, 2, 0)]
-    expected = [(name, *split) for split in splits for name in ("attention", "random", "uniform")]
+    expected = [(name, *split) for split in splits for name in ("visionzip", "random", "uniform")]
     assert settings == [("full", 64, 64, 0), *expected]
     saved = json.loads((out / "sweep.json").read_text())
     assert [row["accuracy"] for row in saved["rows"]] == pytest.approx(
@@ -38,14 +38,14 @@ def test_attention_finds_the_signs(swept):
     _, rows = swept
     for tokens in ("2", "4", "8"):
         on_signs = {row["selector"]: float(row["on_signs"]) for row in rows if row["tokens"] == tokens}
-        assert on_signs["attention"] > 30 + max(on_signs["random"], on_signs["uniform"])
+        assert on_signs["visionzip"] > 30 + max(on_signs["random"], on_signs["uniform"])
 
 
 def test_accuracy_is_that_of_the_evaluation(swept, tmp_path):
     _, rows = swept
     budget = ["--dominant", "7", "--contextual", "1"]
     assert run.main(["textvqa", "--limit", "16", *budget, "--out", str(tmp_path)]) == 0
-    for name, selector, tokens in (("full", "full", "64"), ("7+1", "attention", "8")):
+    for name, selector, tokens in (("full", "full", "64"), ("7+1", "visionzip", "8")):
         result = json.loads((tmp_path / f"{name}-first-16.jsonl.result.json").read_text())
         (row,) = [row for row in rows if (row["selector"], row["tokens"]) == (selector, tokens)]
         assert result["scores"]["accuracy"] == pytest.approx(float(row["accuracy"]), abs=1e-3)
@@ -53,12 +53,30 @@ def test_accuracy_is_that_of_the_evaluation(swept, tmp_path):
 
 def test_markdown_has_a_line_per_budget():
     rows = [sweep.Row("full", 64, 64, 0, 90.0, 90.0, 90.0, 17.0)]
-    rows += [sweep.Row(name, 8, 7, 1, 80.0, 79.0, 81.0, 50.0) for name in sweep.SELECTORS]
+    rows += [sweep.Row(name, 8, 7, 1, 80.0, 79.0, 81.0, 50.0) for name in ("visionzip", "random", "uniform")]
     lines = sweep.to_markdown(rows, 64).splitlines()
+    assert lines[2].endswith("| VisionZip | random | uniform |")
     assert lines[-1] == "| 8 | 7 + 1 | 80.0 (50) | 80.0 (50) | 80.0 (50) |"
     assert lines[-2].startswith("| 64 (all 64 patches) | | 90.0 (17)")
     plain = sweep.to_markdown([row._replace(on_signs=None) for row in rows], 64).splitlines()
     assert plain[-1] == "| 8 | 7 + 1 | 80.0 | 80.0 | 80.0 |"
+
+
+def test_any_selectors_of_the_table_can_be_compared(capsys):
+    assert sweep.parse_arguments(["--selectors", "uniform, visionzip"]).selectors == ["uniform", "visionzip"]
+    assert sweep.parse_arguments([]).selectors == ["visionzip", "random", "uniform"]
+    rows = [sweep.Row("full", 64, 64, 0, 90.0, 90.0, 90.0, None)]
+    rows += [sweep.Row("uniform", tokens, tokens, 0, 80.0, 80.0, 80.0, None) for tokens in (32, 16)]
+    table = sweep.to_markdown(rows, 64).splitlines()
+    assert table[2:3] + table[5:] == [
+        "| tokens per image | kept + merged | uniform |",
+        "| 32 | 32 + 0 | 80.0 |",
+        "| 16 | 16 + 0 | 80.0 |",
+    ]
+    for wrong, message in (("best", "'best' is no selector; choose of visionzip"), ("random,random", "twice")):
+        with pytest.raises(SystemExit):
+            sweep.parse_arguments(["--selectors", wrong])
+        assert message in capsys.readouterr().err
 
 
 def test_signs_on_another_grid_are_left_out(tiny_tower):

@@ -123,6 +123,10 @@ def test_half_a_budget_is_refused_in_its_spelling_before_anything_is_loaded(plug
     make("checkpoint", dominant="27", contextual=5, device="cpu")
     make("checkpoint", device="cpu")
     assert [options["visionzip"] for options in loaded] == [VisionZipConfig(27, 5), None]
+    make("checkpoint", dominant=27, contextual=5, selector="random", selector_seed="3", merge="mean", device="cpu")
+    assert loaded.pop()["visionzip"] == VisionZipConfig(27, 5, merge="mean", selector="random", seed=3)
+    with pytest.raises(ValueError, match=r"^selector='best' is unknown; choose one of visionzip, random"):
+        make("checkpoint", dominant=27, contextual=5, selector="best", device="cpu")
     with pytest.raises(ValueError, match=r"^dominant and contextual go together; got 27 and None\. With dominant 27"):
         make("checkpoint", dominant=27, device="cpu")
     assert len(loaded) == 2

@@ -219,6 +219,8 @@ def test_playground_of_the_current_folder_comes_first(tmp_path, monkeypatch):
         (VisionZipConfig(54, 10), "54+10"),
         (VisionZipConfig(54, 10, merge="mean"), "54+10-mean"),
         (VisionZipConfig(tokens_per_image=160), "160-per-image"),
+        (VisionZipConfig(54, 10, selector="random"), "54+10-random"),
+        (VisionZipConfig(54, 10, merge="mean", selector="random", seed=3), "54+10-mean-random-seed3"),
     ],
 )
 def test_budgets_have_different_names(budget, name):

@@ -2,11 +2,13 @@
 
 import argparse
 import re
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 
-from llava.eval import model_vqa_loader, run
+from llava.eval import model_vqa_loader, run, run_llava
 from llava.inference import budget
 from llava.inference.budget import budget_of, choose_budget, counts_per_crop, require_possible, usual_budget
 from llava.perf import cost
@@ -15,10 +17,18 @@ from llava.train import arguments
 from llava.train import bench as train_bench
 from llava.visualize import __main__ as visualize
 from visionzip_patch import VisionZipConfig
+from visionzip_patch.selectors import SELECTORS
 
-TOWER = SimpleNamespace(num_patches=64, has_cls=True, reducer=None, config=SimpleNamespace(image_size=56))
+TOWER = SimpleNamespace(
+    num_patches=64,
+    has_cls=True,
+    gives=frozenset({"saliency", "keys"}),
+    reducer=None,
+    config=SimpleNamespace(image_size=56),
+)
 CONFIG = SimpleNamespace(image_aspect_ratio="pad")
 
+NEEDED = ["--model-path", "m", "--image-file", "i", "--query", "q"]
 COMMANDS = {
     "run": lambda words: run.parse_arguments(["textvqa", *words]),
     "model_vqa_loader": model_vqa_loader.parse_arguments,
@@ -26,8 +36,11 @@ COMMANDS = {
     "chat": cli.parse_arguments,
     "demo": demo.parse_arguments,
     "visualize": lambda words: visualize.parse_arguments(["image.png", *words]),
+    "run_llava": lambda words: run_llava.parse_arguments([*NEEDED, *words]),
     "train.bench": train_bench.parse_arguments,
 }
+CALCULATIONS = {"cost", "train.bench"}  # by the number of tokens, however they are chosen
+CHOOSING = sorted(COMMANDS.keys() - CALCULATIONS)
 MEANING = {
     "--dominant 27 --contextual 5": VisionZipConfig(27, 5),
     "--dominant 27 --contextual 0": VisionZipConfig(27, 0),
@@ -46,6 +59,33 @@ REFUSED = {
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_reads_the_same_budget(command, words):
     assert budget_of(COMMANDS[command](words.split())) == MEANING[words]
+
+
+CHOICES = {
+    "--selector random": {"selector": "random"},
+    "--selector random --selector-seed 3": {"selector": "random", "seed": 3},
+    "--selector uniform --merge mean": {"selector": "uniform", "merge": "mean"},
+}
+
+
+@pytest.mark.parametrize("words", CHOICES)
+@pytest.mark.parametrize("command", CHOOSING)
+def test_every_command_reads_the_same_selector(command, words):
+    alone = COMMANDS[command](words.split())
+    assert budget_of(alone, VisionZipConfig(6, 1)) == VisionZipConfig(6, 1, **CHOICES[words])
+    both = COMMANDS[command](["--dominant", "27", "--contextual", "5", *words.split()])
+    assert budget_of(both, VisionZipConfig(6, 1)) == VisionZipConfig(27, 5, **CHOICES[words])
+    with pytest.raises(ValueError, match=r"--(merge|selector) needs a budget: add --dominant and --contextual, or"):
+        budget_of(alone)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_refuses_an_unknown_selector(command, capsys):
+    with pytest.raises(SystemExit) as refused:
+        COMMANDS[command](["--dominant", "27", "--contextual", "5", "--selector", "best"])
+    assert refused.value.code == 2
+    message = "unrecognized arguments" if command in CALCULATIONS else ", ".join(map(repr, SELECTORS))
+    assert message.replace("'", "") in capsys.readouterr().err.replace("'", "")
 
 
 @pytest.mark.parametrize("words", REFUSED)
@@ -86,6 +126,20 @@ def test_merge_alone_changes_the_budget_that_holds():
     assert budget_of(asked(merge=None), VisionZipConfig(6, 1, merge="mean")) == VisionZipConfig(6, 1, merge="mean")
     with pytest.raises(ValueError, match="--merge needs a budget: add --dominant and --contextual, or"):
         budget_of(asked(merge="mean"))
+
+
+def test_a_seed_belongs_to_a_selector_that_draws():
+    random = VisionZipConfig(6, 1, selector="random")
+    assert budget_of(asked(selector_seed=3), random) == VisionZipConfig(6, 1, selector="random", seed=3)
+    with pytest.raises(ValueError, match=r"--selector-seed 3: the selector visionzip draws nothing. .*: random"):
+        budget_of(asked(selector_seed=3), VisionZipConfig(6, 1))
+    with pytest.raises(ValueError, match="--selector-seed needs a budget"):
+        budget_of(asked(selector_seed=3))
+
+
+def test_the_names_of_selectors_cost_no_torch():
+    code = "import sys, llava.inference.budget; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_calculation_counts_tokens_of_a_crop():

@@ -11,8 +11,9 @@ from torch import nn
 
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from visionzip_patch import VisionZipConfig, compress
+from visionzip_patch.encoder import queries_keys
 from visionzip_patch.reducer import VisionZip
-from visionzip_patch.saliency import attend, cls_saliency, received_saliency
+from visionzip_patch.saliency import attend, token_saliency
 from visionzip_patch.tiles import CLS, MERGED
 
 
@@ -48,9 +49,9 @@ def test_the_selected_layer_is_what_the_whole_encoder_gives(tiny_tower, kind, de
 
     # The scores come from the layer whose output is read.
     before = states[(layer if layer > 0 else depth + 1 + layer) - 1]
-    scorer = cls_saliency if tower.has_cls else received_saliency
-    saliency, keys = scorer(tower.vision_tower.encoder.layers[layer - 1 if layer > 0 else layer], before)
-    expected = compress(states[layer], keys, saliency, dominant=5, contextual=2)
+    found = queries_keys(tower.vision_tower.encoder.layers[layer - 1 if layer > 0 else layer], before)
+    saliency = token_saliency(*found, has_cls=tower.has_cls)
+    expected = compress(states[layer], found.keys.mean(1), saliency, dominant=5, contextual=2)
     torch.testing.assert_close(zip_tower(tower, 5, 2)(pixels()), expected)
 
 
@@ -83,14 +84,12 @@ def test_lists_of_images_and_of_crops(tiny_tower):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["clip", "siglip"])
-def test_scores_do_not_round_under_autocast(tiny_tower, kind):
-    tower = tiny_tower(kind)
+def test_scores_do_not_round_under_autocast():
     queries, keys = torch.randn(2, 1, 4, 3, 8, generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", torch.bfloat16):
-        inside = attend(tower.selected_layer, queries, keys)
+        inside = attend(queries, keys, 0.3)
     assert inside.dtype == torch.float32
-    assert torch.equal(inside, attend(tower.selected_layer, queries, keys))
+    assert torch.equal(inside, attend(queries, keys, 0.3))
 
 
 @torch.no_grad()
@@ -161,7 +160,7 @@ def selection_with_projections(tower, before):
         seen.append(out[0].double().unflatten(-1, (heads, -1)))  # (L, H, K)
 
     handles = [projection.register_forward_hook(keep) for projection in (attention.k_proj, attention.q_proj)]
-    selection = tower.reducer.select(tower.selected_layer, before)
+    selection = tower.reducer.select(tower.evidence(before, before))
     for handle in handles:
         handle.remove()
     keys, query = seen

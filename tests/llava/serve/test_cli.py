@@ -118,6 +118,14 @@ def test_another_budget_merges_as_the_one_before(chat, loaded):
     assert loaded[1].get_vision_tower().reducer.config == VisionZipConfig(5, 2, merge="mean")
 
 
+def test_another_budget_chooses_as_the_one_before(chat, loaded):
+    asked = ["--dominant", 6, "--contextual", 1, "--selector", "random", "--selector-seed", 4]
+    _, out, _ = chat("/budget 20", options=asked)
+    expected = VisionZipConfig(tokens_per_image=20, selector="random", seed=4)
+    assert loaded[1].get_vision_tower().reducer.config == expected
+    assert "From now on: 20 tokens per image, selector random." in out
+
+
 def test_a_budget_to_begin_with(chat):
     _, out, _ = chat(WORD, options=["--dominant", 6, "--contextual", 1])
     assert [(n, budget) for n, budget, *_ in costs(out)] == [(7, "6+1")]

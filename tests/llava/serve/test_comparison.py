@@ -16,7 +16,7 @@ from llava.model.builder import load_pretrained_model
 from llava.serve.comparison import Comparison, ComparisonServer
 from llava.visualize import KEPT
 from visionzip_patch import VisionZipConfig, visionzip
-from visionzip_patch.handpicked import HandPicked
+from visionzip_patch.selectors.handpicked import hand_picked
 
 BUDGET = VisionZipConfig(dominant=20, contextual=3)
 SIDE = 24  # patches in a row
@@ -133,9 +133,11 @@ def test_patches_by_hand(server, comparison):
     turn = finish(comparison, "Why?")
     assert (turn.by_hand, turn.few.cost.visual_tokens) == (True, 6)
     tower = server.tower
-    expected = HandPicked([[5, 30]], 3, tower).select(tower.selected_layer, comparison.encoded.before)
+    expected = hand_picked([[5, 30]], 3, tower).select(
+        tower.evidence(comparison.encoded.before, comparison.encoded.after)
+    )
     assert expected.kept.tolist() == [[0, 6, 31]]
-    with server.reducing(HandPicked([[5, 30]], 3, tower)):
+    with server.reducing(hand_picked([[5, 30]], 3, tower)):
         tokens = server.open_session().encode(comparison.encoded.image).tokens
     torch.testing.assert_close(comparison.sessions[1].images[0].tokens, tokens)
     comparison.pick(-5, 10)

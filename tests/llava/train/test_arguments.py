@@ -136,6 +136,9 @@ def test_mistakes_in_a_recipe_name_file_and_key(recipe, text, message):
         ("--dominant 0 --contextual 1", "dominant=0"),
         ("--dominant 54 --contextual 10 --tokens_per_image 64", "--tokens_per_image replaces"),
         ("--merge mean", "--merge needs a budget"),
+        ("--selector random", "--selector needs a budget"),
+        ("--selector best", "invalid choice: 'best'"),
+        ("--dominant 54 --contextual 10 --selector_seed 1", "--selector_seed 1: the selector visionzip draws nothing"),
         ("--tune_mm_mlp_adapter --lora_enable", "give one of them"),
         ("--tune_mm_mlp_adapter --freeze_mm_mlp_adapter", "--tune_mm_mlp_adapter leaves the projector to learn"),
         ("--freeze_backbone --freeze_mm_mlp_adapter", "--freeze_backbone leaves the projector to learn"),
@@ -166,6 +169,7 @@ def test_what_belongs_together_passes(options):
         ("", VisionZipConfig(54, 10)),
         ("--dominant 27 --contextual 5", VisionZipConfig(27, 5)),
         ("--tokens_per_image 160 --merge mean", VisionZipConfig(tokens_per_image=160, merge="mean")),
+        ("--selector random --selector_seed 2", VisionZipConfig(54, 10, selector="random", seed=2)),
     ],
 )
 def test_a_budget_replaces_that_of_the_recipe(recipe, options, budget):
