@@ -40,7 +40,7 @@ def test_holds_every_source_file_and_nothing_else(wheel):
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     files = (path for name in PACKAGES for path in (ROOT / name).rglob("*") if path.is_file())
     wanted = {path.relative_to(ROOT).as_posix() for path in files if path.parent.name != "__pycache__"}
-    assert {"llava/serve/demo.css", "llava/visualize/page.html"} < wanted
+    assert {"llava/serve/demo.css", "llava/visualize/page.html", "visionzip_patch/py.typed"} < wanted
     assert held == wanted
 
 

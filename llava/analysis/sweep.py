@@ -1,8 +1,8 @@
 """Measure accuracy at few tokens, by how the tokens are chosen: `python -m llava.analysis.sweep [CHECKPOINT]`.
 
 Runs TextVQA questions at five budgets with several selectors, by default VisionZip's own, at random and uniformly. A
-budget is split 54 : 10 into kept and merged tokens, rounded. Where the places of objects are known, it also counts
-how many of the kept patches lie on them. Writes sweep.csv, sweep.json and sweep.png.
+budget is split 54 : 10 into kept and merged tokens, rounded. Where the places of objects are known, it also counts how
+many of the kept patches lie on them. Writes sweep.csv, sweep.json and sweep.png.
 """
 
 import argparse

@@ -98,7 +98,7 @@ class View:
 
 @torch.no_grad()
 def look(tower, pixels: Tensor) -> tuple[Tensor, Selection]:
-    """Compute scores, (B, P), and selection of all crops of one image, (B, 3, S, S), in one pass.
+    """Compute scores (B, P) and selection of all crops of one image, (B, 3, S, S), in one pass.
 
     Args:
         tower: a zipped vision tower of a LLaVA, with `reducer`, `hidden_states` and `evidence`.

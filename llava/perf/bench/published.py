@@ -34,6 +34,7 @@ class PublishedTower:
         self.layer.self_attn.k_proj.register_forward_hook(self.remember)
 
     def remember(self, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        """Keep the keys of the scored layer, averaged over heads: a forward hook."""
         self.keys = split_heads(output, self.layer.self_attn.head_dim).mean(1)  # (B, L, K)
 
     def states(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

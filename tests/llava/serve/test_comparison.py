@@ -133,10 +133,8 @@ def test_patches_by_hand(server, comparison):
     turn = finish(comparison, "Why?")
     assert (turn.by_hand, turn.few.cost.visual_tokens) == (True, 6)
     tower = server.tower
-    expected = hand_picked([[5, 30]], 3, tower).select(
-        tower.evidence(comparison.encoded.before, comparison.encoded.after)
-    )
-    assert expected.kept.tolist() == [[0, 6, 31]]
+    evidence = tower.evidence(comparison.encoded.before, comparison.encoded.after)
+    assert hand_picked([[5, 30]], 3, tower).select(evidence).kept.tolist() == [[0, 6, 31]]
     with server.reducing(hand_picked([[5, 30]], 3, tower)):
         tokens = server.open_session().encode(comparison.encoded.image).tokens
     torch.testing.assert_close(comparison.sessions[1].images[0].tokens, tokens)
