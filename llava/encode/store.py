@@ -302,14 +302,15 @@ def take_batch(
 
 def encode(tower, pictures: Mapping[ImageFile, Picture]) -> list[tuple[Record, VisionFeatures]]:
     """Run a batch of images through the tower."""
-    if appeared := [file.image for file in pictures if file.stamp is None]:
-        raise ValueError(f"{appeared[0]} was put there while the cache was being built. Run again.")
     pixels = [p.pixels if p.pixels.ndim == 4 else p.pixels[None] for p in pictures.values()]
     described = tower.features_of(pixels) if pixels else []
-    return [
-        (Record(*file, picture.size, tuple(f.tokens.shape[:2])), f)
-        for (file, picture), f in zip(pictures.items(), described, strict=True)
-    ]
+    images = []
+    for (file, picture), features in zip(pictures.items(), described, strict=True):
+        if file.stamp is None:
+            raise ValueError(f"{file.image} was put there while the cache was being built. Run again.")
+        crops, tokens = features.tokens.shape[:2]
+        images.append((Record(file.image, file.stamp, picture.size, (crops, tokens)), features))
+    return images
 
 
 class ShardWriter:
