@@ -18,7 +18,7 @@ from llava.model.multimodal_encoder.builder import vision_config
 from llava.model.tokenizer import load_tokenizer
 from llava.model.vocabulary import add_image_tokens, require_rows
 from llava.model.weights import load_projector, refuse
-from llava.train.arguments import Run
+from llava.train.run import Run
 from llava.train.saving import load_adapter
 from llava.train.sharding import gathered
 

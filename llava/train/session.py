@@ -20,9 +20,10 @@ from llava.data.subset import draw
 from llava.data.verify import check
 from llava.model.fields import owns_tower
 from llava.model.save import all_or_nothing
-from llava.train.arguments import Run, TrainingArguments
+from llava.train.arguments import TrainingArguments
 from llava.train.loading import compute_dtype
 from llava.train.report import gather_facts, peak_memory, write_report
+from llava.train.run import Run
 from llava.train.saving import save
 from llava.train.sharding import gathered, is_first, wait_for_all
 from llava.train.trainer import LLaVATrainer, checkpoints, remove_unfinished

@@ -3,7 +3,7 @@
 Started by torchrun, deepspeed or accelerate, every process takes its part of each batch. The same command goes on where
 an interrupted run was stopped.
 
-What upstream has in this module is in `arguments` and `upstream`, and found here too.
+What upstream has in this module is in `arguments` and `upstream`, and can be imported from here too.
 """
 
 import logging
@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
-from llava.train.arguments import Run, parse
+from llava.train.run import Run, parse
 from llava.utils.cli import print_once, run_command
 from llava.utils.files import make_folder
 
