@@ -1,4 +1,4 @@
-"""From what a run asks for to a model that is ready to learn it."""
+"""Load the model of a run, and unfreeze the part that it trains."""
 
 import re
 from dataclasses import replace
@@ -24,7 +24,7 @@ from llava.train.sharding import gathered
 
 
 def load(run: Run) -> tuple:
-    """(tokenizer, model, image processor), everything frozen.
+    """Load (tokenizer, model, image processor), everything frozen.
 
     `--model_name_or_path` is a whole LLaVA checkpoint, whose config then holds, or a language model, which gets the
     tower and the projector that the run describes.
@@ -71,7 +71,7 @@ def load(run: Run) -> tuple:
 
 
 def vision_settings(run: Run, checkpoint: Checkpoint) -> dict:
-    """What the run adds to a checkpoint's config.json."""
+    """Return what the run adds to a checkpoint's config.json. Raises ValueError if the tower is missing or unfit."""
     asked, data = run.model, run.data
     settings = {
         "image_aspect_ratio": data.image_aspect_ratio,
@@ -97,7 +97,7 @@ def vision_settings(run: Run, checkpoint: Checkpoint) -> dict:
 
 
 def placement(run: Run) -> dict:
-    """Arguments of `from_pretrained`: dtype, device, quantization."""
+    """Return arguments of `from_pretrained`: dtype, device, quantization."""
     training, dtype = run.training, compute_dtype(run)
     options = {"dtype": dtype}
     if training.attn_implementation:
@@ -117,13 +117,14 @@ def placement(run: Run) -> dict:
 
 
 def compute_dtype(run: Run) -> torch.dtype:
+    """Return the dtype that the run computes in."""
     if run.training.bf16:
         return torch.bfloat16
     return torch.float16 if run.training.fp16 else torch.float32
 
 
 def choose_trainable(model: nn.Module, run: Run) -> nn.Module:
-    """Unfreeze what the run trains; with LoRA, the model comes back wrapped.
+    """Unfreeze what the run trains; with LoRA, a wrapped model is returned.
 
     Raises:
         ValueError: nothing is left to train.
@@ -141,21 +142,21 @@ def choose_trainable(model: nn.Module, run: Run) -> nn.Module:
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
         raise ValueError("Nothing is left to train: --freeze_backbone and --freeze_mm_mlp_adapter exclude each other.")
-    if training.deepspeed is None:  # DeepSpeed keeps fp32 masters of its own; without it, what learns is in fp32
+    if training.deepspeed is None:  # DeepSpeed keeps fp32 masters of its own; without it, what is trained is in fp32
         for parameter in trainable:
             parameter.data = parameter.data.float()
     return model
 
 
 def trained_part(run: Run) -> str:
-    """What a run leaves: "lora", "projector" or "full"."""
+    """Name the part that a run trains: "lora", "projector" or "full"."""
     if run.training.lora_enable:
         return "lora"
     return "projector" if run.model.tune_mm_mlp_adapter else "full"
 
 
 def add_lora(model: nn.Module, run: Run) -> nn.Module:
-    """LoRA on every linear layer of the language model but its head."""
+    """Add LoRA to every linear layer of the language model but its head."""
     from peft import LoraConfig, get_peft_model
 
     training = run.training
@@ -175,7 +176,7 @@ def add_lora(model: nn.Module, run: Run) -> nn.Module:
 
 
 def lora_targets(model: nn.Module) -> list[str]:
-    """Last names of the linear layers of the language model."""
+    """List the last parts of the names of the language model's linear layers."""
     skipped = re.compile(r"\b(vision_tower|mm_projector|lm_head)\b")
     found = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     return sorted({name.rpartition(".")[2] for name in found if not skipped.search(name)})

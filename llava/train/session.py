@@ -1,4 +1,4 @@
-"""The steps around the learning itself: what a run reads, how it is told apart from others, what it leaves."""
+"""Do the steps of a run around the training itself: read the data, claim the output folder, save the result."""
 
 import logging
 import shutil
@@ -40,7 +40,7 @@ RESULTS = (  # what a run leaves, as patterns
 
 
 class Counts(NamedTuple):
-    """How many samples there are."""
+    """How many samples there are, at each step of reading them."""
 
     in_file: int
     drawn: int  # of --data_fraction and --images_only
@@ -50,7 +50,7 @@ class Counts(NamedTuple):
 
 
 def read_data(run: Run) -> tuple[list[dict], Counts]:
-    """The records to train on.
+    """Read the records to train on.
 
     Raises:
         ValueError: some of them cannot be used, and --skip_bad_data was not given.
@@ -68,7 +68,7 @@ def read_data(run: Run) -> tuple[list[dict], Counts]:
     if report.bad and not data.skip_bad_data:
         raise ValueError(
             f"{data.data_path}: {report.summary()}\n"
-            f"Mend them, or write a list without them: python -m llava.data.verify {data.data_path} --image-folder "
+            f"Fix them, or write a list without them: python -m llava.data.verify {data.data_path} --image-folder "
             f"{data.image_folder} --clean CLEAN.json; or leave them out, and count them, with --skip_bad_data True."
         )
     records = report.clean()
@@ -79,6 +79,7 @@ def read_data(run: Run) -> tuple[list[dict], Counts]:
 
 
 def describe(counts: Counts) -> str:
+    """Describe the counts in a sentence."""
     left_out = f", {counts.bad} unusable ones left out" if counts.bad else ""
     return (
         f"{counts.used:,} samples, {counts.with_image:,} of them with images; {counts.drawn:,} drawn from "
@@ -89,7 +90,7 @@ def describe(counts: Counts) -> str:
 def make_dataset(
     run: Run, records: Sequence[dict], tokenizer, model: nn.Module, image_processor
 ) -> tuple[LazySupervisedDataset, DataCollatorForSupervisedDataset]:
-    """Samples, and how they become batches."""
+    """Make the dataset, and the collator that makes batches of its samples."""
     cache = None
     if run.data.cache_features:
         cache = features_of(run, records, model, image_processor)
@@ -108,12 +109,12 @@ def make_dataset(
 
 
 def template_of(run: Run, model: nn.Module) -> str:
-    """The prompt template that is trained with; `loading.load` has chosen it where the run does not say."""
+    """Name the prompt template that is trained with; `loading.load` chose it where the run names none."""
     return run.model.version or model.config.conv_mode
 
 
 def features_of(run: Run, records: Sequence[dict], model: nn.Module, image_processor):
-    """What the tower makes of every image, from --cache_features or computed into it; then the tower is let go."""
+    """Open the features of every image in --cache_features, computing those that are missing; then drop the tower."""
     from llava.encode.store import build_cache, cache_key, open_cache
 
     folder, names = run.data.cache_features, dict.fromkeys(name for r in records for name in image_names(r))
@@ -128,10 +129,10 @@ def features_of(run: Run, records: Sequence[dict], model: nn.Module, image_proce
 
 
 def is_finished(output: Path, run: Run) -> bool:
-    """Whether an earlier run of the same settings has left its result in `output`, on every machine.
+    """Check whether an earlier run of the same settings has left its result in `output`, on every machine.
 
     Raises:
-        ValueError: `output` belongs to a run of other settings, which are named, or to somebody else.
+        ValueError: `output` belongs to a run of other settings, which are named, or holds files that no run wrote.
     """
     require_own_folder(output, run)
     if run.training.overwrite_output_dir:
@@ -152,7 +153,7 @@ def require_own_folder(output: Path, run: Run) -> None:
     """Refuse to write over what the run reads, and into a folder with a model that no run has left there.
 
     Raises:
-        ValueError: it names the files.
+        ValueError: names the files.
     """
     model, training = run.model, run.training
     read = (model.model_name_or_path, model.vision_tower, training.lora_weight_path)
@@ -169,10 +170,10 @@ def require_own_folder(output: Path, run: Run) -> None:
 
 @contextmanager
 def claimed(output: Path, run: Run) -> Iterator[None]:
-    """`output` as this run's alone, without what a killed or an overwritten run has left.
+    """Claim `output` for this run alone, and remove what a killed or an overwritten run has left.
 
     Raises:
-        ValueError: it cannot be written to, another run is at work there, or machines hold different checkpoints.
+        ValueError: it cannot be written to, another run is writing there, or machines hold different checkpoints.
     """
     training, lock = run.training, None
     choose_writers(output, training)
@@ -223,6 +224,7 @@ def remove_partial(output: Path, training: TrainingArguments) -> None:
 
 
 def discard(output: Path) -> None:
+    """Delete the checkpoints and the report of an earlier run."""
     for path in checkpoints(output):
         shutil.rmtree(path)
     (output / RESULT_FILE).unlink(missing_ok=True)
@@ -247,4 +249,4 @@ def save_result(trainer: LLaVATrainer, run: Run, counts: Counts) -> None:
             "settings": run.settings(),
         }
         write_report(output, history=trainer.state.log_history, facts=facts)
-    wait_for_all()  # a process that ended earlier would take the others with it if it failed at that
+    wait_for_all()  # a process that failed while ending would take the others with it
