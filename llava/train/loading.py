@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,7 +24,7 @@ from llava.train.saving import load_adapter
 from llava.train.sharding import gathered
 
 
-def load(run: Run) -> tuple:
+def load(run: Run) -> tuple[Any, Any, Any]:
     """Load (tokenizer, model, image processor), everything frozen.
 
     `--model_name_or_path` is a whole LLaVA checkpoint, whose config then holds, or a language model, which gets the
@@ -32,7 +33,7 @@ def load(run: Run) -> tuple:
     Raises:
         ValueError: no checkpoint there, one that cannot be trained, or a projector that does not fit.
     """
-    path = run.model.model_name_or_path
+    path = run.base
     if run.training.zero_stage == 3:  # which cuts weights up while they are read: the processes have to know each other
         from deepspeed import init_distributed
 
@@ -50,6 +51,7 @@ def load(run: Run) -> tuple:
     config.tokenizer_model_max_length = run.training.model_max_length
     config.tokenizer_padding_side = "right"
 
+    model: Any
     model, absent = load_weights(checkpoint, config, placement(run))
     is_new = checkpoint.kind == "text"  # a language model has no projector: it starts with random weights
     refuse({key for key in absent if not (is_new and key.startswith(PROJECTOR_KEYS))}, "missing from", path)
@@ -99,7 +101,7 @@ def vision_settings(run: Run, checkpoint: Checkpoint) -> dict:
 def placement(run: Run) -> dict:
     """Return arguments of `from_pretrained`: dtype, device, quantization."""
     training, dtype = run.training, compute_dtype(run)
-    options = {"dtype": dtype}
+    options: dict[str, Any] = {"dtype": dtype}
     if training.attn_implementation:
         options["attn_implementation"] = training.attn_implementation
     if not is_deepspeed_zero3_enabled():  # ZeRO-3 places the parts itself
@@ -123,7 +125,7 @@ def compute_dtype(run: Run) -> torch.dtype:
     return torch.float16 if run.training.fp16 else torch.float32
 
 
-def choose_trainable(model: nn.Module, run: Run) -> nn.Module:
+def choose_trainable(model, run: Run) -> nn.Module:
     """Unfreeze what the run trains; with LoRA, a wrapped model is returned.
 
     Raises:
@@ -155,7 +157,7 @@ def trained_part(run: Run) -> str:
     return "projector" if run.model.tune_mm_mlp_adapter else "full"
 
 
-def add_lora(model: nn.Module, run: Run) -> nn.Module:
+def add_lora(model, run: Run) -> nn.Module:
     """Add LoRA to every linear layer of the language model but its head."""
     from peft import LoraConfig, get_peft_model
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from inspect import get_annotations
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import transformers
 from transformers.hf_argparser import HfArgumentParser, string_to_bool
@@ -46,6 +46,21 @@ class Run(NamedTuple):
     recipe: Path | None
     verbose: bool
 
+    @property
+    def base(self) -> str:
+        """The model to train: a folder or hub id."""
+        return necessary(self.model.model_name_or_path)
+
+    @property
+    def records(self) -> str:
+        """The file of conversations."""
+        return necessary(self.data.data_path)
+
+    @property
+    def output(self) -> Path:
+        """The folder for checkpoints and the result."""
+        return Path(necessary(self.training.output_dir))
+
     def visionzip(self) -> VisionZipConfig | None:
         """Return the budget that was asked for; None leaves the one that the checkpoint carries, if any."""
         return self.model.visionzip()
@@ -55,12 +70,18 @@ class Run(NamedTuple):
         data, training = asdict(self.data), self.training.to_dict()
         return {
             **asdict(self.model),
-            "data_path": str(Path(self.data.data_path).resolve()),
+            "data_path": str(Path(self.records).resolve()),
             **{name: data[name] for name in DECISIVE_DATA},
             **{name: training[name] for name in DECISIVE_TRAINING},
             "world_size": self.training.world_size,
             "zero_stage": self.training.zero_stage,
         }
+
+
+def necessary(value: str | None) -> str:
+    """Return the value of an option that `require_coherence` asks for."""
+    assert value is not None, "a run that was parsed has one"
+    return value
 
 
 def parse(argv: Sequence[str] | None = None) -> Run:
@@ -82,8 +103,17 @@ def parse(argv: Sequence[str] | None = None) -> Run:
         values.pop("tokens_per_image", None)
     asked = parser.parse_args([*to_options(values, known), *argv])
     require_coherence(asked)
-    model, data, training = (kind(**{name: getattr(asked, name) for name in own_names(kind)}) for kind in KINDS)
-    return Run(model, data, training, recipe, asked.verbose)
+
+    def values_of(kind: type) -> dict:
+        return {name: getattr(asked, name) for name in own_names(kind)}
+
+    return Run(
+        ModelArguments(**values_of(ModelArguments)),
+        DataArguments(**values_of(DataArguments)),
+        TrainingArguments(**values_of(TrainingArguments)),
+        recipe,
+        asked.verbose,
+    )
 
 
 class Parser(HfArgumentParser):
@@ -141,7 +171,7 @@ def make_parser() -> Parser:
     parser.add_argument("--recipe", metavar="FILE", help="YAML of options, looked for here and in the repository")
     add_verbose(parser)
     # What LLaVA's scripts pass and transformers has renamed.
-    old = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+    old: dict[str, Any] = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
     parser.add_argument("--evaluation_strategy", dest="eval_strategy", **old)
     parser.add_argument("--warmup_ratio", dest="warmup_steps", type=warmup_share, **old)
     return parser

@@ -6,11 +6,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
-from torch import nn
 
 from llava.conversation import conv_templates
 from llava.data.collator import DataCollatorForSupervisedDataset
@@ -18,6 +17,7 @@ from llava.data.dataset import LazySupervisedDataset
 from llava.data.records import image_names, other_media, questions_of, read_records
 from llava.data.subset import draw
 from llava.data.verify import check
+from llava.encode.store import FeatureCache, build_cache, cache_key, open_cache
 from llava.model.fields import owns_tower
 from llava.model.save import all_or_nothing
 from llava.train.arguments import TrainingArguments
@@ -56,7 +56,7 @@ def read_data(run: Run) -> tuple[list[dict], Counts]:
         ValueError: some of them cannot be used, and --skip_bad_data was not given.
     """
     data, training = run.data, run.training
-    records = read_records(data.data_path)
+    records = read_records(run.records)
     in_file = len(records)
     if data.images_only:
         # What brings another medium is no text alone: it is kept, to be refused below.
@@ -67,13 +67,13 @@ def read_data(run: Run) -> tuple[list[dict], Counts]:
     drawn, report = len(records), check(records, data.image_folder)
     if report.bad and not data.skip_bad_data:
         raise ValueError(
-            f"{data.data_path}: {report.summary()}\n"
-            f"Fix them, or write a list without them: python -m llava.data.verify {data.data_path} --image-folder "
+            f"{run.records}: {report.summary()}\n"
+            f"Fix them, or write a list without them: python -m llava.data.verify {run.records} --image-folder "
             f"{data.image_folder} --clean CLEAN.json; or leave them out, and count them, with --skip_bad_data True."
         )
     records = report.clean()
     if not records:
-        raise ValueError(f"{data.data_path}: nothing is left to train on, of {in_file} samples.")
+        raise ValueError(f"{run.records}: nothing is left to train on, of {in_file} samples.")
     with_image = sum(bool(image_names(record)) for record in records)
     return records, Counts(in_file, drawn, drawn - len(records), with_image, len(records))
 
@@ -88,12 +88,12 @@ def describe(counts: Counts) -> str:
 
 
 def make_dataset(
-    run: Run, records: Sequence[dict], tokenizer, model: nn.Module, image_processor
+    run: Run, records: list[dict], tokenizer, model, image_processor
 ) -> tuple[LazySupervisedDataset, DataCollatorForSupervisedDataset]:
     """Make the dataset, and the collator that makes batches of its samples."""
     cache = None
-    if run.data.cache_features:
-        cache = features_of(run, records, model, image_processor)
+    if folder := run.data.cache_features:
+        cache = features_of(folder, run, records, model, image_processor)
     dataset = LazySupervisedDataset(
         records,
         tokenizer,
@@ -108,16 +108,14 @@ def make_dataset(
     return dataset, DataCollatorForSupervisedDataset(tokenizer.pad_token_id, dataset.dummy)
 
 
-def template_of(run: Run, model: nn.Module) -> str:
+def template_of(run: Run, model) -> str:
     """Name the prompt template that is trained with; `loading.load` chose it where the run names none."""
     return run.model.version or model.config.conv_mode
 
 
-def features_of(run: Run, records: Sequence[dict], model: nn.Module, image_processor):
-    """Open the features of every image in --cache_features, computing those that are missing; then drop the tower."""
-    from llava.encode.store import build_cache, cache_key, open_cache
-
-    folder, names = run.data.cache_features, dict.fromkeys(name for r in records for name in image_names(r))
+def features_of(folder: str, run: Run, records: Sequence[dict], model, image_processor) -> FeatureCache:
+    """Open the features of every image in `folder`, computing those that are missing; then drop the tower."""
+    names = dict.fromkeys(name for record in records for name in image_names(record))
     tower = model.get_vision_tower()
     with gathered(tower.parameters()):
         key = cache_key(model, image_processor)
@@ -196,6 +194,7 @@ def choose_writers(output: Path, training: TrainingArguments) -> None:
     """Let one process write to each `output`: the first of all, or of each machine if every machine has its own."""
     with tempfile.NamedTemporaryFile(dir=output, prefix=".shared-") if is_first() else nullcontext() as mark:
         [name] = broadcast_object_list([mark and Path(mark.name).name])
+        assert name, "the first process has named its file"
         training.save_on_each_node = not all(gather_object([(output / name).exists()]))
     if training.deepspeed_plugin:
         checkpoint = training.deepspeed_plugin.deepspeed_config.setdefault("checkpoint", {})
@@ -232,11 +231,14 @@ def discard(output: Path) -> None:
 
 def save_result(trainer: LLaVATrainer, run: Run, counts: Counts) -> None:
     """Write the trained part and the report into the output folder."""
-    model, output = trainer.accelerator.unwrap_model(trainer.model), Path(run.training.output_dir)
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    output = run.output
     writes = run.training.should_save
     with all_or_nothing(output) if writes else nullcontext() as folder:
-        save(trainer.part, model, trainer.processing_class, folder, compute_dtype(run), writes=writes)
-    peaks = trainer.accelerator.gather(torch.tensor([peak_memory()], dtype=torch.float64, device=run.training.device))
+        save(trainer.part, model, trainer.processing_class, folder or output, compute_dtype(run), writes=writes)
+    peaks: Any = trainer.accelerator.gather(
+        torch.tensor([peak_memory()], dtype=torch.float64, device=run.training.device)
+    )
     skipped = trainer.spent().skipped
     if writes:
         budget = getattr(model.config, "visionzip", None)

@@ -14,7 +14,6 @@ from argparse import Namespace
 from collections.abc import Sequence
 from importlib import import_module
 from itertools import chain
-from pathlib import Path
 from typing import NoReturn
 
 from llava.train.run import Run, parse
@@ -67,7 +66,7 @@ def tune(run: Run) -> int:
     from llava.train import loading, session
     from llava.train.trainer import LLaVATrainer, checkpoints
 
-    output = Path(run.training.output_dir)
+    output = run.output
     if session.is_finished(output, run):
         print_once(f"{output} holds the finished result of this run. --overwrite_output_dir runs it again.")
         return 0

@@ -10,6 +10,7 @@ import re
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,7 +35,13 @@ class LLaVATrainer(Trainer):
         skipped: samples of this process whose image could not be read.
     """
 
-    def __init__(self, model: nn.Module, *, part: str, **kwargs):
+    args: Any  # transformers' arguments, and LLaVA's
+    model: Any  # a LLaVA; with LoRA, in peft's wrapping
+    model_wrapped: Any
+    train_dataset: Any
+    lr_scheduler: Any
+
+    def __init__(self, model, *, part: str, **kwargs):
         if part == "projector" and getattr(model, "is_quantized", False):
             model._hf_peft_config_loaded = True  # the projector is the adapter that Trainer misses
         super().__init__(model=model, **kwargs)
@@ -55,6 +62,7 @@ class LLaVATrainer(Trainer):
         self.skipped += inputs.pop("skipped", 0)
         self._throughput.tick(len(inputs["input_ids"]) * self.args.world_size)
         loss = super().compute_loss(model, {**inputs, "loss_only": True}, num_items_in_batch=num_items_in_batch)
+        assert isinstance(loss, torch.Tensor), "no outputs were asked for"
         if not torch.isfinite(loss):
             raise ValueError(
                 f"The loss of step {self.state.global_step + 1} is {loss.item()}. {self._last_good()} Lower "
@@ -111,7 +119,8 @@ class LLaVATrainer(Trainer):
     def spent(self) -> Spent:
         """Sum up what the run has taken so far; every process has to call this."""
         here = torch.tensor([float(self._losses), self.skipped], dtype=torch.float64, device=self.args.device)
-        losses, skipped = self.accelerator.gather(here).view(-1, 2).unbind(1)
+        gathered: Any = self.accelerator.gather(here)
+        losses, skipped = gathered.view(-1, 2).unbind(1)
         return Spent(
             self._before.seconds + time.perf_counter() - self._began,
             self._before.loss + losses.mean().item(),
@@ -121,8 +130,8 @@ class LLaVATrainer(Trainer):
     # Checkpoints
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        model = self.accelerator.unwrap_model(self.model)
-        save(self.part, model, self.processing_class, output_dir, writes=self.args.should_save)
+        model: Any = self.accelerator.unwrap_model(self.model)
+        save(self.part, model, self.processing_class, output_dir or self.args.output_dir, writes=self.args.should_save)
 
     def _get_output_dir(self, trial) -> str:
         return str(self._staging or self.args.output_dir)

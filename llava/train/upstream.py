@@ -141,8 +141,8 @@ def preprocess(sources: Sequence[Sequence[dict]], tokenizer, has_image: bool = F
     ids, labels = zip(*examples, strict=True)
     padding = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     return {
-        "input_ids": pad_sequence(ids, batch_first=True, padding_value=padding),
-        "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
+        "input_ids": pad_sequence([*ids], batch_first=True, padding_value=padding),
+        "labels": pad_sequence([*labels], batch_first=True, padding_value=IGNORE_INDEX),
     }
 
 
