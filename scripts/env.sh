@@ -190,31 +190,3 @@ visible_gpus() {
     { nvidia-smi -L 2>/dev/null || true; } | grep -c '^GPU ' || true
   fi
 }
-
-benchmark_help() {
-  show_help
-  cat <<'END'
-
-With several GPUs it runs one process on each; CUDA_VISIBLE_DEVICES chooses them, NPROC sets the number.
-Uses the python3 on PATH if it has the project's requirements, otherwise sets up .venv once.
-PYTHON=/path/to/python uses that one. TORCH_SPEC="torch==2.12.0 --index-url …" sets up .venv with another torch.
-END
-}
-
-# What the script of a benchmark does.
-run_benchmark() {
-  local task=$1
-  shift
-  case ${1:-} in
-    -h | --help)
-      benchmark_help
-      exit
-      ;;
-    --all-options)
-      NPROC=1
-      set -- --help
-      ;;
-  esac
-  setup_env
-  launch llava.eval.run "$task" "$@"
-}

@@ -7,18 +7,10 @@
 #   bash scripts/finetune_lora.sh --all-options
 #
 # Flags are LLaVA's; defaults are in configs/finetune_lora.yaml (embedded: configs/signs/finetune_lora.yaml).
-# NPROC sets the number of processes (default one per GPU), LAUNCHER=torchrun, deepspeed or accelerate starts them; several
-# machines: docs/TRAINING.md. The same command resumes where a run was stopped.
-# Uses the python3 on PATH if it has the project's requirements and the `train` extra, otherwise sets up .venv once.
-# PYTHON=/path/to/python uses that one. TORCH_SPEC="torch==2.12.0 --index-url …" sets up .venv with another torch.
 set -euo pipefail
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
-source "$here/env.sh"
-source "$here/train_env.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/train_env.sh"
 
-help_if_asked "$@"
-if [[ -n ${PYTHON:-} ]]; then setup_env; else setup_env train; fi
-if [[ ${1:-} == --all-options ]]; then exec "$PY" -m llava.train.train --help; fi
+set_up_training "$@"
 
 [[ -n ${MODEL:-} ]] || make_signs_data
 tune finetune_lora "$@"

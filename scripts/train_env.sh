@@ -1,13 +1,33 @@
 # shellcheck shell=bash
-# What the training scripts share; sourced after env.sh.
+# What the training scripts share; sourced, never run.
 #
 #   NPROC       processes on this machine: default one per GPU; without a GPU one, of the embedded model two
 #   LAUNCHER    torchrun (default), deepspeed or accelerate
 #   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT    several machines: the same command on each, NODE_RANK 0, 1, …
 #   HOSTFILE    several machines with LAUNCHER=deepspeed: one command, which reaches the others by ssh
 
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+
 SIGNS=$ROOT/playground/checkpoints/llava-signs # the embedded model
 SIGNS_DATA=$ROOT/playground/data/signs_instruct
+
+# The help of the script, its set-up, every option of the trainer; what all of them do first.
+set_up_training() {
+  case ${1:-} in
+    -h | --help)
+      show_help
+      cat <<'END'
+NPROC sets the number of processes (default one per GPU), LAUNCHER=torchrun, deepspeed or accelerate starts them; several
+machines: docs/TRAINING.md. The same command resumes where a run was stopped.
+Uses the python3 on PATH if it has the project's requirements and the `train` extra, otherwise sets up .venv once.
+PYTHON=/path/to/python uses that one. TORCH_SPEC="torch==2.12.0 --index-url …" sets up .venv with another torch.
+END
+      exit
+      ;;
+  esac
+  if [[ -n ${PYTHON:-} ]]; then setup_env; else setup_env train; fi
+  if [[ ${1:-} == --all-options ]]; then exec "$PY" -m llava.train.train --help; fi
+}
 
 # tune NAME FLAG...: runs configs/NAME.yaml, on the embedded model configs/signs/NAME.yaml. MODEL, DATA, IMAGES and OUT
 # stand for --model_name_or_path, --data_path, --image_folder and --output_dir.

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from llava.eval.cli import choose_data, require_images
-from llava.eval.data import Data
 from llava.eval.generate import make_chunks
 from llava.eval.questions import Question, read_questions
-from llava.eval.tasks import Task
+from llava.eval.tasks.base import Data, Task
 from llava.inference.batch import generate_batches
 from llava.inference.decoding import Decoding
 from llava.inference.loading import load
@@ -132,7 +131,9 @@ def prepare(args: argparse.Namespace, checkpoint: str, task: Task) -> InMemoryEv
         use_one_thread()
     data = choose_data(args, task)
     questions = read_questions(data.question_file, args.limit)
-    require_images(questions, data.question_file, data.image_folder, data.how_to_fetch())
+    require_images(
+        questions, data.question_file, data.image_folder, task.how_to_fetch(embedded=args.checkpoint is None)
+    )
     tokenizer, model, image_processor = load(checkpoint, device=device_of(args.device, ALONE))
     unzip(model)  # a setting that the checkpoint carries
     names = dict.fromkeys(name for question in questions for name in question.images)

@@ -5,10 +5,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from llava.eval.data import Data
-from llava.eval.mmbench_file import folder_of
 from llava.eval.questions import Question, missing_images
-from llava.eval.tasks import TASKS, Task
+from llava.eval.tasks import TASKS
+from llava.eval.tasks.base import Data, Task
 from llava.inference.embedded import playground
 from llava.utils.cli import positive
 
@@ -39,15 +38,15 @@ def choose_data(args: argparse.Namespace, task: Task) -> Data:
     moved = {getattr(default, name): path for name, path in given.items()}
     # What is one place by default stays one: else questions of one release would meet the answers of another.
     given = {name: moved[usual] for name in names if (usual := getattr(default, name)) in moved} | given
-    if task.unpack and "question_file" in given:
-        given.setdefault("image_folder", folder_of(given["question_file"]))
+    if task.packed and "question_file" in given:
+        given.setdefault("image_folder", task.packed.folder_of(given["question_file"]))
     data = replace(default, **given)
-    if task.unpack:
-        task.unpack(data)
+    if task.packed:
+        task.packed.unpack(data)
     if missing := data.missing():
         names = ", ".join(f"{path} (an empty folder)" if path.exists() else str(path) for path in missing)
         raise ValueError(
-            f"{task.name} needs files that are not there: {names}. {data.how_to_fetch()}\n"
+            f"{task.name} needs files that are not there: {names}. {task.how_to_fetch(embedded=not args.checkpoint)}\n"
             f"Or name other places with --question-file, --image-folder and --annotation-file."
         )
     return data

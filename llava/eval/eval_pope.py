@@ -10,7 +10,8 @@ from pathlib import Path
 
 from llava.eval.metrics import pope
 from llava.eval.questions import read_answers
-from llava.eval.scores import naming_files, pope_results
+from llava.eval.tasks.base import naming_files
+from llava.eval.tasks.pope import results_by_list
 from llava.utils.cli import add_verbose, print_once, run_command
 from llava.utils.files import read_jsonl
 
@@ -25,7 +26,7 @@ def evaluate(args: argparse.Namespace) -> int:
     rows = read_answers(args.result_file, "question_id", "text")
     questions, labels = Path(args.question_file), Path(args.annotation_dir)
     with naming_files("POPE", questions, labels):
-        results = pope_results(questions, labels, rows)
+        results = results_by_list(questions, labels, rows)
     for name, result in sorted(results.items()):
         print(f"Category: {name}, # samples: {result.count}\n{result.report()}\n{'=' * 36}")
     asked, answered = len(read_jsonl(questions)), sum(result.count for result in results.values())

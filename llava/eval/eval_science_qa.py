@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llava.eval.metrics import scienceqa
 from llava.eval.questions import read_answers
-from llava.eval.scores import naming_files
+from llava.eval.tasks.base import naming_files
 from llava.utils.cli import add_verbose, run_command
 from llava.utils.files import make_folder, read_json, require_apart, require_distinct, write_json
 

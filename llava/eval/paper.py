@@ -69,17 +69,3 @@ PAPER = (
     ),
     PaperModel("LLaVA-NeXT-13B", 5120, 2880, average_rows(2880, {640: 97.5, 320: 94.7, 160: 91.3}), _NEXT_NOTE),
 )
-
-NOTES = {  # what has to be known to compare a score with the paper's
-    "mmmu": "MMMU: the validation set. Letters that cannot be read are drawn, always alike. With all tokens, four "
-    "images and more can exceed a context of 2048 tokens; the end of such a prompt is cut off.",
-    "mmvet": "MM-Vet: the paper's judge was gpt-4-0613.",
-    "llava_bench": "LLaVA-Bench: the paper's judge was gpt-4-0314.",
-    "textvqa": "TextVQA: the paper asks with LLaVA's reference OCR tokens (llava_textvqa_val_v051_ocr.jsonl).",
-    "scienceqa": "ScienceQA: questions with an image, as in the paper.",
-    "seed": "SEED-Bench: with video frames, as in the paper.",
-    "pope": "POPE: F1, the mean of its three lists.",
-    "mmbench": "MMBench: letters found in the answers here, the official server in the paper.",
-    "mme": "MME: perception + cognition, of 2800.",
-    "vqav2": "VQAv2: the validation set here, the server's test-dev in the paper; do not compare them.",
-}

@@ -1,14 +1,11 @@
-"""Question files: LLaVA's JSONL with `question_id`, `image` and `text` in each line, and some benchmarks' own."""
+"""Read question files: LLaVA's JSONL with `question_id`, `image` and `text` in each line, and lists of any form."""
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from llava.data.records import other_media
-from llava.eval.metrics.mmmu import read_list
-from llava.inference.prompts import LETTER, SHORT
-from llava.utils.files import is_file, read_json, read_jsonl, shorten
+from llava.utils.files import is_file, read_jsonl, shorten
 
 Fields = tuple[str | int, tuple[str, ...], str]  # id, images and text of a question
 
@@ -83,60 +80,6 @@ def read_answers(path: str | Path, *names: str) -> list[dict]:
     if not answers:
         raise ValueError(f"{path}: no answers in it.")
     return answers
-
-
-def read_scienceqa(path: str | Path, limit: int | None = None) -> list[Question]:
-    """The questions of llava_test_CQM-A.json: a list of `id`, `conversations`, and `image` where there is one."""
-
-    def fields(entry: dict) -> Fields:
-        text = entry["conversations"][0]["value"].replace("<image>", "").strip()
-        return entry["id"], (entry["image"],) if entry.get("image") else (), text
-
-    return read_entries(path, read_json(path), fields, limit)
-
-
-def read_vqav2(path: str | Path, limit: int | None = None) -> list[Question]:
-    """The questions of v2_OpenEnded_mscoco_val2014_questions.json, VQAv2's own file."""
-    content = read_json(path)
-    try:
-        entries, subset = content["questions"], content["data_subtype"]
-    except (KeyError, TypeError):
-        raise ValueError(f"{path}: no questions and data_subtype, as VQAv2's own files have them.") from None
-
-    def fields(entry: dict) -> Fields:
-        return entry["question_id"], (f"COCO_{subset}_{entry['image_id']:012d}.jpg",), entry["question"]
-
-    return read_entries(path, entries, fields, limit)
-
-
-def read_vizwiz(path: str | Path, limit: int | None = None) -> list[Question]:
-    """The questions of VizWiz's val.json, each known by its image."""
-    return read_entries(path, read_json(path), lambda e: (e["image"], (e["image"],), e["question"]), limit)
-
-
-def read_mmmu(path: str | Path, limit: int | None = None) -> list[Question]:
-    """The questions of validation.jsonl: the rows of the Hugging Face data set MMMU/MMMU, its images in files.
-
-        id                  "validation_Art_Theory_12"
-        question            text with "<image 1>" to "<image 7>" in it
-        options             list of texts, which may hold these too; as in the data set it may be written as text
-        answer              the letter of an option, or the open answer
-        question_type       "multiple-choice" or "open"
-        image_1 … image_7   names of files in images/; those that a row does not have are left out
-
-    They are asked as lmms-eval's task `mmmu_val` asks LLaVA (its mmmu_doc_to_text and mmmu_doc_to_visual, and
-    generate_until of its model), as published numbers are made so: "<image 1>" stays in the text as it is, and the
-    pictures named there stand before the text, in the order of their numbers, each once.
-    """
-
-    def fields(entry: dict) -> Fields:
-        lines = [entry["question"]]
-        if is_choice := entry["question_type"] == "multiple-choice":
-            lines += [f"{chr(ord('A') + i)}. {option}" for i, option in enumerate(read_list(entry["options"]))]
-        text = "\n".join([*lines, LETTER if is_choice else SHORT])  # these begin with a line break: one line is empty
-        return entry["id"], tuple(entry[f"image_{n}"] for n in sorted(set(re.findall(r"<image (\d+)>", text)))), text
-
-    return read_entries(path, [row for _, row in read_jsonl(path)], fields, limit)
 
 
 def read_entries(

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
-from llava.eval.paper import NOTES, PAPER, PaperModel, PaperRow
+from llava.eval.paper import PAPER, PaperModel, PaperRow
 from llava.eval.tasks import TASKS
 from llava.inference.embedded import playground
 from llava.utils.cli import add_verbose, print_once, run_command
@@ -71,7 +71,7 @@ def report(args: argparse.Namespace) -> int:
     if args.relative_to:
         sections.append(f"Averages are relative to {args.relative_to} with all tokens.")
     if any(papers.values()):
-        sections.append("\n".join(NOTES[task] for task in tasks if task in NOTES))
+        sections.append("\n".join(TASKS[task].note for task in tasks if TASKS[task].note))
     sections += dict.fromkeys(paper.note for paper in papers.values() if paper and paper.note)
     sections += judge_notes([result for results in found.values() for result in results])
     text = "\n\n".join(sections)

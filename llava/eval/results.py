@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 
 from llava.eval.answers import AnswerFile
-from llava.eval.data import Data
-from llava.eval.tasks import Task
+from llava.eval.tasks.base import Data, Task
 from llava.inference.budget import budget_name
 from llava.utils.cli import silence_logging
 from llava.utils.environment import versions

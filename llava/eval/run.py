@@ -20,9 +20,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    from llava.eval.benchmark import run_benchmark  # torch and all: not before the flags are known to be right
+    """Answer the questions and score the answers; returns the exit status."""
+    # torch and all: not before the flags are known to be right
+    from llava.eval.benchmark import run_benchmark
+    from llava.eval.options import EvalOptions
 
-    return run_benchmark(args)
+    return run_benchmark(EvalOptions.of(args))
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -13,7 +13,11 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 source "$here/../env.sh"
 
 case ${1:-} in
-  -h | --help | --all-options) run_benchmark textvqa "$@" ;;
+  -h | --help)
+    show_help
+    exit
+    ;;
+  --all-options) exec bash "$here/textvqa.sh" --all-options ;;
 esac
 for option in "$@"; do
   case $option in

@@ -3,7 +3,7 @@
 import json
 import shutil
 
-from llava.eval.questions import read_scienceqa
+from llava.eval.tasks.scienceqa import read_scienceqa
 from playground.signs.make_scienceqa import PROBLEMS_FILE, QUESTIONS_FILE, SPLITS_FILE, make_scienceqa
 from playground.signs.make_textvqa import ANNOTATION_FILE, DEFAULT_OUT, SIGNS_FILE
 

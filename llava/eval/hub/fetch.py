@@ -1,71 +1,16 @@
-"""Which data set of the hub a benchmark is, and how its files are fetched: all of them, or those that are missing."""
+"""Fetch the files of a benchmark from a data set of the hub: all of them, or those that are missing."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
-from llava.eval.data import Data, is_there
-from llava.eval.hub import convert
-from llava.eval.hub.tables import Part, Table, open_table
+from llava.eval.hub.tables import Source, Table, open_table
 from llava.eval.questions import missing_images
-from llava.eval.tasks import Task
+from llava.eval.tasks import TASKS
+from llava.eval.tasks.base import Data, Task, is_there
 from llava.utils.files import make_folder, write_text
 
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 OWNERS = ("lmms-lab-encoder", "lmms-lab")  # the sets moved from the second to the first in 2026; caches have either
-
-
-class Source(NamedTuple):
-    """Where a benchmark is on the hub, and how it becomes files.
-
-    Args:
-        name: of the data set, after its owner.
-        convert: the task's files, then the rows of each of `parts` -> the text of the files.
-        parts: the tables.
-        whole: its files know each other by place or by numbers made up here, so they must be of one origin.
-    """
-
-    name: str
-    convert: Callable[..., convert.Files]
-    parts: tuple[Part, ...]
-    whole: bool = False
-
-
-GQA = (
-    Part("id image", "testdev", "testdev_balanced_images"),
-    Part("id imageId question answer types", "testdev", "testdev_balanced_instructions"),
-)
-MMBENCH = "index question hint A B C D answer category L2-category source image"
-MMMU = "id question options answer question_type image_1 image_2 image_3 image_4 image_5 image_6 image_7"
-SEED = "question_id data_id data_type question_type_id question choice_a choice_b choice_c choice_d answer image"
-TEXTVQA = "question_id image_id question answers ocr_tokens image"
-VQAV2 = "question_id image_id question question_type answer_type answers image"
-
-SOURCES = {
-    "textvqa": Source("textvqa", convert.textvqa, (Part(TEXTVQA, "validation"),)),
-    "pope": Source("POPE", convert.pope, (Part("question answer category image_source image", "test"),), whole=True),
-    "gqa": Source("GQA", convert.gqa, GQA),
-    "mme": Source("MME", convert.mme, (Part("question_id category question answer image", "test"),)),
-    "scienceqa": Source(
-        "ScienceQA",
-        convert.scienceqa,
-        (Part("question choices answer hint image", "test", "ScienceQA-FULL"),),
-        whole=True,
-    ),
-    "vqav2": Source("VQAv2", convert.vqav2, (Part(VQAV2, "validation"),)),
-    "vizwiz": Source("VizWiz-VQA", convert.vizwiz, (Part("question_id question answers category image", "val"),)),
-    "mmbench": Source("MMBench", convert.mmbench, (Part(MMBENCH, "dev", "en"),)),
-    "mmbench_cn": Source("MMBench", convert.mmbench, (Part(MMBENCH, "dev", "cn"),)),
-    "seed": Source("SEED-Bench", convert.seed, (Part(SEED, "test"),)),
-    "mmmu": Source("MMMU", convert.mmmu, (Part(MMMU, "validation"),)),
-    "mmvet": Source("MMVet", convert.mmvet, (Part("question_id question answer capability image", "test"),)),
-    "llava_bench": Source(
-        "llava-bench-in-the-wild",
-        convert.llava_bench,
-        (Part("question_id image_id question gpt_answer caption category image", "train"),),
-    ),
-}
 
 
 def fetch(task: Task, data: Data, source: str | None = None) -> list[Path]:
@@ -86,13 +31,14 @@ def fetch(task: Task, data: Data, source: str | None = None) -> list[Path]:
     """
     if is_complete(task, data):
         return []
-    if not (wanted := SOURCES.get(task.name)):
-        raise ValueError(f"{task.name} is in no data set known here; those that are: {', '.join(SOURCES)}.")
+    if not (wanted := task.source):
+        known = ", ".join(name for name, other in TASKS.items() if other.source)
+        raise ValueError(f"{task.name} is in no data set known here; those that are: {known}.")
     there = [str(path) for path in data.texts() if is_there(path)]
     if wanted.whole and there:
         raise ValueError(
             f"{task.name}: {' and '.join(there)} would not go with the files of the data set, where questions have "
-            f"other numbers. Move it away and fetch again, or get what is missing as follows. {data.how_to_fetch()}"
+            f"other numbers. Move it away and fetch again, or get what is missing as follows. {task.how_to_fetch()}"
         )
     if source and not Path(source).is_dir() and (Path(source).exists() or not HUB_ID.fullmatch(source)):
         what = "a file" if Path(source).exists() else "no folder that is there, and no hub id, which reads OWNER/NAME"
@@ -112,14 +58,14 @@ def fetch(task: Task, data: Data, source: str | None = None) -> list[Path]:
 
 
 def is_complete(task: Task, data: Data) -> bool:
-    """Whether questions and answers are there, and every image that the questions name."""
+    """Tell whether questions and answers are there, and every image that the questions name."""
     if not all(map(is_there, data.texts())):
         return False
-    return bool(task.unpack) or not missing_images(task.read(data.question_file, None), data.image_folder)
+    return task.packed is not None or not missing_images(task.read(data.question_file, None), data.image_folder)
 
 
 def open_first(task: str, names: list[str], wanted: Source) -> list[Table]:
-    """The tables of the first of the data sets that can be opened. Raises ValueError, which says why none can be."""
+    """Open the tables of the first data set that can be opened. Raises ValueError, which says why none can be."""
     try:
         from datasets.exceptions import DatasetsError
     except ImportError:

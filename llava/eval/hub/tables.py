@@ -4,7 +4,7 @@ import contextlib
 import io
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,22 @@ class Part(NamedTuple):
     def pattern(self) -> str:
         """Which files of a data set on the hub hold it, in the layout that `push_to_hub` makes."""
         return f"{self.config or '*'}/{self.split}-*.parquet"
+
+
+class Source(NamedTuple):
+    """Where a benchmark is on the hub, and how it becomes files.
+
+    Args:
+        name: of the data set, after its owner.
+        convert: the task's files, then the rows of each of `parts` -> file: its text, in the order of writing.
+        parts: the tables. Their columns are those that lmms-eval's tasks read.
+        whole: its files know each other by place or by numbers made up here, so they must be of one origin.
+    """
+
+    name: str
+    convert: Callable[..., dict[Path, str]]
+    parts: tuple[Part, ...]
+    whole: bool = False
 
 
 class Table(NamedTuple):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # for `native`
+sys.path.insert(0, str(Path(__file__).parent))  # for `benchmark_files`
 
 
 class Endpoint:

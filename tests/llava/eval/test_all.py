@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from native import MAKERS
+from benchmark_files import MAKERS
 
 ROOT = Path(__file__).parents[3]
 CHECKPOINT = ROOT / "playground/checkpoints/llava-signs"

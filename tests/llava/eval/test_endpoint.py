@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from llava.eval.endpoint import Judge
+from llava.eval.judging.endpoint import Judge
 
 
 def test_a_prompt_is_posted_as_a_chat(serve):

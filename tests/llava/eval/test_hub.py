@@ -11,9 +11,9 @@ from PIL import Image
 datasets = pytest.importorskip("datasets")
 
 from llava.eval import data  # noqa: E402
-from llava.eval.hub.convert import save  # noqa: E402
-from llava.eval.hub.fetch import SOURCES, fetch  # noqa: E402
+from llava.eval.hub.fetch import fetch  # noqa: E402
 from llava.eval.hub.tables import Part, open_table, parquet_files  # noqa: E402
+from llava.eval.hub.write import save  # noqa: E402
 from llava.eval.metrics.judged import llava_bench_reviews  # noqa: E402
 from llava.eval.metrics.mme import SUBTASKS  # noqa: E402
 from llava.eval.questions import missing_images  # noqa: E402
@@ -160,7 +160,7 @@ def to_dataset(rows: list[dict]):
 
 def make(name: str, folder: Path) -> Path:
     """A data set in the layout of the hub."""
-    for part, rows in zip(SOURCES[name].parts, MAKERS[name][0](), strict=True):
+    for part, rows in zip(TASKS[name].source.parts, MAKERS[name][0](), strict=True):
         place = folder / (part.config or "data")
         place.mkdir(parents=True)
         to_dataset(rows).to_parquet(place / f"{part.split}-00000-of-00001.parquet")
@@ -188,16 +188,17 @@ def files_of(name: str):
 def questions_of(name: str) -> list:
     """As a run gets them, with the images that they need."""
     task, files = TASKS[name], files_of(name)
-    if task.unpack:
-        task.unpack(files)
+    if task.packed:
+        task.packed.unpack(files)
     questions = task.read(files.question_file, None)
     assert not missing_images(questions, files.image_folder)
     return questions
 
 
 def test_every_task_with_true_answers_can_be_fetched():
-    assert SOURCES.keys() == MAKERS.keys()
-    assert {name for name, task in TASKS.items() if task.metric} <= SOURCES.keys()
+    sources = {name for name, task in TASKS.items() if task.source}
+    assert sources == MAKERS.keys()
+    assert {name for name, task in TASKS.items() if task.metric} <= sources
 
 
 @pytest.mark.parametrize("name", [name for name, (_, right) in MAKERS.items() if right])
@@ -273,8 +274,8 @@ def test_what_a_judge_reads(here):
 
 def test_an_interrupted_fetch_goes_on(here, monkeypatch):
     """It is cut after the first image, then before the last file; what was written stays as it was."""
-    from llava.eval.hub import convert
     from llava.eval.hub import fetch as module
+    from llava.eval.tasks import vizwiz
 
     name, source = "vizwiz", str(make("vizwiz", here / "set"))
     task, files = TASKS[name], files_of(name)
@@ -284,7 +285,7 @@ def test_an_interrupted_fetch_goes_on(here, monkeypatch):
             raise KeyboardInterrupt
         return save(folder, image, content)
 
-    monkeypatch.setattr(convert, "save", first_only)
+    monkeypatch.setattr(vizwiz, "save", first_only)
     with pytest.raises(KeyboardInterrupt):
         fetch(task, files, source)
     (image,) = files.image_folder.iterdir()
@@ -332,7 +333,7 @@ def test_a_folder_of_save_to_disk(here):
     to_dataset(rows).save_to_disk(here / "one")
     assert len(fetch(TASKS["vizwiz"], files_of("vizwiz"), str(here / "one"))) == 1
     images, rows = gqa()
-    for part, table in zip(SOURCES["gqa"].parts, (images, rows), strict=True):
+    for part, table in zip(TASKS["gqa"].source.parts, (images, rows), strict=True):
         datasets.DatasetDict({part.split: to_dataset(table)}).save_to_disk(here / "many" / part.config)
     assert len(fetch(TASKS["gqa"], files_of("gqa"), str(here / "many"))) == 2
     assert [question.images for question in questions_of("gqa")] == [("n0.jpg",), ("n1.jpg",)]

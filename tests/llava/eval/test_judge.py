@@ -12,11 +12,13 @@ import time
 from functools import partial
 from pathlib import Path
 
-import native
+import benchmark_files
 import pytest
 
-from llava.eval import data, endpoint, judge, report, run
+from llava.eval import data, judge, report, run
+from llava.eval.judging import endpoint, grade
 from llava.eval.metrics import judged
+from llava.eval.tasks import mmvet
 
 ROOT = Path(__file__).parents[3]
 TABLE = "Grade it.\n\nQuestion | Truth\n--- | ---\n"
@@ -31,13 +33,13 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setattr(judge, "Judge", partial(endpoint.Judge, wait=0.001))
     monkeypatch.chdir(tmp_path)
     root = tmp_path / "playground/data/eval"
-    native.make_mmvet(root)
-    native.make_llava_bench(root)
+    benchmark_files.make_mmvet(root)
+    benchmark_files.make_llava_bench(root)
     (root / "mm-vet/mm-vet_evaluator.py").write_text(f"import openai\nprompt = {TABLE!r}\nprint(prompt)\n")
     (root / "llava-bench-in-the-wild/rule.json").write_text(json.dumps(RULES))
-    for task in judge.BENCHES:
+    for task in judge.JUDGED:
         rows = [{"question_id": number, "prompt": "", "text": f"answer {number}"} for number in range(3)]
-        native.write(tmp_path / task / "full.jsonl", rows)
+        benchmark_files.write(tmp_path / task / "full.jsonl", rows)
         result = {
             "budget": "full",
             "scores": None,
@@ -46,7 +48,7 @@ def here(tmp_path, monkeypatch):
             "tokens_per_image": {"mean": 576, "max": 576},
         }
         settings = {"task": task, "checkpoint": "a/llava"}
-        native.write(tmp_path / task / "full.jsonl.result.json", {**result, "settings": settings})
+        benchmark_files.write(tmp_path / task / "full.jsonl.result.json", {**result, "settings": settings})
     return tmp_path
 
 
@@ -98,7 +100,7 @@ def test_several_runs_and_replies_without_a_grade(here, serve, capsys):
     assert "The judge said, for instance, 'It is'." in err
 
 
-@pytest.mark.parametrize("task", judge.BENCHES)
+@pytest.mark.parametrize("task", judge.JUDGED)
 @pytest.mark.parametrize(
     "reply", ["I'm sorry.", "nan", "-1", "9.5", (200, '{"choices": [{"message": {"content": null}}]}')]
 )
@@ -176,13 +178,13 @@ def test_what_was_graded_before_a_failure_is_not_asked_again(here, serve, reply,
 
 
 def test_ctrl_c_keeps_what_is_on_its_way(here, serve, monkeypatch, capsys):
-    class Interrupted(judge.tqdm):
+    class Interrupted(grade.tqdm):
         def update(self, *_):
             raise KeyboardInterrupt
 
     server = serve(by_answer({0: "1.0", 1: "1.0", 2: "1.0"}))
     with monkeypatch.context() as patch:
-        patch.setattr(judge, "tqdm", Interrupted)
+        patch.setattr(grade, "tqdm", Interrupted)
         assert judge.main(command("mmvet", server, "--parallel", "1")) == 130
     assert capsys.readouterr().err.endswith("Stopped.\n")
     asked = len(server.prompts)
@@ -423,7 +425,7 @@ def test_answers_to_another_benchmark(here, serve, capsys):
         ('{"question_id": 0, "image": "0.png", "text": "What?"}', "line 1: a question, not an answer"),
     ],
 )
-@pytest.mark.parametrize("task", judge.BENCHES)
+@pytest.mark.parametrize("task", judge.JUDGED)
 def test_files_that_hold_no_answers(here, serve, task, content, message, capsys):
     path = Path(task) / "full.jsonl"
     path.write_text(content)
@@ -445,7 +447,7 @@ def test_the_rules_are_among_the_data(here, capsys):
     (missing, note) = (line for line in lines if "mm-vet_evaluator.py" in line)
     assert missing.rstrip(" |").endswith("no")
     assert note.startswith("mmvet: for the judge, mm-vet_evaluator.py to ")
-    assert note.endswith(judge.MMVet.SOURCE)
+    assert note.endswith(judge.JUDGED["mmvet"].SOURCE)
 
 
 def test_unreadable_grades_show_in_the_report(here, serve, capsys):
@@ -457,6 +459,6 @@ def test_unreadable_grades_show_in_the_report(here, serve, capsys):
 
 def test_the_table_may_be_a_text(here):
     Path("table.txt").write_text(TABLE)
-    assert judge.read_table(Path("table.txt")) == judge.read_table(
+    assert mmvet.read_table(Path("table.txt")) == mmvet.read_table(
         Path("playground/data/eval/mm-vet/mm-vet_evaluator.py")
     )

@@ -5,12 +5,13 @@ import json
 import sys
 from pathlib import Path
 
-import native
+import benchmark_files
 import pytest
 
-from llava.eval import run, submissions
-from llava.eval.data import Data
+from llava.eval import run
 from llava.eval.tasks import TASKS
+from llava.eval.tasks.base import Data
+from llava.eval.tasks.mmbench import to_xlsx
 from llava.inference.embedded import playground
 
 OPTIONS = ["--max-new-tokens", "3", "--device", "cpu", "--num-workers", "0"]
@@ -18,7 +19,7 @@ OPTIONS = ["--max-new-tokens", "3", "--device", "cpu", "--num-workers", "0"]
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    for make in (*native.UNSCORED.values(), native.make_mmbench, native.make_mmbench_cn):
+    for make in (*benchmark_files.UNSCORED.values(), benchmark_files.make_mmbench, benchmark_files.make_mmbench_cn):
         make(tmp_path / "playground/data/eval")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -71,12 +72,12 @@ def test_mmbench_is_a_table(here):
 def test_texts_of_a_table_stay_texts():
     from openpyxl import load_workbook
 
-    book = load_workbook(io.BytesIO(submissions.to_xlsx([{"a": "=1", "b": "#N/A", "c": 3, "d": ""}])))
+    book = load_workbook(io.BytesIO(to_xlsx([{"a": "=1", "b": "#N/A", "c": 3, "d": ""}])))
     assert [cell.data_type for cell in book.active[2]] == ["s", "s", "n", "n"]
     assert [cell.value for cell in book.active[2]] == ["=1", "#N/A", 3, None]
 
 
-@pytest.mark.parametrize("name", native.UNSCORED)
+@pytest.mark.parametrize("name", benchmark_files.UNSCORED)
 def test_a_run_without_scores(here, checkpoint, name, capsys):
     command = [name, checkpoint, "--budgets", "full,20", *OPTIONS]
     assert run.main(command) == 0
@@ -166,7 +167,7 @@ def test_the_whole_test_set_of_vqav2_is_asked_for(here, checkpoint, capsys):
 )
 def test_both_spellings_of_a_folder(here, name, moves, folders):
     root = Path("playground/data/eval")
-    native.make_gqa(root)
+    benchmark_files.make_gqa(root)
     for source, target in moves:
         (root / target).parent.mkdir(parents=True, exist_ok=True)
         (root / source).rename(root / target)

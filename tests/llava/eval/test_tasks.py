@@ -12,15 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from native import MAKERS, UNSCORED, make_mmbench, make_mmmu
+from benchmark_files import MAKERS, UNSCORED, make_mmbench, make_mmmu
 
-from llava.eval import data, mmbench_file, run
+from llava.eval import data, run
 from llava.eval.cli import choose_data
-from llava.eval.data import Data
-from llava.eval.hub.fetch import SOURCES
-from llava.eval.mmbench_file import read_mmbench
-from llava.eval.questions import read_mmmu, read_scienceqa
-from llava.eval.tasks import TASKS
+from llava.eval.tasks import TASKS, mmbench
+from llava.eval.tasks.base import Data
+from llava.eval.tasks.mmbench import read_mmbench
+from llava.eval.tasks.mmmu import read_mmmu
+from llava.eval.tasks.scienceqa import read_scienceqa
 from llava.inference.decoding import Decoding
 from llava.inference.embedded import playground
 
@@ -198,7 +198,7 @@ def test_images_of_another_release_of_mmbench_are_not_shown(here, monkeypatch):
 
     chosen("mmbench", "--question-file", new.question_file, "--image-folder", old.image_folder)
     assert (old.image_folder / "0.jpg").read_bytes() == (new.image_folder / "0.jpg").read_bytes()
-    monkeypatch.setattr(mmbench_file, "make_folder", None)  # the folder may be read-only: nothing is to be written
+    monkeypatch.setattr(mmbench, "make_folder", None)  # the folder may be read-only: nothing is to be written
     assert chosen("mmbench", "--question-file", new.question_file) == new
 
 
@@ -380,10 +380,10 @@ def test_every_row_of_the_table_is_whole(name):
     task = TASKS[name]
     assert isinstance(task.data, Data)
     assert task.data.fetch
-    script = Path(__file__).parents[3] / "scripts/eval" / f"{name}.sh"
-    assert f"run_benchmark {name} " in script.read_text()
-    assert task.data.hub == (name if name in SOURCES else "")
-    assert ("--fetch" in task.data.how_to_fetch()) == (name in SOURCES)
+    scripts = Path(__file__).parents[3] / "scripts/eval"
+    assert (scripts / f"{name}.sh").resolve() == (scripts / "benchmark.sh").resolve()
+    assert ("--fetch" in task.how_to_fetch()) == (task.source is not None)
+    assert task.about
 
 
 @pytest.mark.slow
