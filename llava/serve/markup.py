@@ -37,9 +37,9 @@ def count(comparison: Comparison) -> str:
     if view.contextual:
         parts.append(f"{view.contextual} merged")
     of = f"of {number(view.patches, 'token')}" if crops == 1 else f"tokens for {number(view.patches, 'patch')}"
-    note = "Click a patch to keep it, or to let it go."
+    note = "Click a patch to keep it, or to release it."
     if crops > 1:
-        note += " All crops keep equally many: where one is let go, another may come in its place."
+        note += " All crops keep equally many: where one is released, another may take its place."
     return (
         f'<p class="vz-count"><b>{view.tokens}</b> {of}<span>{" + ".join(parts)}</span></p>'
         f'<p class="vz-note">{note}</p>'

@@ -176,7 +176,7 @@ class Chat:
         """Warn if a model that was trained with single pictures is about to see several."""
         if self.knows_one_picture and sum(len(turn.pictures) for turn in self.turns) + len(self.waiting) > 1:
             print(
-                f"{self.name} was trained with one picture per conversation: of several it tells little. To ask about "
+                f"{self.name} was trained with one picture per conversation: of several it sees little. To ask about "
                 f"another one alone: /clear, then /image PATH."
             )
 

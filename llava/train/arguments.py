@@ -99,7 +99,7 @@ class DataArguments:
         None, "(width, height) of the grids for anyres, as '[[336, 672], [672, 336]]' (default: as the checkpoint says)"
     )
     lazy_preprocess: bool = option(False, "accepted for LLaVA's scripts: samples are always made when they are needed")
-    is_multimodal: bool = option(False, "accepted for LLaVA's scripts: the data tells")
+    is_multimodal: bool = option(False, "accepted for LLaVA's scripts: the data decides")
 
     def __post_init__(self):
         if not 0 < self.data_fraction <= 1:

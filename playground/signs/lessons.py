@@ -142,9 +142,9 @@ def _caption_block(signs: tuple[Sign, ...], rng: random.Random, tokenizer: Sente
     labels = [IGNORE] * len(ids)
     for sign in order:
         pair = (sign.text, sign.colour) if text_first else (sign.colour, sign.text)
-        given, learnt = (tokenizer.encode(part) for part in pair)
-        ids += given + learnt
-        labels += [IGNORE] * len(given) + learnt
+        given, trained = (tokenizer.encode(part) for part in pair)
+        ids += given + trained
+        labels += [IGNORE] * len(given) + trained
     return _Block(ids, labels, -1)
 
 

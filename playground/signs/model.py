@@ -104,8 +104,8 @@ class SignReader(nn.Module):
 
     def answer_loss(self, features: Tensor, prefix: Tensor, batch: Batch) -> Tensor:
         predicts, target = self._predictions(features, prefix, batch)
-        learnt = target != IGNORE
-        return F.cross_entropy(self.language.lm_head(predicts[learnt]).float(), target[learnt])
+        trained = target != IGNORE
+        return F.cross_entropy(self.language.lm_head(predicts[trained]).float(), target[trained])
 
     @torch.no_grad()
     def answered(self, features: Tensor, prefix: Tensor, batch: Batch) -> Tensor:
