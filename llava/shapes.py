@@ -72,8 +72,9 @@ class Shape(NamedTuple):
     @classmethod
     def from_config(cls, config, tower) -> "Shape":
         """Of a LLaVA config and its tower without weights, as `llava.model.description.read_config` returns them."""
+        from llava.model.anyres import is_anyres  # imports torch, which is there already where there is a tower
+
         vision = tower.cfg_only
-        aspect = getattr(config, "image_aspect_ratio", None) or "square"
         return cls(
             hidden=config.hidden_size,
             intermediate=config.intermediate_size,
@@ -90,7 +91,7 @@ class Shape(NamedTuple):
             patch_size=vision.patch_size,
             has_cls=tower.has_cls,
             select_layer=tower.select_layer,
-            crops=5 if aspect.startswith("anyres") else 1,
+            crops=5 if is_anyres(config) else 1,
         )
 
 

@@ -22,10 +22,11 @@ from llava.eval.answers import AnswerFile
 from llava.eval.pictures import Picture, free_workers, lost_workers, read_pictures
 from llava.eval.questions import Question, by_image
 from llava.mm_utils import tokenizer_image_token
-from llava.model.engine import Engine, configure, end_tokens
+from llava.model.engine import Engine
 from llava.model.finite import NotFinite, explain
 from llava.model.graphs import OFF
 from llava.model.kv_cache import cache_bytes
+from llava.model.sampling import configure, end_tokens
 
 logger = logging.getLogger(__name__)
 

@@ -39,6 +39,11 @@ def is_anyres(config) -> bool:
     return (getattr(config, "image_aspect_ratio", None) or "").startswith("anyres")
 
 
+def merge_type(config) -> str:
+    """Return how the crops of an image are joined, as `config.mm_patch_merge_type` says: "flat" without it."""
+    return getattr(config, "mm_patch_merge_type", None) or "flat"
+
+
 def most_tiles(config) -> int | None:
     """Return N where `config.image_aspect_ratio` is `anyres_max_N`, the tiles whose tokens are kept; None without."""
     limit = re.fullmatch(r"anyres_max_(\d+)", getattr(config, "image_aspect_ratio", None) or "")

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from llava.model.typed import Decoder
+
 
 class KVCache:
     """Room for B rows of S tokens in every layer of a decoder.
@@ -25,7 +27,7 @@ class KVCache:
     """
 
     @torch.inference_mode(False)  # an inference tensor could be written in inference mode only
-    def __init__(self, decoder: nn.Module, rows: int, slots: int):
+    def __init__(self, decoder: Decoder, rows: int, slots: int):
         self.counts = [0] * rows
         self.lengths = torch.zeros(rows, dtype=torch.long, device=execution_device(decoder.embed_tokens))
         shape, dtype = layer_shape(decoder, rows, slots), decoder.embed_tokens.weight.dtype
@@ -111,21 +113,26 @@ class Extension(NamedTuple):
         return keys[:, :, : self.window], values[:, :, : self.window]
 
     def mask(self, sliding: int | None) -> Tensor:
-        """Who looks at whom, (B, 1, T, W) bool: each new token at itself and `sliding - 1`, or all, before it."""
-        slots = torch.arange(self.window, device=self.positions.device)
+        """Make the mask of attention, (B, 1, T, W) bool: True where a new token looks at a slot.
+
+        Args:
+            sliding: how many tokens a layer sees, the new one included; None: all before it.
+        """
+        window = self.cache.slots if self.window is None else self.window
+        slots = torch.arange(window, device=self.positions.device)
         last = self.positions[:, None, :, None]
         visible = slots <= last
         return visible if sliding is None else visible & (slots > last - sliding)
 
 
-def layer_shape(decoder: nn.Module, rows: int, slots: int) -> tuple[int, int, int, int]:
+def layer_shape(decoder: Decoder, rows: int, slots: int) -> tuple[int, int, int, int]:
     """Of the keys of a layer, and of its values: (B, H, S, K)."""
     config = decoder.config
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return rows, config.num_key_value_heads, slots, head
 
 
-def cache_bytes(decoder: nn.Module, rows: int, slots: int) -> int:
+def cache_bytes(decoder: Decoder, rows: int, slots: int) -> int:
     """What a `KVCache` takes."""
     return 2 * len(decoder.layers) * prod(layer_shape(decoder, rows, slots)) * decoder.embed_tokens.weight.itemsize
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.eval.generate import Decoding
 from llava.mm_utils import process_images, tokenizer_image_token
-from llava.model.engine import configure
 from llava.model.finite import NotFinite, explain
+from llava.model.sampling import configure
 from visionzip_patch import VisionZipConfig
 
 logger = logging.getLogger(__name__)
@@ -218,7 +218,7 @@ class ChatSession:
     @torch.inference_mode()
     def embed(self, keys: list[int]) -> Tensor:
         """What the keys stand for, (T, C); of an image at their head, perhaps its last tokens only."""
-        embeds = self.sequences.engine.embed([max(0, key) for key in keys])
+        embeds = self.sequences.runner.embed([max(0, key) for key in keys])
         ids = torch.tensor(keys, device=embeds.device)
         for image in self.images:
             if count := keys.count(image.key):

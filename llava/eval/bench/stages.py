@@ -221,7 +221,7 @@ class Request:
         model = self.setting.model
         with self.way.on(model):
             tokens = model.get_vision_tower()(self.crops)
-        return partial(model._project, tokens)
+        return partial(model.project, tokens)
 
     def prefill(self) -> Callable:
         """Embeddings of the whole prompt to the logits that follow it."""

@@ -5,7 +5,7 @@ import torch
 from transformers import DynamicCache
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from llava.model.llava_arch import infer_mask
+from llava.model.multimodal import infer_mask
 from visionzip_patch import visionzip
 
 IMG = IMAGE_TOKEN_INDEX
