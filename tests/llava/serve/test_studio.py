@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from llava.eval.generate import Decoding
-from llava.model import engine
+from llava.model import sequences
 from llava.model.builder import load_pretrained_model
 from llava.serve.session import ChatSession
 from llava.serve.studio import Comparison, Studio
@@ -211,7 +211,7 @@ def test_an_error_of_the_second_side_takes_back_the_first(comparison, monkeypatc
 
 
 def test_stop_ends_one_answer_and_keeps_what_was_said(comparison, monkeypatch):
-    monkeypatch.setattr(engine, "choose", lambda logits, config: torch.tensor([300]))
+    monkeypatch.setattr(sequences, "choose", lambda logits, config: torch.tensor([300]))
     stream = comparison.ask("What is it?")
     next(stream)
     comparison.stop()
