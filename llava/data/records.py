@@ -218,7 +218,7 @@ def other_media(record: Mapping, questions: Iterable[str], *, named_only: bool =
 
 
 def media_in(field: str, value, named_only: bool) -> list[Medium]:
-    """What a field brings: the medium that it is named after, else those whose files it names."""
+    """Find the media that a field brings: the one that it is named after, else those whose files it names."""
     if field in NO_MEDIA or not value:
         return []
     if named := [medium for medium in MEDIA if field in medium.fields]:
@@ -226,16 +226,27 @@ def media_in(field: str, value, named_only: bool) -> list[Medium]:
     if named_only:
         return []
     words = [word.lower() for word in WORD.findall(field)]
-    is_count = isinstance(value, int | float) or (isinstance(value, str) and value.strip().isdecimal())  # num_videos
-    named = [medium for medium, name in NAMED_AFTER.items() if name.fullmatch("_".join(words))]
-    if named and field != "image" and not is_count:
+    if field != "image" and not is_count(value) and (named := media_named(words)):
         return named
     names = [text.strip().lower() for text in texts_in(value)]
-    if field == "image":  # images belong there, and nothing else does
-        possible = [medium for medium in MEDIA if "images" not in medium.fields]
-    else:
-        possible = [medium for medium in MEDIA if may_name(words, medium)]
-    return [medium for medium in possible if any(is_of(name, medium) for name in names)]
+    return [medium for medium in media_possible(field, words) if any(is_of(name, medium) for name in names)]
+
+
+def is_count(value) -> bool:
+    """Return whether a value is a number, as that of "num_videos" is, and no file."""
+    return isinstance(value, int | float) or (isinstance(value, str) and value.strip().isdecimal())
+
+
+def media_named(words: Sequence[str]) -> list[Medium]:
+    """Find the media that a field with these words in its name is named after."""
+    return [medium for medium, name in NAMED_AFTER.items() if name.fullmatch("_".join(words))]
+
+
+def media_possible(field: str, words: Sequence[str]) -> list[Medium]:
+    """Find the media whose files a field may name; in "image", images belong and nothing else does."""
+    if field == "image":
+        return [medium for medium in MEDIA if "images" not in medium.fields]
+    return [medium for medium in MEDIA if may_name(words, medium)]
 
 
 def may_name(words: Sequence[str], medium: Medium) -> bool:

@@ -1,6 +1,6 @@
 """Can all of this be trained on? `python -m llava.data.verify DATA.json --image-folder DIR [--clean CLEAN.json]`.
 
-Looks at every record and every image file and tells what training would stumble over, apart from what is merely odd.
+Looks at every record and every image file and reports what would stop training, apart from what is merely odd.
 """
 
 import argparse
@@ -128,15 +128,8 @@ def check(
     Raises:
         ValueError: there are images, but no such folder.
     """
-    found = defaultdict(list)
-    users = defaultdict(list)  # image name -> records
-    for index, record in enumerate(records):
-        found[index] += inspect(record)
-        for name in dict.fromkeys(name for name in image_names(record) if isinstance(name, str) and name):
-            users[name].append(index)
-    for index, problem in id_problems(records):
-        found[index].append(problem)
-
+    found = record_problems(records)
+    users = users_of_images(records)
     folder = image_folder or ""
     if users and not Path(folder).is_dir():
         raise ValueError(
@@ -151,17 +144,37 @@ def check(
             for index in users[name]:
                 found[index].append(seen.problem)
 
-    bad, odd = {}, {}
-    for index, problems in found.items():
-        if stopping := [problem for problem in problems if problem.kind not in HARMLESS]:
-            bad[index] = stopping
-        if harmless := [problem for problem in problems if problem.kind in HARMLESS]:
-            odd[index] = harmless
-    return Report(records, bad, odd, renamed)
+    return Report(records, part_of(found, harmless=False), part_of(found, harmless=True), renamed)
+
+
+def record_problems(records: Sequence[dict]) -> dict[int, list[Problem]]:
+    """Find what is wrong with each record, by its index, without a look at image files."""
+    found = {index: inspect(record) for index, record in enumerate(records)}
+    for index, problem in id_problems(records):
+        found[index].append(problem)
+    return found
+
+
+def users_of_images(records: Sequence[dict]) -> dict[str, list[int]]:
+    """List for each image name the indices of the records that use it."""
+    users = defaultdict(list)
+    for index, record in enumerate(records):
+        for name in dict.fromkeys(name for name in image_names(record) if isinstance(name, str) and name):
+            users[name].append(index)
+    return users
+
+
+def part_of(found: dict[int, list[Problem]], *, harmless: bool) -> dict[int, list[Problem]]:
+    """Keep of each record's problems the harmless ones or the others, and of the records those that have any."""
+    kept = {
+        index: [problem for problem in problems if (problem.kind in HARMLESS) is harmless]
+        for index, problems in found.items()
+    }
+    return {index: problems for index, problems in kept.items() if problems}
 
 
 def id_problems(records: Sequence[dict]) -> Iterator[tuple[int, Problem]]:
-    """Ids that come twice, and ids of another type than most have, each with the index of its record."""
+    """Find ids that come twice, and ids of another type than most have, each with the index of its record."""
     ids = {index: record["id"] for index, record in enumerate(records) if record.get("id") is not None}
     types = Counter(type(one).__name__ for one in ids.values()).most_common(1)
     first_use = {}
