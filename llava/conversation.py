@@ -9,7 +9,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 
@@ -66,7 +66,13 @@ class Conversation:
         return self.copy()  # the other way in which callers take a template
 
     def append_message(self, role: str, message: str | tuple | None) -> None:
-        self.messages.append([role, message])
+        """Add a turn to a copy of a template.
+
+        Args:
+            role: one of `roles`.
+            message: text, (text, image, mode), or None to ask the model to go on from there.
+        """
+        cast(list, self.messages).append([role, message])  # a template's own are a tuple, which refuses
 
     def get_images(self, return_pil: bool = False) -> list:
         """The images of the user's messages, in order, as `process_image` gives them in the mode of each."""
@@ -366,7 +372,7 @@ def template_for(config, tokenizer) -> Template:
     if found := recorded_template(config) or marked_template(config, tokenizer):
         return found
     said = next((f"{field} {name!r} is unknown" for field, name in recorded(config) if name not in conv_templates), "")
-    kind = getattr(config, "model_type", None)
+    kind = getattr(config, "model_type", None) or ""
     if name := TEMPLATES.get(kind):
         return Template(name, said or f"the tokenizer shows none, and LLaVA's {kind} models take it", is_assumed=True)
     is_llama = (tokenizer.bos_token, tokenizer.eos_token) == ("<s>", "</s>") and not chat_template(tokenizer)
@@ -391,7 +397,7 @@ def choose_template(asked: str | None, config, tokenizer, flag: str = "--conv-mo
             raise ValueError(f"{flag} {asked} is unknown; choose one of {', '.join(conv_templates)}.")
         own = recorded_template(config) or marked_template(config, tokenizer)
         styles = [conv_templates[name].sep_style for name in (asked, own.name if own else asked)]
-        if SeparatorStyle.PLAIN not in styles and styles[0] is not styles[1]:
+        if own and SeparatorStyle.PLAIN not in styles and styles[0] is not styles[1]:
             warn(f"The prompt template is {asked}, as asked. The checkpoint's own seems {own.name}: {own.reason}.")
         return asked
     found = template_for(config, tokenizer)
@@ -420,7 +426,7 @@ def recorded_template(config) -> Template | None:
 
 def marked_template(config, tokenizer) -> Template | None:
     """What the tokenizer shows: its chat template, else its vocabulary."""
-    written, kind = chat_template(tokenizer), getattr(config, "model_type", None)
+    written, kind = chat_template(tokenizer), getattr(config, "model_type", None) or ""
     for mark, names in MARKS.items():
         if mark in written:
             return Template(names.get(kind, names[""]), f"the tokenizer's chat template has {mark}")

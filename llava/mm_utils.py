@@ -344,7 +344,9 @@ class KeywordsStoppingCriteria(StoppingCriteria):
         # A byte takes one token at most; one more in front, as decoding drops the space a text begins with.
         self.window = 1 + max((len(keyword.encode()) for keyword in self.keywords), default=0)
 
-    def __call__(self, output_ids: torch.LongTensor, scores: torch.FloatTensor | None = None, **kwargs) -> torch.Tensor:
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]  # BoolTensor, which no function of torch returns
+        self, output_ids: torch.Tensor, scores: object = None, **kwargs
+    ) -> torch.Tensor:
         """Which samples are done: (B,), bool. `output_ids` is (B, generated so far)."""
         length = self.prompt.shape[1]
         if output_ids.shape[1] >= length and torch.equal(output_ids[:, :length], self.prompt.to(output_ids.device)):
@@ -352,7 +354,7 @@ class KeywordsStoppingCriteria(StoppingCriteria):
         done = [self._ends(row) for row in output_ids.tolist()]
         return torch.tensor(done, dtype=torch.bool, device=output_ids.device)
 
-    def call_for_batch(self, output_ids: torch.LongTensor, scores: torch.FloatTensor | None = None, **kwargs) -> bool:
+    def call_for_batch(self, output_ids: torch.Tensor, scores: object = None, **kwargs) -> bool:
         """Whether all samples of a batch are done: upstream's way to ask, of one row at a time."""
         return bool(self(output_ids, scores, **kwargs).all())
 

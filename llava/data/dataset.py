@@ -109,7 +109,7 @@ class LazySupervisedDataset(Dataset):
                 f"its conversation says {DEFAULT_IMAGE_TOKEN} {found} times, but it has {len(names)} images {names}"
             )
         return preprocess(
-            turns,
+            record["conversations"],
             self.tokenizer,
             self.conversation,
             has_image=bool(names),

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import BitsAndBytesConfig
 
 from llava.model.adapter import merge_adapter
@@ -27,7 +27,9 @@ from llava.model.fields import owns_tower
 from llava.model.finite import require_finite_weights
 from llava.model.graphs import MODES, OFF
 from llava.model.hf_format import HF_KEYS
+from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.model.values import check_small_file
+from llava.model.vision import VisionMixin
 from llava.model.vocabulary import add_image_tokens, fit_vocabulary, require_rows, untie, warn_of_untrained_tokens
 from llava.model.weights import claim_tower, copy_weights, refuse, without_peft_prefix
 from llava.tokenizer import load_tokenizer
@@ -38,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 NEVER_QUANTIZED = ["lm_head", "model.vision_tower", "model.mm_projector"]  # full names: parts would not match
 PROJECTOR_KEYS = "model.mm_projector."
+LAYER_OR_END = re.compile(r".*\.layers\.\d+\.|(?:[^.]+\.){4}")  # where a weight of a tower belongs: how its name begins
 
 
 def load_pretrained_model(
@@ -63,7 +66,8 @@ def load_pretrained_model(
         model_base: the language model that a projector-only or LoRA checkpoint belongs to; a LoRA checkpoint may name
             it itself.
         model_name: not needed; taken because upstream's callers pass it.
-        load_8bit, load_4bit: quantize the language model with bitsandbytes (4-bit: NF4); tower and projector stay.
+        load_8bit: quantize the language model to 8 bits with bitsandbytes; tower and projector stay.
+        load_4bit: quantize it to 4 bits (NF4).
         device_map: where the parts go, as in transformers; used if `device` is "cuda" and there is a GPU.
         device: "cuda" means a GPU if there is one, else the CPU; or any torch device, which then holds everything.
         use_flash_attn: the language model runs flash-attn 2; without it, SDPA.
@@ -72,7 +76,7 @@ def load_pretrained_model(
             "off", is transformers' own loop.
         overwrite_config: fields of config.json and the values to put in their place, under LLaVA's names; of a
             checkpoint in Hugging Face's format also under its own.
-        kwargs: `dtype` (or `torch_dtype`; default fp16 on a GPU, fp32 on a CPU), `attn_implementation`, `revision`,
+        **kwargs: `dtype` (or `torch_dtype`; default fp16 on a GPU, fp32 on a CPU), `attn_implementation`, `revision`,
             `token`, and what else `from_pretrained` takes. `multimodal`, which evaluators pass, is not needed.
 
     Returns:
@@ -135,7 +139,20 @@ def load_pretrained_model(
 
 
 def placement_of(device, device_map, load_8bit, load_4bit, use_flash_attn, kwargs) -> dict:
-    """Arguments of `from_pretrained`: where the weights go, in which dtype, quantized or not."""
+    """Make the arguments of `from_pretrained` that say where weights go, in which dtype, quantized or not.
+
+    Args:
+        device: as for `load_pretrained_model`, like all others.
+        device_map: used if `device` is "cuda" and there is a GPU.
+        load_8bit: quantize to 8 bits.
+        load_4bit: quantize to 4 bits.
+        use_flash_attn: run flash-attn 2.
+        kwargs: what else the caller gives to `from_pretrained`.
+
+    Raises:
+        ValueError: both quantizations.
+        ImportError: a package that is needed is not installed.
+    """
     if load_8bit and load_4bit:
         raise ValueError("load_8bit and load_4bit exclude each other.")
     if (load_8bit or load_4bit) and not find_spec("bitsandbytes"):
@@ -170,8 +187,16 @@ def placement_of(device, device_map, load_8bit, load_4bit, use_flash_attn, kwarg
     return placement
 
 
-def load_weights(base: Checkpoint, config, placement: dict) -> tuple[nn.Module, set[str]]:
-    """Our class with the weights in `base`, and the names of those that `base` lacks.
+def load_weights(base: Checkpoint, config, placement: dict) -> tuple[LlavaMetaForCausalLM, set[str]]:
+    """Make our class, and read its weights.
+
+    Args:
+        base: where the weights are.
+        config: of our class.
+        placement: see `placement_of`.
+
+    Returns:
+        The model, and the names of weights that `base` lacks.
 
     Raises:
         ValueError: weights that the class has no place for, by name.
@@ -183,7 +208,7 @@ def load_weights(base: Checkpoint, config, placement: dict) -> tuple[nn.Module, 
     )
     ignored = ("rotary_emb.inv_freq",)  # old files hold this buffer
     tower = model.get_vision_tower()
-    if owns_tower(config):
+    if tower is not None and owns_tower(config):
         of_tower = {key for key in model.state_dict() if key.startswith(TOWER_KEYS)}
         if of_tower and of_tower <= absent:
             warn_once(
@@ -196,7 +221,7 @@ def load_weights(base: Checkpoint, config, placement: dict) -> tuple[nn.Module, 
             absent -= of_tower
         elif lacking := {key.removeprefix(TOWER_KEYS) for key in absent & of_tower}:
             absent = absent - of_tower | {TOWER_KEYS + key for key in tower.drop_unread(lacking)}
-    else:
+    if not owns_tower(config):
         ignored += (TOWER_KEYS,)
     if tower is not None and not tower.is_loaded:
         tower.load_model(dtype=model.dtype)
@@ -206,12 +231,12 @@ def load_weights(base: Checkpoint, config, placement: dict) -> tuple[nn.Module, 
     return model, absent
 
 
-def report_other_tower(model: nn.Module, base: Checkpoint, names: set[str]) -> None:
+def report_other_tower(model: VisionMixin, base: Checkpoint, names: set[str]) -> None:
     """Warn if a checkpoint holds weights of a tower, by `names`, that are not those of its mm_vision_tower.
 
     LLaVA uses mm_vision_tower where `unfreeze_mm_vision_tower` is false, and saves its weights all the same.
     """
-    own = dict(model.get_vision_tower().vision_tower.named_parameters())
+    own = dict(model.require_vision_tower().vision_tower.named_parameters())
     for name, theirs in base.tensors_of_model(names).items():
         ours = own.get(without_peft_prefix(name).removeprefix(TOWER_KEYS))
         if ours is None or ours.is_meta or ours.numel() != theirs.numel():  # also parts that ZeRO-3 has taken away
@@ -238,7 +263,7 @@ def trained_beside(checkpoint: Checkpoint) -> dict[str, Tensor]:
     return {without_peft_prefix(key): value for key, value in checkpoint.tensors(names).items()}
 
 
-def own_weights(model: nn.Module, checkpoint: Checkpoint, trained: dict[str, Tensor]) -> set[str]:
+def own_weights(model: VisionMixin, checkpoint: Checkpoint, trained: dict[str, Tensor]) -> set[str]:
     """Name the weights that a projector-only or LoRA checkpoint must hold, even where its base has them, too.
 
     These are the projector's, and of a tower all weights of the parts of which it holds some.
@@ -254,7 +279,7 @@ def own_weights(model: nn.Module, checkpoint: Checkpoint, trained: dict[str, Ten
 
     of_tower = {name for name in weights if name.startswith(TOWER_KEYS)}
     # Where whole layers were trained, each layer, and what is before or behind them, has to be whole; else each module.
-    layers = group(of_tower, lambda name: re.match(r"(.*\.layers\.\d+\.)|(?:[^.]+\.){4}", name)[0])
+    layers = group(of_tower, lambda name: found[0] if (found := LAYER_OR_END.match(name)) else name)
     is_by_layer = any(part <= trained.keys() for prefix, part in layers.items() if ".layers." in prefix)
     parts = layers if is_by_layer else group(of_tower, lambda name: name.rpartition(".")[0])
     return needed.union(*(part for part in parts.values() if not part.isdisjoint(trained)))
@@ -268,8 +293,8 @@ def group(names: Iterable[str], part_of: Callable[[str], str]) -> dict[str, set[
     return parts
 
 
-def source_of(name: str, model: nn.Module, checkpoint: Checkpoint) -> str:
-    """The file that a weight of `checkpoint`, or of its tower's folder, is in; its folder where that is not known."""
+def source_of(name: str, model: VisionMixin, checkpoint: Checkpoint) -> str:
+    """Return the file that a weight of `checkpoint`, or of its tower's folder, is in; the folder if it is not known."""
     if name.startswith(TOWER_KEYS) and not owns_tower(model.config):
         return model.config.mm_vision_tower
     if checkpoint.kind in ("projector", "lora") or (file := checkpoint.find(*WEIGHTS)) is None:
@@ -278,5 +303,5 @@ def source_of(name: str, model: nn.Module, checkpoint: Checkpoint) -> str:
 
 
 def context_length(config) -> int:
-    """Tokens that upstream lets a prompt and its answer have together."""
+    """Return how many tokens upstream lets a prompt and its answer have together."""
     return getattr(config, "max_sequence_length", None) or 2048

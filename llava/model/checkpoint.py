@@ -1,5 +1,4 @@
-"""What a folder or hub id holds, and how its names map to ours. Decided from config.json and the files present, never
-from the folder's name.
+"""What a folder or hub id holds, decided from config.json and the files present, never from the folder's name.
 
 Kinds: "full" (LLaVA's own format), "hf" (Hugging Face's LLaVA and LLaVA-NeXT format), "projector" (`mm_projector.bin`,
 needs a base language model), "lora" (adapter files, needs a base language model), "text" (no vision at all).
@@ -12,12 +11,13 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from llava.files import read_object
 from llava.model.values import ADAPTER as ADAPTER_CONFIG
@@ -43,6 +43,12 @@ CONTENTS = {
 }
 
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Model = TypeVar("Model", bound="PreTrainedModel")
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A folder or hub id that has been looked at."""
@@ -54,22 +60,32 @@ class Checkpoint:
 
     @classmethod
     def inspect(cls, path: str | os.PathLike, **hub) -> "Checkpoint":
-        """Look at the files; ValueError with what was found if they make no checkpoint."""
+        """Find out from the files what kind of checkpoint they make.
+
+        Args:
+            path: folder or hub id.
+            **hub: how to fetch from the hub: HUB_ARGUMENTS.
+
+        Raises:
+            ValueError: they make no checkpoint, with what was found; or a field of a config file is out of range.
+        """
         path = str(path)
         try:
             path.encode()
         except UnicodeEncodeError:
             raise ValueError(f"No checkpoint at {path!r}: safetensors opens files with names in UTF-8 only.") from None
         require_reachable(path, hub)
-        config_file, has_adapter = find(path, "config.json", hub), find(path, "adapter_config.json", hub)
-        if not config_file and not has_adapter:
+        config_file, adapter_file = find(path, "config.json", hub), find(path, "adapter_config.json", hub)
+        if not config_file and not adapter_file:
             raise ValueError(
                 f"No checkpoint at {path!r}: {what_is_there(path)} Expected a folder or hub id with config.json."
             )
-        config = read_object(config_file) if config_file else {}
-        check_config(config, config_file)
-        if has_adapter:
-            check_values(read_object(has_adapter), ADAPTER_CONFIG, has_adapter)
+        config = {}
+        if config_file:
+            config = read_object(config_file)
+            check_config(config, config_file)
+        if adapter_file:
+            check_values(read_object(adapter_file), ADAPTER_CONFIG, adapter_file)
             return cls(path, "lora", config, hub)
         if any(find(path, name, hub) for name in WEIGHTS):
             if "text_config" in config:
@@ -83,8 +99,18 @@ class Checkpoint:
         )
 
     def find(self, *names: str) -> str | None:
-        """The first of some files that exists, on this disk."""
+        """Return the path, on this disk, of the first of some files that exists; None if none does."""
         return next((file for name in names if (file := find(self.path, name, self.hub))), None)
+
+    def require(self, name: str) -> str:
+        """Return the path, on this disk, of a file.
+
+        Raises:
+            ValueError: it does not exist.
+        """
+        if file := self.find(name):
+            return file
+        raise ValueError(f"{self.path!r} has no {name}: {what_is_there(self.path)}")
 
     def tensors(self, names: tuple[str, ...]) -> dict[str, Tensor]:
         """Load the first of some weight files that exists, on the CPU. `.bin` files may hold tensors only.
@@ -97,10 +123,11 @@ class Checkpoint:
         raise ValueError(f"{self.path!r} has none of {', '.join(names)}: {what_is_there(self.path)}")
 
     def has_tokenizer(self) -> bool:
+        """Return whether there are files of a tokenizer."""
         return self.find(*TOKENIZER) is not None
 
     def weight_names(self) -> set[str]:
-        """Names of the weights in the model's own files, as written there; the weights are not read."""
+        """Return the names of the weights in the model's own files, as written there; the weights are not read."""
         file = self.find(*WEIGHTS)
         if file is None:
             return set()
@@ -114,12 +141,12 @@ class Checkpoint:
         Raises:
             ValueError: a file is missing or cannot be read.
         """
-        if not names:
+        if not names or (file := self.find(*WEIGHTS)) is None:
             return {}
-        files = dict.fromkeys(names, self.find(*WEIGHTS))
-        if (index := files[min(names)]).endswith(".json"):
-            places = weight_map(index)
-            files = {name: self.find(places[name]) or missing(index, places[name]) for name in names if name in places}
+        files = dict.fromkeys(names, file)
+        if file.endswith(".json"):
+            places = weight_map(file)
+            files = {name: self.find(places[name]) or missing(file, places[name]) for name in names if name in places}
         found = {}
         for file in sorted(set(files.values())):
             found |= {name: value for name, value in load_tensors(file).items() if name in names}
@@ -127,7 +154,14 @@ class Checkpoint:
 
 
 def language_model(config: dict) -> str:
-    """Which of ours a config asks for: "llava_llama", "llava_mistral" or "llava_qwen"."""
+    """Return the model type of ours that a config asks for: "llava_llama", "llava_mistral" or "llava_qwen".
+
+    Args:
+        config: `architectures` or `model_type` of a config.json.
+
+    Raises:
+        ValueError: neither is known.
+    """
     for architecture in config.get("architectures") or []:
         if family := re.fullmatch(r"\w*?(Llama|Mistral|Qwen2?)ForCausalLM", architecture):  # also of LLaVA's forks
             return LANGUAGE_MODELS["qwen2" if family[1] == "Qwen" else family[1].lower()]
@@ -160,19 +194,24 @@ def resolve_tower(checkpoint: Checkpoint, base: Checkpoint) -> dict:
 
 
 def processor_folder(checkpoint: Checkpoint) -> str:
-    """Where a checkpoint's own image processor is; "" if it has none."""
+    """Return the folder of a checkpoint's own image processor; "" if it has none."""
     file = checkpoint.find(*PROCESSOR)
     return str(Path(file).parent) if file else ""
 
 
 def resolve_beside(path: str, name: str) -> str:
-    """A folder that a checkpoint names: relative to that checkpoint if it is there, else as it stands."""
+    """Return the path of a folder that a checkpoint names: in that checkpoint if it is there, else as it stands."""
     folder = os.path.join(path, name)
     return str(Path(folder).resolve()) if os.path.isdir(folder) else name
 
 
-def read_model(model_class: type, path: str, **kwargs) -> tuple[torch.nn.Module, set[str], set[str]]:
-    """`from_pretrained`, with what is wrong as names in place of tables in the log.
+def read_model(model_class: type[Model], path: str, **kwargs) -> tuple[Model, set[str], set[str]]:
+    """Call `from_pretrained`, and report what is wrong by name in place of tables in the log.
+
+    Args:
+        model_class: of transformers or of ours.
+        path: folder or hub id.
+        **kwargs: of `from_pretrained`.
 
     Returns:
         The model, the names of its weights that the files lack, and of weights in the files that it lacks.
@@ -188,7 +227,7 @@ def read_model(model_class: type, path: str, **kwargs) -> tuple[torch.nn.Module,
     log.addFilter(is_no_report)
     try:
         with blaming(f"No model can be made of {path!r} with these arguments"):
-            model, info = model_class.from_pretrained(
+            loaded: Any = model_class.from_pretrained(  # a pair with output_loading_info, which its type leaves out
                 path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
             )
     except ValueError as error:
@@ -197,6 +236,7 @@ def read_model(model_class: type, path: str, **kwargs) -> tuple[torch.nn.Module,
         raise
     finally:
         log.removeFilter(is_no_report)
+    model, info = loaded
     if info["mismatched_keys"]:
         key, found, expected = min(info["mismatched_keys"])
         raise ValueError(
@@ -207,14 +247,15 @@ def read_model(model_class: type, path: str, **kwargs) -> tuple[torch.nn.Module,
 
 
 def is_no_report(record: logging.LogRecord) -> bool:
+    """Return whether a log record is anything but transformers' table of weights that do not fit."""
     return "LOAD REPORT" not in record.getMessage()
 
 
 def weight_map(index: str) -> dict[str, str]:
-    """The names of weights, and of the files beside an index that hold them.
+    """Read an index of weights: names of weights, and of the files next to the index that hold them.
 
     Raises:
-        ValueError: the index is no table of weights and files beside it.
+        ValueError: the index is no table of weights and of files next to it.
     """
     content = read_object(index)
     table = content.get("weight_map")
@@ -229,21 +270,26 @@ def weight_map(index: str) -> dict[str, str]:
 
 
 def check_files(path: str, hub: dict) -> None:
-    """ValueError if a model's weight files are incomplete or one of them cannot be read, with its name."""
-    index = file = next((file for name in WEIGHTS if (file := find(path, name, hub))), None)
+    """Refuse a model's weight files if one is missing or cannot be read.
+
+    Raises:
+        ValueError: the file is named.
+    """
+    file = next((file for name in WEIGHTS if (file := find(path, name, hub))), None)
     if file is None:
         raise ValueError(f"{path!r} has none of {', '.join(WEIGHTS)}: {what_is_there(path)}")
-    names = set(weight_map(index).values()) if file.endswith(".json") else {Path(file).name}
+    names = set(weight_map(file).values()) if file.endswith(".json") else {Path(file).name}
     for name in sorted(names):
-        load_tensors(find(path, name, hub) or missing(index, name), device="meta")
+        load_tensors(find(path, name, hub) or missing(file, name), device="meta")
 
 
-def missing(index: str, name: str):
+def missing(index: str, name: str) -> NoReturn:
+    """Raise ValueError: a file that an index names is not there."""
     raise ValueError(f"{index} names {name}, but it is not there: the download is incomplete.")
 
 
 def load_tensors(file: str, device: str = "cpu") -> dict[str, Tensor]:
-    """Tensors of a `.safetensors` or `.bin` file. Of a `.bin`, tensors only: nothing in it is ever run.
+    """Load the tensors of a `.safetensors` or `.bin` file. Of a `.bin`, tensors only: nothing in it is ever run.
 
     Raises:
         ValueError: the file holds something else, or is damaged.
@@ -269,7 +315,11 @@ def load_tensors(file: str, device: str = "cpu") -> dict[str, Tensor]:
 
 
 def require_reachable(path: str, hub: dict) -> None:
-    """ValueError if `path` is a hub id and neither the hub nor the cache has it: asked once, not once per file."""
+    """Refuse a hub id that neither the hub nor the cache has: asked once, not once per file.
+
+    Raises:
+        ValueError: it cannot be fetched, and why.
+    """
     if os.path.exists(path) or not is_hub_id(path):
         return
     try:
@@ -282,7 +332,7 @@ def require_reachable(path: str, hub: dict) -> None:
 
 
 def find(path: str, name: str, hub: dict) -> str | None:
-    """Where a checkpoint's file is on this disk, downloaded if `path` is a hub id; None if there is none."""
+    """Return where a checkpoint's file is on this disk, downloaded if `path` is a hub id; None if there is none."""
     if os.path.isdir(path):
         file = os.path.join(path, name)
         return file if os.path.isfile(file) else None
@@ -299,10 +349,12 @@ def find(path: str, name: str, hub: dict) -> str | None:
 
 
 def is_hub_id(path: str) -> bool:
+    """Return whether a text may be a model's id on the hub: `name` or `owner/name`."""
     return len(path) <= LONGEST_HUB_ID and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path) is not None
 
 
 def what_is_there(path: str) -> str:
+    """Describe what is found at a path, as the end of a sentence."""
     if os.path.isdir(path):
         names = sorted(entry.name + ending(entry) for entry in Path(path).iterdir())
         return f"the folder holds {', '.join(names[:12]) or 'nothing'}{' …' if len(names) > 12 else ''}."
@@ -314,5 +366,5 @@ def what_is_there(path: str) -> str:
 
 
 def ending(entry: Path) -> str:
-    """What tells a folder or a device from a file in a list of names."""
+    """Return what follows the name of a folder or a device in a list of names; nothing follows a file's."""
     return "" if entry.is_file() else "/" if entry.is_dir() else " (no file)"

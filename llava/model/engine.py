@@ -51,7 +51,7 @@ class Engine(Runner):
         self.weights = None
 
     def refresh(self) -> None:
-        """Look what has become of the model since the last call: graphs and memory may be of no use any more.
+        """Discard memory and graphs if the model's weights have moved since the last call.
 
         Raises:
             ValueError: its attention kernel is not SDPA.
@@ -70,7 +70,9 @@ class Engine(Runner):
         Returns:
             Per image (n_i, C).
         """
-        return self.model.image_features(images, image_sizes, encode=None if self.is_static else self.encode)
+        if self.is_static:
+            return self.model.image_features(images, image_sizes)
+        return self.model.image_features(images, image_sizes, encode=self.encode)
 
     def encode(self, images: Sequence[Tensor]) -> list[VisionFeatures]:
         """Run the tower on images of (crops, 3, S, S) each, those of as many crops in one call."""
@@ -87,8 +89,8 @@ class Engine(Runner):
             found |= {i: VisionFeatures(t, p, features.side) for i, t, p in zip(alike, tokens, places, strict=True)}
         return [found[i] for i in range(len(images))]
 
-    def open_cache(self, rows: int, slots: int) -> "Sequences":
-        """B empty rows of at least `slots` slots. `close` it, and its memory and graphs serve the next."""
+    def open_cache(self, rows: int, slots: int) -> Sequences:
+        """Return B empty rows of at least `slots` slots. `close` it, and its memory and graphs serve the next."""
         slots = slots if self.is_static else bucket(slots)
         fitting = [pair for pair in self.caches if pair[0].rows == rows and pair[0].slots >= slots]
         if fitting:
@@ -107,12 +109,12 @@ class Engine(Runner):
         return Sequences(self, cache, graphs, self.keep)
 
     def keep(self, cache: KVCache, graphs: Graphs) -> None:
-        """Have memory and graphs ready for the next request of that shape, as long as there is room."""
+        """Keep memory and graphs ready for the next request of that shape, as long as there is room."""
         self.caches.append((cache, graphs))
         self.trim(KEPT_BYTES)
 
     def trim(self, most: int) -> None:
-        """Free memory that is kept, the longest unused first, until at most `most` bytes are."""
+        """Free memory that is kept, the longest unused first, until at most `most` bytes are left."""
         while self.caches and sum(cache.nbytes for cache, _ in self.caches) > most:
             del self.caches[0]
 
@@ -127,23 +129,31 @@ class Engine(Runner):
         counts: Sequence[int],
         config: GenerationConfig,
         streamer=None,
-        begin_with: tuple["Sequences", Sequence[int]] | None = None,
+        begin_with: tuple[Sequences, Sequence[int]] | None = None,
     ) -> Tensor:
-        """Answer B prompts: embeddings (B, T, C), of which row b has `counts[b]`, padded on the right -> ids (B, new).
+        """Answer B prompts, given as embeddings.
 
         Args:
-            config: from `configure`.
-            streamer: gets the ids as they come.
+            embeds: (B, T, C), padded on the right.
+            counts: how many of the T are tokens, for each prompt.
+            config: from `sampling.configure`.
+            streamer: gets the ids as they come; one of transformers.
             begin_with: sequences, and which of them each prompt goes on from.
+
+        Returns:
+            New ids only, (B, new).
+
+        Raises:
+            ValueError: `max_length` leaves no room for an answer; as `finite.NotFinite`, logits are NaN or infinite.
         """
         rows, counts = len(counts), list(counts)
-        source, begins = begin_with or (None, [])
-        held = max((source.cache.counts[row] for row in begins), default=0)
+        source, begins = (None, []) if begin_with is None else (begin_with[0], list(begin_with[1]))
+        held = max((source.cache.counts[row] for row in begins), default=0) if source else 0
         limit = new_tokens(config, held + max(counts))
         if not self.is_static:  # few batch sizes, so few graphs: copies of the first row, which nobody reads
             copies = (1 << (rows - 1).bit_length()) - rows
             embeds = torch.cat([embeds, embeds[:1].expand(copies, -1, -1)])
-            counts, begins = counts + counts[:1] * copies, [*begins, *begins[:1] * copies]
+            counts, begins = counts + counts[:1] * copies, begins + begins[:1] * copies
         new = embeds.shape[1] + self.padding(*embeds.shape[:2]) + min(limit, SPARE)
         with torch.inference_mode(), self.open_cache(len(counts), held + new) as sequences:
             if source:
@@ -152,7 +162,16 @@ class Engine(Runner):
         return found.clone()  # outside of inference mode, for callers who write to it
 
 
-def require_sdpa(kernel: str, fast: str) -> None:
+def require_sdpa(kernel: str | None, fast: str) -> None:
+    """Refuse attention kernels that the fast path cannot run on its cache.
+
+    Args:
+        kernel: transformers' name of the kernel that a model runs.
+        fast: the mode that was asked for.
+
+    Raises:
+        ValueError: `kernel` is not "sdpa".
+    """
     if kernel != "sdpa":
         raise ValueError(
             f"fast={fast!r} works with attention kernel 'sdpa', but this model runs {kernel!r}: leave one of them out."

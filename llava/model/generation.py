@@ -99,7 +99,7 @@ class AnsweringMixin(MultimodalMixin):
             encode = fast_path[0].image_features if fast_path else self.image_features
             image_features = [] if images is None else encode(images, image_sizes)
         side = "right" if fast_path else "left"
-        spliced = self.splice_prompts(input_ids, mask.cpu(), image_features, device=device, padding_side=side)
+        spliced = self.splice_prompts(input_ids, mask.cpu(), list(image_features), device=device, padding_side=side)
         try:
             if fast_path:
                 engine, config = fast_path

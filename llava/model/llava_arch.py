@@ -19,7 +19,7 @@ from llava.model.multimodal_encoder.tower import VisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.pretrained import PretrainedMixin
 from llava.model.typed import Decoder
-from llava.model.vocabulary import add_image_tokens
+from llava.model.vocabulary import add_image_tokens, embedding_tables
 from llava.model.weights import load_projector
 
 
@@ -46,7 +46,7 @@ class LlavaMetaModel(Decoder):
     def initialize_vision_modules(self, model_args, fsdp=None) -> None:
         """Give a language model a loaded tower and a projector, as upstream's training code asks for them.
 
-        What the model has already stays; the projector learns. The config says afterwards what there is.
+        What the model has already stays; the projector is trained. The config says afterwards what there is.
 
         Args:
             model_args: `vision_tower`, `mm_projector_type`, `pretrain_mm_mlp_adapter` (an mm_projector.bin to begin
@@ -109,15 +109,16 @@ class LlavaMetaForCausalLM(PretrainedMixin, AnsweringMixin):
         add_image_tokens(self, tokenizer)
         if not (has_marks or model_args.mm_use_im_patch_token):
             return
+        inputs, outputs = embedding_tables(self)
         if getattr(model_args, "tune_mm_mlp_adapter", False):
-            self.get_input_embeddings().requires_grad_(has_marks)
-            self.get_output_embeddings().requires_grad_(False)
+            inputs.requires_grad_(has_marks)
+            outputs.requires_grad_(False)
         file = getattr(model_args, "pretrain_mm_mlp_adapter", None)
         rows = (
             [value for key, value in load_tensors(file).items() if "embed_tokens" in key] if has_marks and file else ()
         )
         for trained in rows:
-            weight = self.get_input_embeddings().weight
+            weight = inputs.weight
             if trained.shape[1:] != weight.shape[1:] or len(trained) not in (2, len(weight)):
                 raise ValueError(
                     f"embed_tokens in {file} has shape {tuple(trained.shape)}; expected {tuple(weight.shape)}, or 2 "

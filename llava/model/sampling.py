@@ -34,12 +34,15 @@ def choose(logits: Tensor, config: GenerationConfig) -> Tensor:
     if not config.do_sample:
         return logits.argmax(-1)
     scores = logits.float().nan_to_num()  # sampling from NaN stops a GPU for good
+    warpers = []
     if config.temperature not in (None, 1.0):
-        scores = TemperatureLogitsWarper(config.temperature)(None, scores)
+        warpers.append(TemperatureLogitsWarper(config.temperature))
     if config.top_k:
-        scores = TopKLogitsWarper(config.top_k)(None, scores)
+        warpers.append(TopKLogitsWarper(config.top_k))
     if config.top_p not in (None, 1.0):
-        scores = TopPLogitsWarper(config.top_p)(None, scores)
+        warpers.append(TopPLogitsWarper(config.top_p))
+    for warp in warpers:
+        scores = warp(None, scores)  # pyright: ignore[reportArgumentType]  # these read no ids
     return torch.multinomial(scores.softmax(-1), 1).squeeze(1)
 
 

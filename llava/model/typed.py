@@ -5,35 +5,18 @@ classes name the parts that are used here. Nothing depends on them when the prog
 into transformers' own classes.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import GenerationConfig, GenerationMixin, PretrainedConfig, PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedModel
 
     from llava.model.multimodal_encoder.tower import VisionTower
-
-    class LlavaFields(PretrainedConfig):
-        """A config with LLaVA's fields; one that a checkpoint may lack is read with `getattr`."""
-
-        hidden_size: int
-        vocab_size: int
-        num_attention_heads: int
-        num_key_value_heads: int
-        pad_token_id: int | None
-        tie_word_embeddings: bool
-        mm_vision_tower: str
-        mm_vision_tower_config: dict
-        mm_use_im_patch_token: bool
-        mm_use_im_start_end: bool
-        image_grid_pinpoints: str | list[tuple[int, int]]
-        tokenizer_model_max_length: int
-        unfreeze_mm_vision_tower: bool
 
     class Decoder(PreTrainedModel):
         """A language model without its head: LlamaModel, MistralModel or Qwen2Model, with LLaVA's parts."""
 
-        config: LlavaFields
+        config: Any  # a config of three families, with fields of LLaVA's and of its forks; `fields` checks them
         embed_tokens: nn.Embedding
         layers: nn.ModuleList
         norm: nn.Module
@@ -43,12 +26,18 @@ if TYPE_CHECKING:
         def get_vision_tower(self) -> VisionTower | None:
             """Return the vision tower; None if the model sees no images."""
 
-    class CausalLM(PreTrainedModel, GenerationMixin):
+    class CausalLM(PreTrainedModel):
         """A language model with its head: LlamaForCausalLM, MistralForCausalLM or Qwen2ForCausalLM."""
 
-        config: LlavaFields
+        config: Any  # see Decoder
         generation_config: GenerationConfig
         model: Decoder
         lm_head: nn.Linear
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            """Compute logits; the arguments differ between versions of transformers."""
+
+        def generate(self, *args: Any, **kwargs: Any) -> Any:
+            """Answer a prompt; transformers binds it to a class that it declares elsewhere."""
 else:
-    LlavaFields = Decoder = CausalLM = object
+    Decoder = CausalLM = object

@@ -21,7 +21,8 @@ class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
     config_class = LlavaConfig
 
 
-class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
+# forward and generate take images where transformers' take other arguments, as upstream's do.
+class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):  # pyright: ignore[reportIncompatibleMethodOverride]
     """A LLaMA language model that takes images."""
 
     config_class = LlavaConfig

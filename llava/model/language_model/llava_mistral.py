@@ -21,7 +21,8 @@ class LlavaMistralModel(LlavaMetaModel, MistralModel):
     config_class = LlavaMistralConfig
 
 
-class LlavaMistralForCausalLM(LlavaMetaForCausalLM, MistralForCausalLM):
+# forward and generate take images where transformers' take other arguments, as upstream's do.
+class LlavaMistralForCausalLM(LlavaMetaForCausalLM, MistralForCausalLM):  # pyright: ignore[reportIncompatibleMethodOverride]
     """A Mistral language model that takes images."""
 
     config_class = LlavaMistralConfig

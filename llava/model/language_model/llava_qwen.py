@@ -21,7 +21,8 @@ class LlavaQwenModel(LlavaMetaModel, Qwen2Model):
     config_class = LlavaQwenConfig
 
 
-class LlavaQwenForCausalLM(LlavaMetaForCausalLM, Qwen2ForCausalLM):
+# forward and generate take images where transformers' take other arguments, as upstream's do.
+class LlavaQwenForCausalLM(LlavaMetaForCausalLM, Qwen2ForCausalLM):  # pyright: ignore[reportIncompatibleMethodOverride]
     """A Qwen2 language model that takes images."""
 
     config_class = LlavaQwenConfig
