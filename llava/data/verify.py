@@ -50,11 +50,11 @@ class Report:
 
     @property
     def notes(self) -> dict[str, int]:
-        """Records of each harmless kind."""
+        """Count the records of each harmless kind."""
         return count_kinds(self.odd)
 
     def summary(self, examples: int = 1) -> str:
-        """Kinds of problems, records of each, and the first `examples` of them."""
+        """Format the kinds of problems, the number of records of each, and the first `examples` of them."""
         total = f"{len(self.records):,} records"
         lines = (
             [f"{len(self.bad):,} of {total} cannot be trained on:"] if self.bad else [f"All {total} can be trained on."]
@@ -65,6 +65,7 @@ class Report:
         return "\n".join(lines)
 
     def _table(self, found: dict[int, list[Problem]], examples: int) -> Iterator[str]:
+        """Format each kind of problem with the number of its records and some examples, line by line."""
         for kind, count in count_kinds(found).items():
             yield f"  {kind:<24}{count:>9,}"
             having = (
@@ -74,7 +75,7 @@ class Report:
                 yield f"      record {index} (id {self.records[index].get('id')!r}){': ' * bool(detail)}{detail}"
 
     def clean(self) -> list[dict]:
-        """The records that can be trained on, with images named as their files are."""
+        """Return the records that can be trained on, with images named as their files are."""
         kept = []
         for index, record in enumerate(self.records):
             problems = self.bad.get(index, ())
@@ -84,11 +85,12 @@ class Report:
         return kept
 
     def _rename(self, record: dict) -> dict:
+        """Return a record with its images named as their files are."""
         names = [self.renamed.get(name, name) for name in image_names(record)]
         return record | {"image": names if isinstance(record["image"], list) else names[0]}
 
     def to_dict(self) -> dict:
-        """Everything found, for a JSON file."""
+        """Return everything found, for a JSON file."""
         return {
             "records": len(self.records),
             "bad_records": len(self.bad),
@@ -103,7 +105,7 @@ class Report:
 
 
 def count_kinds(found: dict[int, list[Problem]]) -> dict[str, int]:
-    """Records of each kind, the most frequent first."""
+    """Count the records of each kind of problem, the most frequent first."""
     kinds = Counter(kind for problems in found.values() for kind in {problem.kind for problem in problems})
     return dict(sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
 
@@ -196,7 +198,7 @@ class Seen(NamedTuple):
 def look_at_all(
     names: list[str], folder: str | Path, decode: bool, num_workers: int, progress: Callable[..., Iterable] | None
 ) -> Iterator[Seen]:
-    """`look_at` for each name, in order, by threads."""
+    """Call `look_at` for each name, in order, by threads."""
     batches = [names[start : start + AT_ONCE] for start in range(0, len(names), AT_ONCE)]
     pool = ThreadPoolExecutor(num_workers, thread_name_prefix="verify")
     try:
@@ -207,7 +209,7 @@ def look_at_all(
 
 
 def look_at(folder: str | Path, name: str, decode: bool) -> Seen:
-    """Is the image there, under this name, and readable?"""
+    """Check whether an image is there, under this name, and readable."""
     path = os.path.join(folder, name)
     if is_file(path):
         return Seen(name, flaw(path, decode))
@@ -221,7 +223,7 @@ def look_at(folder: str | Path, name: str, decode: bool) -> Seen:
 
 
 def flaw(path: str, decode: bool) -> Problem | None:
-    """What is wrong with an image file that is there."""
+    """Return what is wrong with an image file that is there; None if nothing is."""
     try:
         with Image.open(path) as image:
             form, pixels = image.format, image.width * image.height
@@ -246,6 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def verify(args: argparse.Namespace) -> int:
+    """Check an instruction file, print what was found and write what was asked for; returns the exit status."""
     outputs = [Path(path) for path in (args.clean, args.report) if path]
     require_apart(outputs, [args.data])
     require_distinct({"--clean": args.clean, "--report": args.report})
@@ -276,6 +279,7 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line of `verify`."""
     parser = argparse.ArgumentParser(
         prog="python -m llava.data.verify",
         description="Check the records of an instruction file and the images they name.",

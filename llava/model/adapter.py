@@ -1,7 +1,7 @@
 """LoRA adapters, whoever trained them, merged into our classes.
 
 An adapter speaks of modules by the names that they had in its training: LLaVA's, those of old transformers, or those of
-transformers' own LLaVA classes. Its weights are renamed to ours, and peft merges them, told module by module where they
+transformers' own LLaVA classes. Its weights are renamed to ours, and peft merges them, module by module where they
 go. Patterns of names in adapter_config.json serve to find out what a damaged file lacks.
 
 Source of the arithmetic: peft (LoRA arXiv 2106.09685, rank-stabilised 2312.03732, DoRA 2402.09353).

@@ -110,7 +110,7 @@ def load_pretrained_model(
     tokenizer = load_tokenizer(source.path, **source.hub)
 
     # What was trained on top of it: in full, and as an adapter.
-    trained = trained_beside(checkpoint)
+    trained = read_trained(checkpoint)
     refuse(own_weights(model, checkpoint, trained) - trained.keys(), "missing from", checkpoint.path)
     fit_vocabulary(model, trained, least=len(tokenizer))
     untie(model, trained)
@@ -131,9 +131,9 @@ def load_pretrained_model(
         image_processor = tower.image_processor
 
     # Nothing that is not finite.
-    beside = trained.keys() | filled
+    on_top = trained.keys() | filled
     require_finite_weights(
-        model.named_parameters(), lambda name: source_of(name, model, checkpoint if name in beside else base)
+        model.named_parameters(), lambda name: source_of(name, model, checkpoint if name in on_top else base)
     )
     return tokenizer, model.eval(), image_processor, context_length(model.config)
 
@@ -255,7 +255,7 @@ def report_other_tower(model: VisionMixin, base: Checkpoint, names: set[str]) ->
             return
 
 
-def trained_beside(checkpoint: Checkpoint) -> dict[str, Tensor]:
+def read_trained(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """Read what a projector-only or LoRA checkpoint holds in full: the projector, perhaps tower and vocabulary."""
     names = {"projector": PROJECTOR, "lora": NON_LORA}.get(checkpoint.kind, ())
     if checkpoint.kind != "projector" and not checkpoint.find(*names):

@@ -185,7 +185,7 @@ def resolve_tower(checkpoint: Checkpoint, base: Checkpoint) -> dict:
     """
     config = dict(checkpoint.config)
     if tower := config.get("mm_vision_tower"):
-        places = [resolve_beside(place.path, tower) for place in (checkpoint, base)]
+        places = [resolve_folder(place.path, tower) for place in (checkpoint, base)]
         config["mm_vision_tower"] = next((place for place in places if place != tower), tower)
     if own := config.get("mm_vision_tower_config"):
         folder = processor_folder(checkpoint) or processor_folder(base)
@@ -199,7 +199,7 @@ def processor_folder(checkpoint: Checkpoint) -> str:
     return str(Path(file).parent) if file else ""
 
 
-def resolve_beside(path: str, name: str) -> str:
+def resolve_folder(path: str, name: str) -> str:
     """Return the path of a folder that a checkpoint names: in that checkpoint if it is there, else as it stands."""
     folder = os.path.join(path, name)
     return str(Path(folder).resolve()) if os.path.isdir(folder) else name

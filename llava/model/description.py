@@ -17,7 +17,7 @@ from llava.model.checkpoint import (
     CONTENTS,
     Checkpoint,
     language_model,
-    resolve_beside,
+    resolve_folder,
     resolve_tower,
 )
 from llava.model.fields import settle_tower
@@ -73,7 +73,7 @@ def find_base(checkpoint: Checkpoint, model_base: str | None) -> Checkpoint:
         return checkpoint
     if model_base is None and checkpoint.kind == "lora":
         model_base = read_object(checkpoint.require("adapter_config.json")).get("base_model_name_or_path")
-        model_base = resolve_beside(path, model_base) if model_base else None
+        model_base = resolve_folder(path, model_base) if model_base else None
     advice = "pass model_base (--model-base), the folder or hub id of the language model it was trained on."
     if not model_base:
         raise ValueError(f"{path!r} holds {content}: {advice}")
@@ -114,7 +114,7 @@ def make_config(
             raise ValueError(f"overwrite_config cannot give {source.path!r} another mm_vision_tower: its own is in it.")
     else:
         values = resolve_tower(source, base)
-    values = {**told_template(checkpoint), **values, **overwrite, **changed_rope(values, overwrite)}
+    values = {**template_fields(checkpoint), **values, **overwrite, **changed_rope(values, overwrite)}
     kind = language_model(values)
     if base is not checkpoint:
         own = from_hf_config(base) if base.kind == "hf" else base.config
@@ -174,15 +174,15 @@ def changed_rope(values: dict, overwrite: dict) -> dict:
     return {"rope_parameters": changed, "rope_theta": changed["rope_theta"], "rope_scaling": None}
 
 
-def told_template(checkpoint: Checkpoint) -> dict:
+def template_fields(checkpoint: Checkpoint) -> dict:
     """Find the fields that name a checkpoint's prompt template, whatever the format of its config.json.
 
     Training used to write it only into the settings of training.json.
     """
-    told = {field: checkpoint.config[field] for field in RECORDED if field in checkpoint.config}
+    recorded = {field: checkpoint.config[field] for field in RECORDED if field in checkpoint.config}
     report = Path(checkpoint.path, "training.json")
-    if told or not report.is_file():
-        return told
+    if recorded or not report.is_file():
+        return recorded
     with suppress(ValueError):  # a file of that name may be anybody's
         settings = read_object(report).get("settings")
         return {"conv_mode": settings.get("version")} if isinstance(settings, dict) else {}

@@ -1,8 +1,8 @@
 """Numbers that are not finite: refused with the place where they begin, in place of an answer that means nothing.
 
 Weights are looked at once, when they are loaded. While a model answers, only its logits are: what is not finite before
-them reaches them, and one number a row, the largest, tells. Where it began is looked for afterwards, by going through
-the model once more.
+them reaches them, and one number a row, the largest, shows it. Where it began is looked for afterwards, by going
+through the model once more.
 
 Shapes: B rows, T tokens of a row, C channels, V vocabulary.
 """

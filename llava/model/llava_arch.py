@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN
 from llava.model.anyres import merge_type
 from llava.model.anyres import unpad_image as unpad_image  # upstream has it here
-from llava.model.checkpoint import load_tensors, resolve_beside
+from llava.model.checkpoint import load_tensors, resolve_folder
 from llava.model.fields import owns_tower
 from llava.model.generation import AnsweringMixin
 from llava.model.multimodal_encoder.builder import build_vision_tower, vision_config
@@ -32,7 +32,7 @@ class LlavaMetaModel(Decoder):
         super().__init__(config)
         if getattr(config, "mm_vision_tower", None) is None:
             return
-        config.mm_vision_tower = resolve_beside(config.name_or_path, config.mm_vision_tower)
+        config.mm_vision_tower = resolve_folder(config.name_or_path, config.mm_vision_tower)
         self.vision_tower = build_vision_tower(config, delay_load=True)
         if owns_tower(config):
             self.vision_tower.build()

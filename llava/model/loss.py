@@ -24,7 +24,7 @@ def next_token_loss(head: Callable[[Tensor], Tensor], hidden: Tensor, labels: Te
     Args:
         head: (K, C) -> logits (K, V).
         hidden: (B, S, C), behind the last layer and its norm.
-        labels: (B, S), IGNORE_INDEX where nothing is learnt.
+        labels: (B, S), IGNORE_INDEX where nothing is trained.
         count: divides the sum of the losses; by default the number of labels in this batch. Give that of the whole
             global batch where the batch is one of several.
     """

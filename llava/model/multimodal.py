@@ -52,7 +52,7 @@ class MultimodalMixin(VisionMixin):
             position_ids: (B, T), or None.
             past_key_values: keys and values of earlier tokens.
             inputs_embeds: (B, S, C), in place of `input_ids` and `images`.
-            labels: (B, T), IGNORE_INDEX where nothing is learnt; with `inputs_embeds` (B, S).
+            labels: (B, T), IGNORE_INDEX where nothing is trained; with `inputs_embeds` (B, S).
             use_cache: return keys and values too.
             images: as in `prepare_inputs_labels_for_multimodal`.
             image_sizes: as in `prepare_inputs_labels_for_multimodal`.

@@ -137,6 +137,6 @@ def least_sliding_window(decoder: Decoder) -> int | None:
 
 
 def bucket(length: int, step: int = 128) -> int:
-    """The next of few lengths: multiples of `step`, and of eight times as much where that adds little."""
+    """Round a length up to one of few: multiples of `step`, and of eight times as much where that adds little."""
     step = step if length <= 8 * step else 8 * step
     return -(-length // step) * step

@@ -30,7 +30,7 @@ OF_SAMPLES = {"typical_p", "min_p", "top_h", "epsilon_cutoff", "eta_cutoff"}  # 
 
 
 def choose(logits: Tensor, config: GenerationConfig) -> Tensor:
-    """The next token of each row: (B, V) -> (B,)."""
+    """Choose the next token of each row, greedily or by sampling: logits (B, V) -> ids (B,)."""
     if not config.do_sample:
         return logits.argmax(-1)
     scores = logits.float().nan_to_num()  # sampling from NaN stops a GPU for good
@@ -72,12 +72,20 @@ def configure(model: CausalLM, kwargs: dict) -> tuple[GenerationConfig, set[str]
 
 
 def is_neutral(name: str, value) -> bool:
-    """Whether a setting of generation changes nothing."""
+    """Return whether a setting of generation changes nothing."""
     return value is None or value is False or value in ([], {}, ()) or (name in NEUTRAL and value == NEUTRAL[name])
 
 
 def new_tokens(config: GenerationConfig, prompt: int) -> int:
-    """How many tokens an answer may have, as transformers counts where prompts are embeddings."""
+    """Return how many tokens an answer may have, as transformers counts where prompts are embeddings.
+
+    Args:
+        config: `max_new_tokens`, or `max_length`, which counts the prompt too; 20 without either.
+        prompt: tokens of the longest prompt.
+
+    Raises:
+        ValueError: the prompt is as long as `max_length`, or longer.
+    """
     if config.max_new_tokens is not None:
         return config.max_new_tokens
     if config.max_length is None:

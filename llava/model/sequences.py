@@ -46,7 +46,7 @@ class Sequences:
             self.give_back(self.cache, self.graphs)
 
     def begin_with(self, source: "Sequences", rows: Sequence[int]) -> None:
-        """Let row b begin as row `rows[b]` of `source`."""
+        """Copy to each row b what row `rows[b]` of `source` holds, to go on from there."""
         self.reserve(source.cache.longest)
         self.cache.copy_rows(source.cache, rows)
 

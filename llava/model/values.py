@@ -240,7 +240,7 @@ def check_small_file(file: str | None) -> None:
 
 
 def check_config(values: Mapping, where: str) -> None:
-    """Refuse a model's config.json whose language model or vision tower cannot be built, as far as values tell.
+    """Refuse a model's config.json whose language model or vision tower cannot be built, as far as values show.
 
     Raises:
         ValueError: a field is of another kind, or out of range; file and field, what was found and what is possible are
