@@ -28,6 +28,7 @@ LAYERS = (
         *("llava.model.engine", "llava.model.graphs", "llava.model.kv_cache", "llava.model.sampling"),
         *("llava.model.generation", "llava.model.multimodal", "llava.model.pretrained", "llava.model.typed"),
         *("llava.model.runner", "llava.model.sequences", "llava.model.vision"),
+        *("llava.model.hub", "llava.model.library_errors", "llava.model.placement", "llava.model.weight_files"),
     ),
     ("llava.constants",),
     ("visionzip_patch",),

@@ -3,34 +3,26 @@
 import logging
 import re
 from collections.abc import Callable, Iterable
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import BitsAndBytesConfig
 
 from llava.model.adapter import merge_adapter
-from llava.model.checkpoint import (
-    HUB_ARGUMENTS,
-    NON_LORA,
-    PROJECTOR,
-    TOWER_KEYS,
-    WEIGHTS,
-    Checkpoint,
-    read_model,
-    weight_map,
-)
+from llava.model.checkpoint import NON_LORA, PROJECTOR, TOWER_KEYS, Checkpoint
 from llava.model.description import CLASSES, find_base, make_config
 from llava.model.engine import require_sdpa
 from llava.model.fields import owns_tower
 from llava.model.finite import require_finite_weights
 from llava.model.graphs import MODES, OFF
 from llava.model.hf_format import HF_KEYS
+from llava.model.hub import HUB_ARGUMENTS
 from llava.model.llava_arch import LlavaMetaForCausalLM
+from llava.model.placement import placement_of
 from llava.model.values import check_small_file
 from llava.model.vision import VisionMixin
 from llava.model.vocabulary import add_image_tokens, fit_vocabulary, require_rows, untie, warn_of_untrained_tokens
+from llava.model.weight_files import WEIGHTS, read_model, weight_map
 from llava.model.weights import claim_tower, copy_weights, refuse, without_peft_prefix
 from llava.tokenizer import load_tokenizer
 from visionzip_patch.config import VisionZipConfig
@@ -38,7 +30,6 @@ from visionzip_patch.once import warn_once
 
 logger = logging.getLogger(__name__)
 
-NEVER_QUANTIZED = ["lm_head", "model.vision_tower", "model.mm_projector"]  # full names: parts would not match
 PROJECTOR_KEYS = "model.mm_projector."
 LAYER_OR_END = re.compile(r".*\.layers\.\d+\.|(?:[^.]+\.){4}")  # where a weight of a tower belongs: how its name begins
 
@@ -136,55 +127,6 @@ def load_pretrained_model(
         model.named_parameters(), lambda name: source_of(name, model, checkpoint if name in on_top else base)
     )
     return tokenizer, model.eval(), image_processor, context_length(model.config)
-
-
-def placement_of(device, device_map, load_8bit, load_4bit, use_flash_attn, kwargs) -> dict:
-    """Make the arguments of `from_pretrained` that say where weights go, in which dtype, quantized or not.
-
-    Args:
-        device: as for `load_pretrained_model`, like all others.
-        device_map: used if `device` is "cuda" and there is a GPU.
-        load_8bit: quantize to 8 bits.
-        load_4bit: quantize to 4 bits.
-        use_flash_attn: run flash-attn 2.
-        kwargs: what else the caller gives to `from_pretrained`.
-
-    Raises:
-        ValueError: both quantizations.
-        ImportError: a package that is needed is not installed.
-    """
-    if load_8bit and load_4bit:
-        raise ValueError("load_8bit and load_4bit exclude each other.")
-    if (load_8bit or load_4bit) and not find_spec("bitsandbytes"):
-        raise ImportError("load_8bit and load_4bit need bitsandbytes: pip install bitsandbytes.")
-    if use_flash_attn and not find_spec("flash_attn"):
-        raise ImportError(
-            "use_flash_attn needs flash-attn: pip install --no-build-isolation flash-attn. Without the flag, "
-            "PyTorch's own attention (SDPA) runs."
-        )
-    device = torch.device(device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        device = torch.device("cpu")
-    if device != torch.device("cuda") or device_map is None:
-        device_map = {"": device}
-    places = device_map.values() if isinstance(device_map, dict) else [device_map]
-    on_cpu = all(str(place) == "cpu" for place in places)
-    placement = dict(kwargs)
-    dtype = placement.pop("torch_dtype", None) or placement.pop("dtype", None)
-    placement["dtype"] = dtype or (torch.float32 if on_cpu else torch.float16)
-    placement["device_map"] = device_map
-    if use_flash_attn:
-        placement["attn_implementation"] = "flash_attention_2"
-    if load_8bit or load_4bit:
-        placement["quantization_config"] = BitsAndBytesConfig(
-            load_in_8bit=load_8bit,
-            load_in_4bit=load_4bit,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=placement["dtype"],
-            llm_int8_skip_modules=NEVER_QUANTIZED,
-        )
-    return placement
 
 
 def load_weights(base: Checkpoint, config, placement: dict) -> tuple[LlavaMetaForCausalLM, set[str]]:

@@ -4,34 +4,25 @@ Kinds: "full" (LLaVA's own format), "hf" (Hugging Face's LLaVA and LLaVA-NeXT fo
 needs a base language model), "lora" (adapter files, needs a base language model), "text" (no vision at all).
 """
 
-import logging
 import os
-import pickle
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
-from transformers.utils.hub import cached_file
 
 from llava.files import read_object
+from llava.model.hub import find, require_reachable, what_is_there
 from llava.model.values import ADAPTER as ADAPTER_CONFIG
-from llava.model.values import blaming, check_config, check_values, reason
+from llava.model.values import check_config, check_values
+from llava.model.weight_files import WEIGHTS, load_tensors, missing, weight_map
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 PROJECTOR = ("mm_projector.safetensors", "mm_projector.bin")
 ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 NON_LORA = ("non_lora_trainables.safetensors", "non_lora_trainables.bin")
 TOKENIZER = ("tokenizer.model", "tokenizer.json", "vocab.json")
 PROCESSOR = ("preprocessor_config.json", "processor_config.json")
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
-LONGEST_HUB_ID = 96
-READ_ERRORS = (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError)
 TOWER_KEYS = "model.vision_tower.vision_tower."
 LANGUAGE_MODELS = {"llama": "llava_llama", "mistral": "llava_mistral", "qwen2": "llava_qwen"}
 CONTENTS = {
@@ -41,12 +32,6 @@ CONTENTS = {
     "lora": "only LoRA weights",
     "text": "a language model without vision",
 }
-
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-Model = TypeVar("Model", bound="PreTrainedModel")
 
 
 @dataclass(frozen=True)
@@ -203,168 +188,3 @@ def resolve_folder(path: str, name: str) -> str:
     """Return the path of a folder that a checkpoint names: in that checkpoint if it is there, else as it stands."""
     folder = os.path.join(path, name)
     return str(Path(folder).resolve()) if os.path.isdir(folder) else name
-
-
-def read_model(model_class: type[Model], path: str, **kwargs) -> tuple[Model, set[str], set[str]]:
-    """Call `from_pretrained`, and report what is wrong by name in place of tables in the log.
-
-    Args:
-        model_class: of transformers or of ours.
-        path: folder or hub id.
-        **kwargs: of `from_pretrained`.
-
-    Returns:
-        The model, the names of its weights that the files lack, and of weights in the files that it lacks.
-
-    Raises:
-        ValueError: a weight file is absent or cannot be read; a weight has another shape than the config says; or
-            transformers can make no model of the files.
-    """
-    log = logging.getLogger("transformers.modeling_utils")
-    hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-    if (file := next((file for name in WEIGHTS if (file := find(path, name, hub))), "")).endswith(".json"):
-        weight_map(file)  # which transformers would follow anywhere
-    log.addFilter(is_no_report)
-    try:
-        with blaming(f"No model can be made of {path!r} with these arguments"):
-            loaded: Any = model_class.from_pretrained(  # a pair with output_loading_info, which its type leaves out
-                path, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-            )
-    except ValueError as error:
-        if isinstance(error.__cause__, READ_ERRORS):
-            check_files(path, hub)
-        raise
-    finally:
-        log.removeFilter(is_no_report)
-    model, info = loaded
-    if info["mismatched_keys"]:
-        key, found, expected = min(info["mismatched_keys"])
-        raise ValueError(
-            f"{key} in {path} has shape {tuple(found)}, but config.json asks for {tuple(expected)} "
-            f"({len(info['mismatched_keys'])} weights differ). The config.json of another model may have been used."
-        )
-    return model, set(info["missing_keys"]), set(info["unexpected_keys"])
-
-
-def is_no_report(record: logging.LogRecord) -> bool:
-    """Return whether a log record is anything but transformers' table of weights that do not fit."""
-    return "LOAD REPORT" not in record.getMessage()
-
-
-def weight_map(index: str) -> dict[str, str]:
-    """Read an index of weights: names of weights, and of the files next to the index that hold them.
-
-    Raises:
-        ValueError: the index is no table of weights and of files next to it.
-    """
-    content = read_object(index)
-    table = content.get("weight_map")
-    if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
-        raise ValueError(f"{index} has no weight_map, a table of weights and the files they are in: fetch it again.")
-    if not isinstance(content.get("metadata"), dict):
-        raise ValueError(f"{index} has no metadata, an object, which transformers reads: fetch it again.")
-    for name in table.values():
-        if "\0" in name or name in ("", "..") or Path(name).name != name:
-            raise ValueError(f"{index} says that weights are in {name!r}; expected the name of a file beside it.")
-    return table
-
-
-def check_files(path: str, hub: dict) -> None:
-    """Refuse a model's weight files if one is missing or cannot be read.
-
-    Raises:
-        ValueError: the file is named.
-    """
-    file = next((file for name in WEIGHTS if (file := find(path, name, hub))), None)
-    if file is None:
-        raise ValueError(f"{path!r} has none of {', '.join(WEIGHTS)}: {what_is_there(path)}")
-    names = set(weight_map(file).values()) if file.endswith(".json") else {Path(file).name}
-    for name in sorted(names):
-        load_tensors(find(path, name, hub) or missing(file, name), device="meta")
-
-
-def missing(index: str, name: str) -> NoReturn:
-    """Raise ValueError: a file that an index names is not there."""
-    raise ValueError(f"{index} names {name}, but it is not there: the download is incomplete.")
-
-
-def load_tensors(file: str, device: str = "cpu") -> dict[str, Tensor]:
-    """Load the tensors of a `.safetensors` or `.bin` file. Of a `.bin`, tensors only: nothing in it is ever run.
-
-    Raises:
-        ValueError: the file holds something else, or is damaged.
-    """
-    try:
-        if file.endswith(".safetensors"):
-            if device == "meta":
-                with safe_open(file, "pt") as opened:
-                    shapes = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
-                return {name: torch.empty(shape, device=device) for name, shape in shapes.items()}
-            return load_file(file, device=device)
-        tensors = torch.load(file, map_location=device, weights_only=True)
-    except (ValueError, KeyError, *READ_ERRORS) as error:
-        why = reason(error).partition("\n")[0].rstrip(".")
-        raise ValueError(
-            f"{file} ({Path(file).stat().st_size} bytes) cannot be read as tensors ({why}). Either it is damaged or a "
-            f"Git LFS pointer: fetch it again. Or it is a pickle that holds other things too, which are never run: "
-            f"where you trust it, convert it to safetensors."
-        ) from error
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise ValueError(f"{file} holds no table of tensors by name; a training state may lie there in their place.")
-    return tensors
-
-
-def require_reachable(path: str, hub: dict) -> None:
-    """Refuse a hub id that neither the hub nor the cache has: asked once, not once per file.
-
-    Raises:
-        ValueError: it cannot be fetched, and why.
-    """
-    if os.path.exists(path) or not is_hub_id(path):
-        return
-    try:
-        cached_file(path, "config.json", **hub)
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise ValueError(
-            f"No checkpoint at {path!r}: there is no such folder, and it cannot be fetched as a hub id ({reason})."
-        ) from error
-
-
-def find(path: str, name: str, hub: dict) -> str | None:
-    """Return where a checkpoint's file is on this disk, downloaded if `path` is a hub id; None if there is none."""
-    if os.path.isdir(path):
-        file = os.path.join(path, name)
-        return file if os.path.isfile(file) else None
-    if os.path.exists(path) or not is_hub_id(path):
-        return None
-    return cached_file(
-        path,
-        name,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-        **hub,
-    )
-
-
-def is_hub_id(path: str) -> bool:
-    """Return whether a text may be a model's id on the hub: `name` or `owner/name`."""
-    return len(path) <= LONGEST_HUB_ID and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path) is not None
-
-
-def what_is_there(path: str) -> str:
-    """Describe what is found at a path, as the end of a sentence."""
-    if os.path.isdir(path):
-        names = sorted(entry.name + ending(entry) for entry in Path(path).iterdir())
-        return f"the folder holds {', '.join(names[:12]) or 'nothing'}{' …' if len(names) > 12 else ''}."
-    if os.path.exists(path):
-        return "it is a file."
-    if not is_hub_id(path):
-        return "there is no such folder."
-    return "there is no such folder, but a hub id of that name."
-
-
-def ending(entry: Path) -> str:
-    """Return what follows the name of a folder or a device in a list of names; nothing follows a file's."""
-    return "" if entry.is_file() else "/" if entry.is_dir() else " (no file)"

@@ -13,22 +13,16 @@ from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from llava.conversation import RECORDED
 from llava.files import read_object
-from llava.model.checkpoint import (
-    CONTENTS,
-    Checkpoint,
-    language_model,
-    resolve_folder,
-    resolve_tower,
-)
+from llava.model.checkpoint import CONTENTS, Checkpoint, language_model, resolve_folder, resolve_tower
 from llava.model.fields import settle_tower
 from llava.model.hf_format import HF_FIELDS, from_hf_config
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
 from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
+from llava.model.library_errors import blaming
 from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.tower import VisionTower
-from llava.model.values import blaming
 from visionzip_patch.config import VisionZipConfig
 from visionzip_patch.once import warn_once
 

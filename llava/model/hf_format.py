@@ -3,7 +3,7 @@
 from transformers import CONFIG_MAPPING
 
 from llava.model.checkpoint import TOWER_KEYS, Checkpoint, language_model, processor_folder
-from llava.model.values import blaming
+from llava.model.library_errors import blaming
 
 # Hugging Face's names, old (hub) and new (saved by transformers 5), to ours. Applied in order, each at most once a key.
 HF_KEYS = {

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN
 from llava.model.anyres import merge_type
 from llava.model.anyres import unpad_image as unpad_image  # upstream has it here
-from llava.model.checkpoint import load_tensors, resolve_folder
+from llava.model.checkpoint import resolve_folder
 from llava.model.fields import owns_tower
 from llava.model.generation import AnsweringMixin
 from llava.model.multimodal_encoder.builder import build_vision_tower, vision_config
@@ -20,6 +20,7 @@ from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.pretrained import PretrainedMixin
 from llava.model.typed import Decoder
 from llava.model.vocabulary import add_image_tokens, embedding_tables
+from llava.model.weight_files import load_tensors
 from llava.model.weights import load_projector
 
 

@@ -2,8 +2,9 @@
 
 import os
 
-from llava.model.checkpoint import HUB_ARGUMENTS, Checkpoint
+from llava.model.checkpoint import Checkpoint
 from llava.model.fields import check_fields, owns_tower, settle_tower
+from llava.model.hub import HUB_ARGUMENTS
 from llava.model.save import all_or_nothing, upstream_keys, without_idle_sampling
 from llava.model.vision import VisionMixin
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from llava.model.checkpoint import TOWER_KEYS, load_tensors
+from llava.model.checkpoint import TOWER_KEYS
 from llava.model.typed import CausalLM
+from llava.model.weight_files import load_tensors
 
 WHOLE = (  # advice where a whole checkpoint is at fault
     "Its config.json does not describe these weights: check that the download is complete, and mm_projector_type, "

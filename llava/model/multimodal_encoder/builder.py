@@ -4,7 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from llava.files import read_object
-from llava.model.checkpoint import find
+from llava.model.hub import find
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_encoder.siglip_encoder import SiglipVisionTower
 from llava.model.multimodal_encoder.tower import VisionTower

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llava.model.anyres import VisionFeatures
-from llava.model.checkpoint import read_model
+from llava.model.library_errors import blaming
 from llava.model.multimodal_encoder.processor import read_processor
-from llava.model.values import blaming
+from llava.model.weight_files import read_model
 from visionzip_patch.encoder import layers_to_run, run_layers
 from visionzip_patch.reducer import VisionZip
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from llava.files import read_object, without_contradiction
 from llava.model.builder import load_pretrained_model
-from llava.model.values import blaming
+from llava.model.library_errors import blaming
 
 GONE = object()
 ANY = {  # of every kind that JSON knows, and beyond what a size can be
