@@ -87,7 +87,7 @@ def make_config(
     visionzip: VisionZipConfig | dict | None = None,
     overwrite: dict | None = None,
 ) -> PretrainedConfig:
-    """Make the config of our class for a checkpoint, with the tower's place settled, and whose weights it has.
+    """Make the config of our class for a checkpoint; it says where the tower is, and whether it was trained.
 
     Args:
         checkpoint: what is loaded.

@@ -47,7 +47,7 @@ def without_idle_sampling(model) -> Iterator[None]:
 
 @contextmanager
 def all_or_nothing(target: str | os.PathLike) -> Iterator[Path]:
-    """Give a folder to save into, whose files then replace those in `target`, which stays as it was if the block fails.
+    """Yield a folder whose files then replace those in `target`, which stays as it was if the block fails.
 
     Weights are moved before what names them, and weights of an earlier save that are left over are removed.
     """

@@ -52,7 +52,7 @@ class AlsoNested:
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """Return that what transformers knows of its own class holds for this one."""
+        """Return False: what transformers knows of its own class holds for this one."""
         return False
 
 
