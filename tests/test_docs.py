@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from llava.eval.tasks import TASKS
 from llava.perf import cost
 
 ROOT = Path(__file__).parent.parent
@@ -34,3 +35,8 @@ def test_measured_figures(name, title, shown):
 def test_calculated_figures(arguments, shown, capsys):
     assert cost.main(arguments.split()) == 0
     assert shown.strip() == capsys.readouterr().out.strip()
+
+
+def test_every_benchmark_is_in_the_docs():
+    text = (ROOT / "docs/EVALUATION.md").read_text(encoding="utf-8")
+    assert [name for name in TASKS if f"`{name}.sh`" not in text] == []

@@ -1,4 +1,4 @@
-"""Makes tiny sets of the benchmarks in their native files, in LLaVA's layout, for any model to answer."""
+"""Makes tiny sets of the benchmarks: in their native files, in LLaVA's layout, and as data sets of the hub."""
 
 import base64
 import csv
@@ -24,6 +24,34 @@ def write(path: Path, content) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = isinstance(content, list) and (path.suffix == ".jsonl" or path.name.startswith("coco_pope"))
     path.write_text("".join(json.dumps(row) + "\n" for row in content) if lines else json.dumps(content))
+
+
+def stored_picture(number: int, kind: str = "JPEG") -> dict:
+    """An image as a data set stores it."""
+    content = io.BytesIO()
+    Image.new("RGB", (16, 12), (number * 20 % 256, 40, 90)).save(content, kind)
+    return {"bytes": content.getvalue(), "path": f"{number}.{kind.lower()}"}
+
+
+def to_dataset(rows: list[dict]):
+    """A table with these rows; columns of images are such."""
+    import datasets
+
+    table = datasets.Dataset.from_list(rows)
+    for name in rows[0]:
+        if name.startswith("image") and name not in ("image_id", "image_source", "imageId"):
+            feature = datasets.Image()
+            table = table.cast_column(name, datasets.List(feature) if isinstance(rows[0][name], list) else feature)
+    return table
+
+
+def write_data_set(source, tables: list[list[dict]], folder: Path) -> Path:
+    """Parquet files in the hub's layout: rows for each of the source's parts."""
+    for part, rows in zip(source.parts, tables, strict=True):
+        place = folder / (part.config or "data")
+        place.mkdir(parents=True)
+        to_dataset(rows).to_parquet(place / f"{part.split}-00000-of-00001.parquet")
+    return folder
 
 
 def make_pope(root: Path) -> None:

@@ -1,14 +1,14 @@
 """Benchmarks from Hugging Face data sets: tiny ones in the hub's layout, made into files, read and scored."""
 
-import io
 import json
 import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 datasets = pytest.importorskip("datasets")
+
+from benchmark_files import stored_picture, to_dataset, write_data_set  # noqa: E402
 
 from llava.eval import data  # noqa: E402
 from llava.eval.hub.fetch import fetch  # noqa: E402
@@ -23,19 +23,12 @@ from llava.inference.prompts import LETTER, SHORT  # noqa: E402
 from llava.utils.files import read_json, read_jsonl  # noqa: E402
 
 
-def picture(number: int, kind: str = "JPEG") -> dict:
-    """An image as a data set stores it."""
-    content = io.BytesIO()
-    Image.new("RGB", (16, 12), (number * 20 % 256, 40, 90)).save(content, kind)
-    return {"bytes": content.getvalue(), "path": f"{number}.{kind.lower()}"}
-
-
 def textvqa() -> list:
     rows = []
     for number, answer in enumerate(("nike", "52", "stop")):
         row = {"image_id": f"im{number // 2}", "question_id": 9 + number, "question": f"what is {number}?"}
         rows.append(
-            row | {"answers": [answer] * 10, "ocr_tokens": ["A", answer][:number], "image": picture(number // 2)}
+            row | {"answers": [answer] * 10, "ocr_tokens": ["A", answer][:number], "image": stored_picture(number // 2)}
         )
     return [rows]
 
@@ -45,13 +38,13 @@ def pope() -> list:
     for category in ("adversarial", "popular", "random"):
         for number, answer in enumerate(("yes", "no")):
             row = {"id": str(number), "question_id": str(number), "question": f"Is there a {number} in the image?"}
-            row |= {"answer": answer, "image_source": "COCO_val2014_000000000007", "image": picture(7)}
+            row |= {"answer": answer, "image_source": "COCO_val2014_000000000007", "image": stored_picture(7)}
             rows.append(row | {"category": category})
     return [rows]
 
 
 def gqa() -> list:
-    images = [{"id": f"n{number}", "image": picture(number)} for number in range(2)]
+    images = [{"id": f"n{number}", "image": stored_picture(number)} for number in range(2)]
     rows = []
     for number, (structural, answer) in enumerate((("verify", "yes"), ("query", "table"))):
         types = {"structural": structural, "semantic": "attr", "detailed": "any"}
@@ -65,7 +58,7 @@ def mme() -> list:
     for number, subtask in enumerate(SUBTASKS):
         for asked, answer in (("Is it so?", "Yes"), ("Is it not so?", "No")):
             row = {"question_id": f"{subtask}/{number:04d}.png", "question": f"{asked}  Please answer yes or no."}
-            rows.append(row | {"category": subtask, "answer": answer, "image": picture(number, "PNG")})
+            rows.append(row | {"category": subtask, "answer": answer, "image": stored_picture(number, "PNG")})
     return [rows]
 
 
@@ -73,7 +66,9 @@ def scienceqa() -> list:
     rows = []
     for number, answer in enumerate((1, 0, 2)):
         row = {"question": f"Which is {number}?", "choices": ["up", "down", "left"], "answer": answer}
-        rows.append(row | {"hint": "Look." if number else "", "image": None if number == 1 else picture(number, "PNG")})
+        rows.append(
+            row | {"hint": "Look." if number else "", "image": None if number == 1 else stored_picture(number, "PNG")}
+        )
     return [rows]
 
 
@@ -82,7 +77,7 @@ def vqav2() -> list:
     for number, answer in enumerate(("yes", "2")):
         answers = [{"answer": answer, "answer_confidence": "yes", "answer_id": n + 1} for n in range(10)]
         row = {"question_id": 1000 + number, "image_id": 5, "question": f"What of {number}?", "question_type": "what"}
-        rows.append(row | {"answer_type": "other", "answers": answers, "image": picture(5)})
+        rows.append(row | {"answer_type": "other", "answers": answers, "image": stored_picture(5)})
     return [rows]
 
 
@@ -90,7 +85,7 @@ def vizwiz() -> list:
     rows = []
     for number, answer in enumerate(("can", "unanswerable")):
         row = {"question_id": f"VizWiz_val_{number:08d}", "question": f"What is {number}?", "answers": [answer] * 10}
-        rows.append(row | {"category": "other", "image": picture(number)})
+        rows.append(row | {"category": "other", "image": stored_picture(number)})
     return [rows]
 
 
@@ -99,7 +94,7 @@ def mmbench() -> list:
     for turn, (options, answer) in enumerate(((("red", "blue"), "A"), (("blue", "red"), "B"))):
         row = {"index": 3 + turn * 1_000_000, "question": "Which\tcolour?", "hint": "nan", "answer": answer}
         row |= dict(zip("ABCD", (*options, "nan", "nan"), strict=True)) | {"category": "colour", "L2-category": "look"}
-        rows.append(row | {"source": "web", "image": picture(3), "split": "dev"})
+        rows.append(row | {"source": "web", "image": stored_picture(3), "split": "dev"})
     return [rows]
 
 
@@ -109,7 +104,7 @@ def seed() -> list:
         row = {"question_id": f"v{number}" if number else "101", "data_id": f"14_{number}", "data_type": kind}
         row |= {"question_type_id": 1 + 9 * number, "question": f"What is {number}?", "answer": answer}
         row |= {f"choice_{letter}": letter * 2 for letter in "abcd"}
-        rows.append(row | {"image": [picture(n, "PNG") for n in (range(8) if number else range(1))]})
+        rows.append(row | {"image": [stored_picture(n, "PNG") for n in (range(8) if number else range(1))]})
     return [rows]
 
 
@@ -118,18 +113,18 @@ def mmmu() -> list:
     for number, (kind, options, answer) in enumerate((("multiple-choice", ["x", "y"], "B"), ("open", [], "12"))):
         row = {"id": f"validation_Math_{number + 1}", "question": f"What is {number} of <image {number + 1}>?"}
         row |= {"options": str(options), "answer": answer, "question_type": kind}
-        rows.append(row | {f"image_{n}": picture(n) if n <= number + 1 else None for n in range(1, 8)})
+        rows.append(row | {f"image_{n}": stored_picture(n) if n <= number + 1 else None for n in range(1, 8)})
     return [rows]
 
 
 def mmvet() -> list:
     row = {"question_id": "v1_0", "question": "What is x?", "answer": "-1<AND>-5", "capability": "ocr,math"}
-    return [[row | {"image_source": "web", "image": picture(0, "PNG")}]]
+    return [[row | {"image_source": "web", "image": stored_picture(0, "PNG")}]]
 
 
 def llava_bench() -> list:
     row = {"question_id": 0, "image_id": "001", "question": "Where?", "gpt_answer": "In Rome.", "category": "conv"}
-    return [[row | {"caption": ["A city."], "image": picture(0)}]]
+    return [[row | {"caption": ["A city."], "image": stored_picture(0)}]]
 
 
 MAKERS = {
@@ -149,22 +144,9 @@ MAKERS = {
 }
 
 
-def to_dataset(rows: list[dict]):
-    dataset = datasets.Dataset.from_list(rows)
-    for name in rows[0]:
-        if name.startswith("image") and name not in ("image_id", "image_source", "imageId"):
-            feature = datasets.Image()
-            dataset = dataset.cast_column(name, datasets.List(feature) if isinstance(rows[0][name], list) else feature)
-    return dataset
-
-
 def make(name: str, folder: Path) -> Path:
-    """A data set in the layout of the hub."""
-    for part, rows in zip(TASKS[name].source.parts, MAKERS[name][0](), strict=True):
-        place = folder / (part.config or "data")
-        place.mkdir(parents=True)
-        to_dataset(rows).to_parquet(place / f"{part.split}-00000-of-00001.parquet")
-    return folder
+    """Write the data set of a benchmark in the hub's layout."""
+    return write_data_set(TASKS[name].source, MAKERS[name][0](), folder)
 
 
 @pytest.fixture(autouse=True)
@@ -196,8 +178,9 @@ def questions_of(name: str) -> list:
 
 
 def test_every_task_with_true_answers_can_be_fetched():
+    own = {path.stem.removeprefix("test_") for path in (Path(__file__).parent / "tasks").glob("test_*.py")}
     sources = {name for name, task in TASKS.items() if task.source}
-    assert sources == MAKERS.keys()
+    assert sources == MAKERS.keys() | own  # each is tested here, or in a file of its own
     assert {name for name, task in TASKS.items() if task.metric} <= sources
 
 
@@ -249,7 +232,7 @@ def test_images_are_as_they_are_stored(here):
         ("mmbench/mmbench_dev_20230712-images/3.jpg", 3, "JPEG"),
         ("mmmu/images/validation_Math_2_2.png", 2, "JPEG"),
     ):
-        assert (root / place).read_bytes() == picture(number, kind)["bytes"], place
+        assert (root / place).read_bytes() == stored_picture(number, kind)["bytes"], place
     assert len(list((root / "mmbench/mmbench_dev_20230712-images").iterdir())) == 1  # rotations share it
     assert (root / "MME/MME_Benchmark_release_version/posters/questions_answers_YN/0004.txt").is_file()
 
@@ -458,7 +441,7 @@ def test_files_of_a_split(here):
 def test_a_name_that_leads_out_of_the_folder(here):
     for name in ("../x.jpg", "/x.jpg"):
         with pytest.raises(ValueError, match="would not be in"):
-            save(here / "images", name, picture(0)["bytes"])
+            save(here / "images", name, stored_picture(0)["bytes"])
     with pytest.raises(ValueError, match=r"The data set has no image for x\.jpg"):
         save(here / "images", "x.jpg", None)
 
