@@ -11,7 +11,7 @@ from llava.eval.hub.fetch import fetch
 from llava.eval.tasks import TASKS
 from llava.eval.tasks.base import Data, Task, is_there
 from llava.inference.embedded import playground
-from llava.utils.cli import add_verbose, run_command
+from llava.utils.cli import add_verbose, program, run_command
 from llava.utils.tables import to_table
 
 
@@ -65,7 +65,7 @@ def fetch_tasks(names: Sequence[str], source: str | bool) -> None:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.data",
+        prog=program("llava.eval.data"),
         description="Which files of the benchmarks are there, where they belong, and where they come from. "
         "Exit status 1 if one is missing.",
     )

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from llava.eval.paper import PAPER, PaperModel, PaperRow
 from llava.eval.tasks import TASKS
 from llava.inference.embedded import playground
-from llava.utils.cli import add_verbose, print_once, run_command
+from llava.utils.cli import add_verbose, print_once, program, run_command
 from llava.utils.files import make_folder, read_json, require_own, write_text
 from llava.utils.plots import pyplot
 from llava.utils.tables import to_table
@@ -291,7 +291,7 @@ def draw(
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.report",
+        prog=program("llava.eval.report"),
         description="Put all results of a folder into one table, with the paper's where as many tokens were used.",
     )
     parser.add_argument(
