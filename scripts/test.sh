@@ -2,6 +2,7 @@
 # Check the code and run the tests.
 #
 #   bash scripts/test.sh                    lint, format, shell scripts, quick tests
+#   bash scripts/test.sh --cov              the same, and which statements the tests reach
 #   bash scripts/test.sh -m slow            the slow tests (gpu: those that need a CUDA device)
 #   bash scripts/test.sh -m browser         the web demo in Chromium, found on PATH or named by CHROMIUM
 #   bash scripts/test.sh tests/test_x.py    anything after the name goes to pytest
@@ -35,10 +36,11 @@ check() { # NAME COMMAND...
 check "ruff check" ruff check --quiet .
 check "ruff format" ruff format --check --quiet .
 check "shellcheck" shellcheck .ci/run scripts/*.sh scripts/*/*.sh
+check "types" basedpyright --level error --pythonpath "$PY"
 
-if [[ $# -eq 0 ]]; then
+if [[ $# -eq 0 || $* == --cov ]]; then
   cores=$(nproc 2>/dev/null || echo 2)
-  set -- -n "$((cores < 8 ? cores : 8))" --dist loadfile
+  set -- -n "$((cores < 8 ? cores : 8))" --dist loadfile "$@"
 fi
 OMP_NUM_THREADS=1 "$PY" -m pytest -q "$@" || failed+=("pytest")
 
