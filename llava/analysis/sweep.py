@@ -124,7 +124,7 @@ def to_csv(rows: list[Row]) -> str:
 
 
 def names_in(rows: list[Row]) -> list[str]:
-    """The selectors that were measured, in their order."""
+    """List the selectors that were measured, in their order."""
     return list(dict.fromkeys(row.selector for row in rows))
 
 
@@ -181,7 +181,7 @@ def draw(plt, rows: list[Row], evaluation: "InMemoryEval", path: Path) -> None:
 
 
 def read_selectors(text: str) -> list[str]:
-    """The names in a list with commas. Raises ArgumentTypeError for one that is unknown, or comes twice."""
+    """Read names between commas. Raises ArgumentTypeError for one that is unknown, or comes twice."""
     names = [name.strip() for name in text.split(",")]
     if unknown := [name for name in names if name not in SELECTORS]:
         raise argparse.ArgumentTypeError(f"{unknown[0]!r} is no selector; choose of {', '.join(SELECTORS)}")

@@ -1,1 +1,1 @@
-"""Pictures turned into visual tokens on disk."""
+"""Encode pictures to visual tokens on disk."""

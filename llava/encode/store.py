@@ -1,10 +1,10 @@
-"""A cache of what the frozen vision tower makes of the training images: computed once, read by every later epoch.
+"""Cache what the frozen vision tower makes of images: computed once, read by every later epoch.
 
-A cache is a folder of safetensors shards. A shard tells in its header which setting made it and which images it holds,
+A cache is a folder of safetensors shards. The header of a shard says which setting made it and which images it holds,
 so there is no index to keep in step, a killed build loses only the shard it was at, and features of another tower,
-budget or preprocessing are never taken for these. `key.json` beside the shards is for people to read.
+budget or preprocessing are never taken for these. `key.json` next to the shards is for people to read.
 
-What is stored is what came out of the tower, bit for bit. In a batch of another size, or on other hardware, the tower
+The tower's output is stored bit for bit. In a batch of another size, or on other hardware, the tower
 itself may round the last bit differently.
 
 Shapes: N tokens of a crop, C channels of the tower, R rows of a shard: the tokens of all crops of all its images.
@@ -30,7 +30,7 @@ from tqdm import tqdm
 from llava.inference.preprocess import Picture, free_workers, lost_workers, read_pictures
 from llava.model.anyres import VisionFeatures, is_anyres, parse_pinpoints
 from llava.utils.files import make_folder, write_json
-from llava.utils.processes import current_shard
+from llava.utils.processes import Shard, current_shard
 from visionzip_patch.config import with_current_names
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ OLD_DRAFT = 3600  # seconds; no process is that long at one shard's file
 
 
 class CachedImage(NamedTuple):
-    """One image, as `VisionTower.features_of` described it."""
+    """The features of one image, as `VisionTower.features_of` computed them."""
 
     tokens: Tensor  # (crops, N, C)
     position: Tensor | None  # (crops, N) int64, see visionzip_patch.tiles; None without VisionZip
@@ -49,14 +49,14 @@ class CachedImage(NamedTuple):
 
 
 class ImageFile(NamedTuple):
-    """An image that is to be in the cache."""
+    """An image to be cached, and the state of its file."""
 
     image: str  # relative to the image folder
     stamp: tuple[int, int] | None  # size in bytes and mtime in ns; None: there is no such file
 
 
 class Record(NamedTuple):
-    """What a shard's header tells of an image, whose rows follow those of the image before it."""
+    """The entry of an image in a shard's header; its rows follow those of the image before it."""
 
     image: str
     stamp: tuple[int, int]  # of the file from which the features were computed
@@ -65,7 +65,7 @@ class Record(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where an image's features are."""
+    """The place of an image's features."""
 
     shard: Path
     start: int  # first row
@@ -73,7 +73,7 @@ class Place(NamedTuple):
 
 
 def cache_key(model, image_processor) -> dict:
-    """Everything that decides an image's tokens, ready for JSON: two equal keys mean interchangeable features.
+    """Collect everything that decides an image's tokens, as JSON has it: features of equal keys are interchangeable.
 
     The tower's weights are hashed as they are in memory, so all of them must be there (not partitioned by ZeRO-3).
     """
@@ -97,7 +97,7 @@ def cache_key(model, image_processor) -> dict:
 
 
 def fingerprint_of(module: nn.Module) -> str:
-    """sha256 of all weights and buffers of `module`: their names, types, shapes and bytes."""
+    """Compute the sha256 of all weights and buffers of a module: their names, types, shapes and bytes."""
     digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -143,13 +143,13 @@ class FeatureCache:
         return CachedImage(read("tokens"), read("position") if self.key["visionzip"] else None, record.size)
 
     def dummy(self) -> CachedImage:
-        """One token of zeros, for a batch without images."""
+        """Make an image of one token of zeros, for a batch without images."""
         tokens = torch.zeros(1, 1, self.key["channels"], dtype=getattr(torch, self.key["dtype"]))
         return CachedImage(tokens, torch.zeros(1, 1, dtype=torch.long) if self.key["visionzip"] else None, (1, 1))
 
 
 def open_cache(folder: str | Path, key: dict) -> FeatureCache:
-    """The images that `folder` holds by now. Reads the shards' headers only.
+    """Open a cache with the images that `folder` holds by now. Reads only the shards' headers.
 
     Args:
         folder: made by `build_cache`.
@@ -171,7 +171,7 @@ def open_cache(folder: str | Path, key: dict) -> FeatureCache:
 
 
 def read_records(path: Path, key: dict) -> list[Record]:
-    """What is in a shard, in order. Raises ValueError if it is damaged or was made with another key."""
+    """Read which images a shard holds, in order. Raises ValueError if it is damaged or was made with another key."""
     try:
         with safe_open(path, framework="pt") as shard:
             metadata = {name: json.loads(text) for name, text in shard.metadata().items()}
@@ -189,7 +189,7 @@ def read_records(path: Path, key: dict) -> list[Record]:
 
 
 def differences(stored, wanted, field: str = "") -> Iterator[str]:
-    """Each field in which two keys differ, with both values."""
+    """Yield each field in which two keys differ, with both values."""
     if isinstance(stored, dict) and isinstance(wanted, dict):
         for name in stored | wanted:
             yield from differences(stored.get(name), wanted.get(name), f"{field}.{name}".lstrip("."))
@@ -219,16 +219,16 @@ def build_cache(
     Args:
         folder: where the cache is or will be.
         names: of images; one named twice is computed once.
-        image_folder: where the names begin. None: they are paths by themselves.
+        image_folder: what the names are relative to. None: they are paths.
         model, image_processor: as loaded for training, VisionZip attached.
         batch_size: images per call of the tower.
         num_workers: processes that prepare images; by default `llava.inference.preprocess.free_workers`.
-        images_per_shard: at most; large images end a shard earlier.
-        skip_bad: leave images out that cannot be used, in place of an error.
-        progress: what to call the progress bar on stderr; None for no bar.
+        images_per_shard: how many at most; large images end a shard earlier.
+        skip_bad: leave out images that cannot be used, instead of raising an error.
+        progress: title of the progress bar on stderr; None for no bar.
 
     Returns:
-        The images of this process's part that were left out, and why.
+        By name, the images of this process's part that were left out, and why.
 
     Raises:
         ValueError: stale or damaged shards (`open_cache`), an image file that changed since, an image that cannot be
@@ -240,59 +240,103 @@ def build_cache(
         write_json(folder / "key.json", key)
         remove_old_drafts(folder)
     image_folder = Path(image_folder or "")
-    files = [ImageFile(name, stamp_of(image_folder / name)) for name in dict.fromkeys(names)]
-    refuse_changed(files, cache)
-    # Split before looking at what is missing: other processes may already be adding to it.
-    missing = [file for file in files[shard.index :: shard.count] if file.image not in cache]
+    missing = find_missing(cache, names, image_folder, shard)
     if not missing:
         return {}
 
-    bad: dict[str, str] = {}
     batch_size = min(batch_size, images_per_shard)
-    names = [file.image for file in missing]
-    workers = free_workers(model.device, len(names)) if num_workers is None else num_workers
-    pictures = read_pictures(names, image_folder, image_processor, model.config, workers, batch_size)
-    batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
-    ready: list[tuple[Record, VisionFeatures]] = []  # the shard to be
+    workers = free_workers(model.device, len(missing)) if num_workers is None else num_workers
+    wanted = [file.image for file in missing]
+    pictures = read_pictures(wanted, image_folder, image_processor, model.config, workers, batch_size)
+    writer, bad = ShardWriter(folder, key, images_per_shard - batch_size), {}
     hidden = progress is None or shard.index > 0
     with (
         lost_workers(),
         closing(pictures),
         tqdm(total=len(missing), desc=progress, unit="image", disable=hidden, dynamic_ncols=True) as bar,
     ):
-        for number, batch in enumerate(batches):
-            usable = {}
-            for file, picture in zip(batch, pictures, strict=False):  # takes as many as the batch has
-                if isinstance(picture, Picture):
-                    usable[file] = picture
-                elif skip_bad:
-                    bad[file.image] = picture
-                else:
-                    raise ValueError(picture)
+        for start in range(0, len(missing), batch_size):
+            usable, refused = take_batch(missing[start : start + batch_size], pictures, skip_bad)
+            bad |= refused
             images = encode(model.get_vision_tower(), usable)
-            if number == 0 and shard.index == 0 and images:
+            if start == 0 and shard.index == 0 and images:
                 log_expected_size(folder, images, len(missing) * shard.count)
-            ready += images
-            size = sum(features.tokens.nbytes for _, features in ready)
-            if len(ready) + batch_size > images_per_shard or size >= SHARD_BYTES:
-                write_shard(folder, key, ready)
-                ready = []
-            bar.update(len(batch))
-        if ready:
-            write_shard(folder, key, ready)
+            writer.add(images)
+            bar.update(len(usable) + len(refused))
+        writer.flush()
     if bad:
         logger.warning("%d images are left out of the feature cache; the first: %s", len(bad), next(iter(bad.values())))
     return bad
 
 
+def find_missing(cache: FeatureCache, names: Sequence[str], image_folder: Path, shard: Shard) -> list[ImageFile]:
+    """List the images that the cache lacks, of the part that process `shard` computes.
+
+    Raises:
+        ValueError: the file of a cached image has changed.
+    """
+    files = [ImageFile(name, stamp_of(image_folder / name)) for name in dict.fromkeys(names)]
+    refuse_changed(files, cache)
+    # Split before looking at what is missing: other processes may already be adding to it.
+    return [file for file in files[shard.index :: shard.count] if file.image not in cache]
+
+
+def take_batch(
+    batch: Sequence[ImageFile], pictures: Iterator[Picture | str], skip_bad: bool
+) -> tuple[dict[ImageFile, Picture], dict[str, str]]:
+    """Take the pictures of a batch: those that can be used, and by name the reasons why others cannot.
+
+    Raises:
+        ValueError: one cannot be used, and it is not to be skipped.
+    """
+    usable, refused = {}, {}
+    for file, picture in zip(batch, pictures, strict=False):  # takes as many as the batch has
+        if isinstance(picture, Picture):
+            usable[file] = picture
+        elif skip_bad:
+            refused[file.image] = picture
+        else:
+            raise ValueError(picture)
+    return usable, refused
+
+
 def encode(tower, pictures: Mapping[ImageFile, Picture]) -> list[tuple[Record, VisionFeatures]]:
-    """The features of a batch of images."""
+    """Run a batch of images through the tower."""
     pixels = [p.pixels if p.pixels.ndim == 4 else p.pixels[None] for p in pictures.values()]
     described = tower.features_of(pixels) if pixels else []
-    return [
-        (Record(*file, picture.size, tuple(f.tokens.shape[:2])), f)
-        for (file, picture), f in zip(pictures.items(), described, strict=True)
-    ]
+    images = []
+    for (file, picture), features in zip(pictures.items(), described, strict=True):
+        if file.stamp is None:
+            raise ValueError(f"{file.image} was put there while the cache was being built. Run again.")
+        crops, tokens = features.tokens.shape[:2]
+        images.append((Record(file.image, file.stamp, picture.size, (crops, tokens)), features))
+    return images
+
+
+class ShardWriter:
+    """Collects encoded images, and writes a shard when the next batch might not fit.
+
+    Args:
+        folder, key: of the cache.
+        full: a shard of more images than that is written.
+    """
+
+    def __init__(self, folder: Path, key: dict, full: int):
+        self.folder, self.key, self.full = folder, key, full
+        self.images: list[tuple[Record, VisionFeatures]] = []
+
+    def add(self, images: Sequence[tuple[Record, VisionFeatures]]) -> None:
+        """Add the images of a batch."""
+        self.images += images
+        size = sum(features.tokens.nbytes for _, features in self.images)
+        if len(self.images) > self.full or size >= SHARD_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what has been collected."""
+        if self.images:
+            write_shard(self.folder, self.key, self.images)
+            self.images = []
 
 
 def write_shard(folder: Path, key: dict, images: Sequence[tuple[Record, VisionFeatures]]) -> None:
@@ -322,7 +366,7 @@ def write_shard(folder: Path, key: dict, images: Sequence[tuple[Record, VisionFe
 
 
 def remove_old_drafts(folder: Path) -> None:
-    """Remove what builds left that were killed while they wrote; drafts of processes still at work are young."""
+    """Remove drafts of builds that were killed while writing; those of processes still at work are young."""
     for draft in folder.glob(".features-*"):
         with suppress(FileNotFoundError):  # finished or removed in the meantime
             if time.time() - draft.stat().st_mtime > OLD_DRAFT:
@@ -330,15 +374,16 @@ def remove_old_drafts(folder: Path) -> None:
 
 
 def stamp_of(path: Path) -> tuple[int, int] | None:
+    """Return the size in bytes and the time in ns of a file; None if there is none."""
     try:
         stat = path.stat()
-    except (OSError, ValueError):  # reading it tells more
+    except (OSError, ValueError):  # reading it gives a better message
         return None
     return stat.st_size, stat.st_mtime_ns
 
 
 def refuse_changed(files: Sequence[ImageFile], cache: FeatureCache) -> None:
-    """ValueError if a cached image's file is another one by now: of another size or another time."""
+    """Raise ValueError if the file of a cached image has changed: it has another size or another time."""
     places = ((file, cache.places.get(file.image)) for file in files if file.stamp)
     changed = [place for file, place in places if place and place.record.stamp != file.stamp]
     if changed:
@@ -351,7 +396,7 @@ def refuse_changed(files: Sequence[ImageFile], cache: FeatureCache) -> None:
 
 
 def log_expected_size(folder: Path, images: Sequence[tuple[Record, VisionFeatures]], count: int) -> None:
-    """Tell how large the features of `count` more images will be, judging by the first ones."""
+    """Log how large the features of `count` more images will be, judging by the first ones."""
     expected = sum(features.tokens.nbytes for _, features in images) / len(images) * count
     free = shutil.disk_usage(folder).free
     level = logging.INFO if expected < free else logging.WARNING

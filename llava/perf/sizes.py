@@ -133,7 +133,7 @@ def find_size(model: str, known: Mapping[str, ModelSize] = SIZES) -> tuple[str, 
     if name := by_name.get(model.lower()):
         return name, known[name]
     unknown = f"{model!r} is neither one of {', '.join(known)} nor a checkpoint"
-    if "/" not in model and not Path(model).exists():  # a hub would be asked in vain, for half a minute if offline
+    if "/" not in model and not Path(model).exists():  # no hub has it, and asking takes half a minute offline
         raise ValueError(f"{unknown}: a folder, or a hub id, which has an owner: owner/name.")
     from llava.mm_utils import get_model_name_from_path
     from llava.model.description import read_config

@@ -1,1 +1,1 @@
-"""Talk with a model: conversations that keep what they have computed."""
+"""Talk with a model: in a terminal, and on a web page that compares all tokens with few."""

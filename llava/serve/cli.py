@@ -46,8 +46,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="files or URLs, shown with the first question (default with the embedded model: one of its pictures)",
     )
-    ways = ("static", "graphs", "compile")
-    add("--fast", choices=ways, default="static", help="plain steps (default), CUDA graphs, or Inductor")
+    modes = ("static", "graphs", "compile")
+    add("--fast", choices=modes, default="static", help="plain steps (default), CUDA graphs, or Inductor")
     add("--debug", "--verbose", dest="verbose", action="store_true", help="show prompts, and where an error comes from")
 
     add_budget_options(parser, default="what the checkpoint carries, else all tokens")

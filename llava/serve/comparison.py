@@ -1,6 +1,6 @@
-"""One picture, two conversations about it: with all its tokens, and with few. For several visitors, on one model.
+"""Hold two conversations about one picture, with all its tokens and with few, for several visitors on one model.
 
-Knows no web page: `llava.serve.demo` draws what is here.
+There is no web page here: `llava.serve.web` shows what is in this module.
 """
 
 import threading
@@ -32,12 +32,12 @@ SIDE = 560  # pixels of a crop as it is shown
 
 
 class EncodedImage(NamedTuple):
-    """A picture, and what the tower has made of it so far: every selection begins here."""
+    """A picture and the hidden states that every selection of its tokens starts from."""
 
     image: Image.Image
     before: Tensor  # (B, L, C), input of the layer that is read
     after: Tensor  # (B, L, C), its output
-    squares: list[Image.Image]  # the crops, to be shown
+    squares: list[Image.Image]  # the crops as they are shown
     cols: int  # tiles in a row
 
 
@@ -45,43 +45,45 @@ class ManualSelection(NamedTuple):
     """Patches chosen by hand."""
 
     kept: frozenset[Patch] = frozenset()
-    released: frozenset[Patch] = frozenset()  # let go: the last ones that a crop is filled up with
+    released: frozenset[Patch] = frozenset()  # given up: the last ones that a crop is filled up with
 
     def keep(self, patch: Patch) -> "ManualSelection":
+        """Return the selection with `patch`."""
         return ManualSelection(self.kept | {patch}, self.released - {patch})
 
     def release(self, patch: Patch) -> "ManualSelection":
+        """Return the selection without `patch`."""
         return ManualSelection(self.kept - {patch}, self.released | {patch})
 
 
 class Answer(NamedTuple):
-    """What one side says, and what that took."""
+    """The answer of one side, and what it took."""
 
     text: str
     cost: Cost
     cache_bytes: int  # keys and values of this side's conversation so far
-    peak_bytes: int | None  # GPU memory at its fullest, weights and other conversations included; None without a GPU
+    peak_bytes: int | None  # the most GPU memory in use, weights and other conversations included; None without a GPU
 
 
 class Turn(NamedTuple):
-    """A question and what both sides answer; None is to come."""
+    """A question and the answers of both sides; None for one that is to come."""
 
     question: str
-    by_hand: bool  # whether somebody chose the few tokens, not VisionZip
+    by_hand: bool  # whether the visitor chose the few tokens, not VisionZip
     full: Answer | None = None
     few: Answer | None = None
 
 
 class ComparisonServer:
-    """A model, and who is talking with it.
+    """A model, and the comparisons of the visitors who talk with it.
 
     Args:
-        tokenizer, model, image_processor: from `load_pretrained_model`. A budget that the model carries is taken off
-            it: each question sets its own.
+        tokenizer, model, image_processor: from `load_pretrained_model`. A budget that the model carries is
+            removed: each question sets its own.
         decoding: template, by default the checkpoint's, sampling, longest answer.
-        budget: what visitors begin with, dominant and contextual tokens of a crop; and how tokens are merged.
+        budget: what visitors start with, dominant and contextual tokens of a crop; and how tokens are merged.
         suffix: a line put under every question.
-        visitors: at most so many at once, each may hold two caches; one more, and who has been idle longest must go.
+        visitors: how many at once, at most; each may hold two caches. One more closes the comparison idle longest.
 
     Raises:
         ValueError: the vision tower gives fewer tokens, or the model cannot chat.
@@ -113,7 +115,7 @@ class ComparisonServer:
         return self.tower.num_patches + self.tower.has_cls
 
     def enter(self, visitor: str) -> "Comparison":
-        """Begin for a visitor, in place of what they had. Raises ValueError if all others are waiting for answers."""
+        """Start a comparison for a visitor, in place of an earlier one. Raises ValueError if all others are busy."""
         self.leave(visitor)
         with self.lock:
             if len(self.visitors) >= self.most_visitors:
@@ -128,7 +130,7 @@ class ComparisonServer:
             return self.visitors[visitor]
 
     def find(self, visitor: str) -> "Comparison":
-        """What `enter` began. Raises ValueError if it has been closed."""
+        """Return the comparison that `enter` started. Raises ValueError if it has been closed."""
         with self.lock:
             if visitor not in self.visitors:
                 raise ValueError(ENDED)
@@ -136,17 +138,19 @@ class ComparisonServer:
             return self.visitors[visitor]
 
     def leave(self, visitor: str) -> None:
-        """Free what a visitor has."""
+        """Close the comparison of a visitor."""
         with self.lock:
             if comparison := self.visitors.pop(visitor, None):
                 comparison.close()
 
     def open_session(self) -> ChatSession:
+        """Open a conversation with the model."""
         with self.lock:
             return ChatSession(self.model, self.tokenizer, self.image_processor, self.decoding)
 
     @torch.inference_mode()
     def encode(self, image: Image.Image) -> EncodedImage:
+        """Run a picture through the tower. Raises ValueError if it cannot be prepared."""
         with self.lock:
             pixels = crops_of(process_images([image], self.image_processor, self.model.config))
             states = self.tower.hidden_states(pixels)
@@ -154,7 +158,7 @@ class ComparisonServer:
 
     @contextmanager
     def reducing(self, reducer: VisionZip | None) -> Iterator[None]:
-        """Pictures that are encoded in this block have the tokens that `reducer` leaves; None leaves all."""
+        """Have pictures reduced by `reducer` that are encoded in this block; None keeps all tokens."""
         self.tower.reducer = reducer
         try:
             yield
@@ -163,10 +167,10 @@ class ComparisonServer:
 
 
 class Comparison:
-    """What one visitor looks at and talks about. Requests may come at the same time: each is done whole, in turn.
+    """The picture, selection and two conversations of one visitor. Requests may come at once: each is done in turn.
 
     Attributes:
-        turns: so far; the last may be in the making.
+        turns: so far; the last may be unfinished.
         dominant, contextual: the budget of a crop.
         manual: patches chosen by hand; None: VisionZip chooses.
         is_busy: whether an answer is being written.
@@ -185,7 +189,7 @@ class Comparison:
         self.is_busy = self.is_stopped = self.is_closed = False
 
     def show(self, image: Image.Image) -> None:
-        """Begin anew with another picture.
+        """Start again with another picture.
 
         Raises:
             ValueError: it cannot be prepared, or an answer is being written.
@@ -198,7 +202,7 @@ class Comparison:
             self.encoded, self.view, self.manual = encoded, view, None
 
     def set_budget(self, dominant: int, contextual: int) -> None:
-        """Another number of dominant tokens is VisionZip's to fill; that of contextual ones leaves patches by hand.
+        """Set the budget of a crop; with another number of dominant tokens VisionZip chooses again.
 
         Raises:
             ValueError: more than the tower gives; the budget stays as it was.
@@ -207,10 +211,10 @@ class Comparison:
             self.choose(dominant, contextual, self.manual if dominant == self.dominant else None)
 
     def pick(self, x: float, y: float) -> None:
-        """Keep the patch at a point of the view's picture, or let go of it; outside of patches nothing happens.
+        """Select the patch at a point of the view's picture, or release it; outside of patches nothing happens.
 
-        All crops keep equally many, as many as were chosen in one: in the others VisionZip adds what it would keep
-        next, and what was let go comes last.
+        All crops keep equally many, as many as are selected in the fullest: in the others VisionZip adds those that it
+        would keep next, released ones last.
         """
         with self.lock:
             if self.view and (patch := patch_at(self.view, x, y)):
@@ -220,26 +224,27 @@ class Comparison:
                 self.choose(self.dominant, self.contextual, manual)
 
     def clear(self) -> None:
-        """Let go of all patches, to choose by hand. Raises ValueError if there is no picture."""
+        """Release all patches, to select by hand. Raises ValueError if there is no picture."""
         with self.lock:
             self.require_picture()
             self.choose(self.dominant, self.contextual, ManualSelection())
 
     def let_visionzip_choose(self) -> None:
-        """Go back to VisionZip's choice."""
+        """Return to VisionZip's selection."""
         with self.lock:
             self.choose(self.dominant, self.contextual, None)
 
     def choose(self, dominant: int, contextual: int, manual: ManualSelection | None) -> None:
+        """Set budget and selection, and draw the view again. Raises ValueError if they are not possible."""
         reducer = self.reducer_of(dominant, contextual, manual)
         if self.encoded:
             self.view = self.view_by(reducer, self.encoded)
         self.dominant, self.contextual, self.manual = dominant, contextual, manual
 
     def reducer_of(self, dominant: int, contextual: int, manual: ManualSelection | None) -> VisionZip:
-        """What makes the tokens fewer. Raises ValueError if it would have to make them more."""
+        """Make the reducer for a budget and a selection. Raises ValueError if the tower has fewer tokens."""
         tower, usual = self.server.tower, self.server.budget
-        if manual is None:
+        if manual is None or self.encoded is None:
             config = replace(usual, dominant=dominant, contextual=contextual, tokens_per_image=None)
             return VisionZip(config, tower)
         kept, released = (
@@ -250,6 +255,7 @@ class Comparison:
 
     @torch.inference_mode()
     def view_by(self, reducer: VisionZip, encoded: EncodedImage) -> View:
+        """Make the view of a picture with the selection of `reducer`."""
         tower = self.server.tower
         with self.server.lock:
             evidence = tower.evidence(encoded.before, encoded.after)
@@ -259,9 +265,9 @@ class Comparison:
         )
 
     def ask(self, question: str) -> Iterator[None]:
-        """Have both sides answer, one after the other so that each is timed alone; `turns` grows with every step.
+        """Have both sides answer, one after the other so that each is timed alone; each step extends `turns`.
 
-        A turn that is not taken to its end, whatever the reason, is taken back from both. `stop` ends an answer.
+        A turn that does not reach its end, whatever the reason, is undone on both sides. `stop` ends an answer.
 
         Raises:
             ValueError: no question, no picture, one too long, or an answer is being written already.
@@ -282,8 +288,8 @@ class Comparison:
             turn = Turn(question, by_hand=self.manual is not None)
             self.is_busy = True
         try:
-            for session, side, way in zip(self.sessions, ("full", "few"), (None, reducer), strict=True):
-                for answer in self.answers(session, way, text):
+            for session, side, reduced in zip(self.sessions, ("full", "few"), (None, reducer), strict=True):
+                for answer in self.answers(session, reduced, text):
                     turn = turn._replace(**{side: answer})
                     self.turns = [*self.turns[:taken], turn]
                     yield
@@ -297,10 +303,11 @@ class Comparison:
             self.is_busy = False
 
     def answers(self, session: ChatSession, reducer: VisionZip | None, text: str) -> Iterator[Answer]:
-        """The answer of one side so far, longer each time; the last one is whole, or was stopped.
+        """Yield the answer of one side so far, longer each time; the last is whole, or was stopped.
 
-        Its first words come whenever it is stopped: without them there would be no turn to go on from.
+        One that is stopped still has its first words: without them there would be no turn to continue from.
         """
+        assert self.encoded, "`ask` requires a picture"
         lock, device, said, self.is_stopped = self.server.lock, self.server.model.device, "", False
         is_on_gpu = device.type == "cuda"
         with lock, self.server.reducing(reducer):
@@ -310,7 +317,7 @@ class Comparison:
         with closing(stream):
             while True:
                 with lock:
-                    piece = next(stream, "")  # which no piece is
+                    piece = next(stream, "")  # no piece is empty
                 if self.is_closed:
                     raise ValueError("This conversation was closed.")
                 said += piece
@@ -320,11 +327,11 @@ class Comparison:
                     return
 
     def stop(self) -> None:
-        """End the answer that is being written; what was said stays."""
+        """End the answer that is being written; the part that was said stays."""
         self.is_stopped = True
 
     def undo(self) -> None:
-        """Take back the last question. Raises ValueError if there is none, or an answer is being written."""
+        """Remove the last question and its answers. Raises ValueError if there is none, or one is being answered."""
         with self.lock:
             self.require_idle()
             if not self.turns:
@@ -334,7 +341,7 @@ class Comparison:
                 session.undo()
 
     def begin_anew(self) -> None:
-        """Forget what was said. Raises ValueError if an answer is being written."""
+        """Start the conversations again. Raises ValueError if an answer is being written."""
         with self.lock:
             self.require_idle()
             self.turns = []
@@ -342,24 +349,28 @@ class Comparison:
                 session.reset()
 
     def close(self) -> None:
-        """Free the caches; an answer that is being written ends. Called with the server's lock."""
+        """Free the caches; an answer that is being written ends. The caller holds the server's lock."""
         self.is_closed = True
         for session in self.sessions:
             session.close()
 
     def require_idle(self) -> None:
+        """Raise ValueError while an answer is being written."""
         if self.is_busy:
             raise ValueError("An answer is being written: wait for its end, or stop it.")
 
     def require_picture(self) -> None:
+        """Raise ValueError if no picture was shown yet."""
         if self.encoded is None:
             raise ValueError("There is no picture yet: pick or upload one.")
 
 
 def kept_patches(view: View) -> frozenset[Patch]:
+    """Return the patches that a view shows as kept."""
     return frozenset(
         Patch(i, patch)
         for i, crop in enumerate(view.crops)
+        if crop.token is not None
         for patch, token in enumerate(crop.token.tolist())
         if token == KEPT
     )

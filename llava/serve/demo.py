@@ -1,6 +1,6 @@
-"""A web page to compare all tokens with few: `python -m llava.serve.demo [CHECKPOINT]`.
+"""Serve a web page to compare all tokens with few: `python -m llava.serve.demo [CHECKPOINT]`.
 
-Needs the `demo` extra. Serves this machine only, unless --host says otherwise; the page asks nobody else for anything.
+Needs the `demo` extra. Serves this machine only, unless --host says otherwise; the page makes no requests elsewhere.
 """
 
 import argparse
@@ -51,6 +51,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def port(text: str) -> int:
+    """Read the number of a port from the command line."""
     number = positive(text)
     if number > LAST_PORT:
         raise argparse.ArgumentTypeError(f"{text}: ports are numbers from 1 to {LAST_PORT}")

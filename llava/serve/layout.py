@@ -1,4 +1,4 @@
-"""What is where on the page of the web demo; `web` says what it does."""
+"""Lay out the page of the web demo; `handlers` says what its parts do."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ LAYERS = {  # what is painted over the picture
 
 
 def lay_out(heading: str, samples: Sequence[Path], most_tokens: int) -> SimpleNamespace:
-    """The page's parts, made within a `gradio.Blocks`: the picture to the left, the talk to the right."""
+    """Make the page's parts within a `gradio.Blocks`: the picture to the left, the talk to the right."""
     import gradio as gr
 
     with gr.Row(equal_height=False, elem_id="vz-top"):
@@ -27,7 +27,7 @@ def lay_out(heading: str, samples: Sequence[Path], most_tokens: int) -> SimpleNa
 
 
 def picture_parts(most_tokens: int) -> dict:
-    """What the few tokens are, and what changes them."""
+    """Make the picture with its tokens, and the parts that change them."""
     import gradio as gr
 
     plain = {"show_label": False, "container": False}
@@ -47,7 +47,7 @@ def picture_parts(most_tokens: int) -> dict:
 
 
 def talk_parts(samples: Sequence[Path]) -> dict:
-    """Pictures to talk about, what was said, and what may be said next."""
+    """Make the pictures to choose from, the talk, and the box for the next question."""
     import gradio as gr
 
     plain, parts = {"show_label": False, "container": False}, {}

@@ -1,4 +1,4 @@
-"""From the options of `llava.serve.options` to a model that can be talked with."""
+"""Turn the options of `llava.serve.options` into a model that can be talked with."""
 
 import argparse
 from pathlib import Path
@@ -16,27 +16,31 @@ from llava.utils.processes import ALONE
 
 
 class ChatOptions(NamedTuple):
-    """What was asked for, and what is known of it before it is loaded."""
+    """The model and the settings of a chat, as they are known before the model is loaded."""
 
     checkpoint: str
-    name: str  # what to call the model
+    name: str  # of the model, for people
     is_embedded: bool
     config: Any
     tower: Any  # without weights
     device: str
-    decoding: Decoding  # its template unsettled, unless it was asked for
-    suffix: str  # a line put under every question
+    decoding: Decoding  # without a template, unless one was named
+    suffix: str  # a line added to every question
     loading: dict  # options of `load`, device included
 
-    def load(self, **options) -> tuple:
-        """(tokenizer, model, image processor)."""
+    def load(self, **options) -> tuple[Any, Any, Any]:
+        """Load (tokenizer, model, image processor); `options` are of `llava.inference.loading.load`."""
         if self.is_embedded:
             use_one_thread()
         return load(self.checkpoint, **self.loading, **options)
 
 
 def read_options(args: argparse.Namespace) -> ChatOptions:
-    """What `add_talk_options` and `checkpoint` say; None is the embedded model. Raises ValueError if that cannot be."""
+    """Read the options of `add_talk_options`, and `checkpoint`, where None is the embedded model.
+
+    Raises:
+        ValueError: no such checkpoint, or no such device.
+    """
     embedded = playground() / EMBEDDED_CHECKPOINT
     checkpoint = args.checkpoint or str(embedded)
     is_embedded = Path(checkpoint).resolve() == embedded.resolve()

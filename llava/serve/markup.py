@@ -7,7 +7,7 @@ from importlib.resources import files
 from llava.serve.comparison import Answer, Comparison, Turn
 
 HINT = "Ask about the picture. Two conversations answer: one has all its tokens, the other the few that are left."
-WAYS = {"full": "All tokens", "few": "VisionZip"}
+SIDES = {"full": "All tokens", "few": "VisionZip"}
 
 
 def style() -> str:
@@ -16,7 +16,7 @@ def style() -> str:
 
 
 def heading(model: str, device: str, suffix: str) -> str:
-    """The head of the page, in inline elements."""
+    """Write the head of the page."""
     under = f" Under every question: <q>{html.escape(suffix)}</q>" if suffix else ""
     return (
         f'<header class="vz-head"><h1>All tokens and few, side by side</h1>'
@@ -26,7 +26,7 @@ def heading(model: str, device: str, suffix: str) -> str:
 
 
 def count(comparison: Comparison) -> str:
-    """How many tokens the picture has now, and what they are."""
+    """Write how many tokens the picture has now, and what they are."""
     view = comparison.view
     if view is None:
         return '<p class="vz-count">No picture yet.</p>'
@@ -37,9 +37,9 @@ def count(comparison: Comparison) -> str:
     if view.contextual:
         parts.append(f"{view.contextual} merged")
     of = f"of {number(view.patches, 'token')}" if crops == 1 else f"tokens for {number(view.patches, 'patch')}"
-    note = "Click a patch to keep it, or to let it go."
+    note = "Click a patch to keep it, or to release it."
     if crops > 1:
-        note += " All crops keep equally many: where one is let go, another may come in its place."
+        note += " All crops keep equally many: where one is released, another may take its place."
     return (
         f'<p class="vz-count"><b>{view.tokens}</b> {of}<span>{" + ".join(parts)}</span></p>'
         f'<p class="vz-note">{note}</p>'
@@ -47,28 +47,30 @@ def count(comparison: Comparison) -> str:
 
 
 def refusal(message: str) -> str:
-    """Why the count stays as it is; goes below it."""
+    """Write why the count stays as it is, to be shown below it."""
     return f'<p class="vz-note vz-refused" role="alert">{html.escape(message)}</p>'
 
 
 def talk(turns: Sequence[Turn]) -> str:
-    """Questions, with both answers side by side."""
+    """Write the questions, each with both answers side by side."""
     shown = "".join(map(turn_card, turns)) or f'<p class="vz-hint">{HINT}</p>'
     return f'<div class="vz-talk" role="log">{shown}</div>'
 
 
 def turn_card(turn: Turn) -> str:
-    sides = "".join(answer_card(turn, side) for side in WAYS)
+    """Write a question and both answers."""
+    sides = "".join(answer_card(turn, side) for side in SIDES)
     return (
         f'<article><p class="vz-question">{html.escape(turn.question)}</p><div class="vz-pair">{sides}</div></article>'
     )
 
 
 def answer_card(turn: Turn, side: str) -> str:
+    """Write one side's answer and what it took, with bars relative to the other side."""
     answer, other = turn.full, turn.few
     if side == "few":
         answer, other = other, answer
-    name = "Picked by hand" if side == "few" and turn.by_hand else WAYS[side]
+    name = "Picked by hand" if side == "few" and turn.by_hand else SIDES[side]
     if answer is None:
         return f'<section class="vz-{side}"><h2>{name}</h2><p class="vz-text vz-waiting">…</p></section>'
     text = html.escape(answer.text) or "<i>nothing</i>"
@@ -84,7 +86,7 @@ def answer_card(turn: Turn, side: str) -> str:
 
 
 def measures(answer: Answer) -> list[tuple]:
-    """(label, value, how it is written) of each thing that is measured."""
+    """List what is measured of an answer: (label, value, function that writes the value)."""
     return [
         ("first words after", answer.cost.first_ms, milliseconds),
         ("then, per token", answer.cost.ms_per_token, milliseconds),
@@ -95,19 +97,21 @@ def measures(answer: Answer) -> list[tuple]:
 
 
 def share(value: float | None, other: float | None) -> float:
-    """Of the larger of both."""
+    """Return `value` as a share of the larger of both values; None counts as 0."""
     return (value or 0) / max(value or 0, other or 0, 1e-9)
 
 
 def milliseconds(value: float) -> str:
+    """Write a time in milliseconds."""
     return f"{value:.3g} ms" if value < 1000 else f"{value:,.0f} ms"
 
 
 def size(count: int) -> str:
-    """1536 -> "1.5 KiB"."""
+    """Write a number of bytes with its unit: 1536 as "1.5 KiB"."""
     power = min(3, max(0, count.bit_length() - 1) // 10)
     return f"{count / 1024**power:.4g} {('B', 'KiB', 'MiB', 'GiB')[power]}"
 
 
 def number(count: int, what: str) -> str:
+    """Write a number with a noun in singular or plural: "1 patch", "2 patches"."""
     return f"{count:,} {what}{'' if count == 1 else 'es' if what.endswith('ch') else 's'}"

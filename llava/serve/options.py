@@ -1,4 +1,4 @@
-"""Options that the commands of this package share. Imports nothing heavy, as `llava.utils.cli`."""
+"""Add the options that the commands of this package share. Imports nothing heavy, as `llava.utils.cli`."""
 
 import argparse
 
@@ -6,7 +6,7 @@ from llava.utils.cli import add_conv_mode, not_negative, positive
 
 
 def add_talk_options(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
-    """Which model answers, and how; `llava.serve.loading` makes it of them."""
+    """Add options on which model answers, and how; `llava.serve.loading` reads them."""
     add = parser.add_argument_group("model").add_argument
     add("--model-base", help="language model that a projector-only or LoRA checkpoint goes on")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto, a GPU if there is one")

@@ -1,11 +1,11 @@
-"""A chat in a terminal: pictures, questions, commands, and what each turn took."""
+"""Chat in a terminal: pictures, questions, commands, and what each turn took. The work of `llava.serve.cli`."""
 
 import argparse
 import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -45,7 +45,7 @@ BUDGET_FORMS = (
 
 
 class Picture(NamedTuple):
-    """A picture and where it comes from."""
+    """A picture, and the file or URL it comes from."""
 
     name: str
     image: Image.Image
@@ -62,7 +62,7 @@ class Turn(NamedTuple):
     cost: Cost
 
     def effort(self) -> str:
-        """What it took, in words."""
+        """Describe in words what the turn took."""
         cost = self.cost
         pace = "" if cost.ms_per_token is None else f", then {cost.ms_per_token:.1f} ms per token"
         return (
@@ -71,20 +71,20 @@ class Turn(NamedTuple):
         )
 
     def row(self) -> dict:
-        """For a JSON file."""
+        """Return the turn as an object of JSON."""
         row = {**self._asdict(), "pictures": [picture.name for picture in self.pictures]}
         cost = row.pop("cost")
         return {**row, **cost._asdict()}
 
 
 class Chat:
-    """A conversation that a person leads, line by line.
+    """A conversation led line by line.
 
     Args:
         session: the conversation as the model has it.
-        name: what to call the model.
+        name: of the model, for people.
         pictures: to be shown with the first question.
-        suffix: a line put under every question.
+        suffix: a line added to every question.
         knows_one_picture: the model was trained with one picture per conversation.
     """
 
@@ -102,37 +102,44 @@ class Chat:
         self.waiting = list(pictures)  # for the next question
 
     def take(self, line: str) -> None:
-        """Answer a question or obey a command. Raises ValueError if that cannot be done; the chat is as it was."""
-        match line.split():
-            case []:
-                pass
-            case ["/image", _, *_]:
-                self.waiting.append(load_picture(line.split(maxsplit=1)[1].strip("'\"")))
-                print(describe(self.waiting))
-                self.hint()
-            case ["/budget"]:
-                print(f"Now: {self.session.budget or 'all tokens'}. {BUDGET_FORMS}")
-            case ["/budget", *counts]:
-                self.set_budget(self.read_budget(counts))
-            case ["/full"]:
-                self.set_budget(None)
-            case ["/new"]:
-                self.begin_anew([picture for turn in self.turns for picture in turn.pictures] + self.waiting)
-            case ["/clear"]:
-                self.begin_anew([])
-            case ["/undo"]:
-                self.undo()
-            case ["/save", _, *_]:
-                self.save(Path(line.split(maxsplit=1)[1]).expanduser())
-            case ["/help"]:
-                print(HELP)
-            case [word, *_] if word.startswith("/"):
-                raise ValueError(f"{line!r} is no command: /help shows how they are written.")
-            case _:
+        """Answer a question or obey a command. Raises ValueError if that is impossible; the chat is as it was."""
+        word, *rest = line.split(maxsplit=1) or [""]
+        if not word.startswith("/"):
+            if word:
                 self.ask(line)
+            return
+        commands = COMMANDS_WITH_ARGUMENT if rest else COMMANDS
+        if word not in commands:
+            raise ValueError(f"{line!r} is no command: /help shows how they are written.")
+        commands[word](self, *(argument.strip() for argument in rest))
+
+    def show(self, name: str) -> None:
+        """Add a picture of a file or URL to the next question."""
+        self.waiting.append(load_picture(name.strip("'\"")))
+        print(describe(self.waiting))
+        self.hint()
+
+    def print_budget(self) -> None:
+        print(f"Now: {self.session.budget or 'all tokens'}. {BUDGET_FORMS}")
+
+    def print_help(self) -> None:
+        print(HELP)
+
+    def use_budget(self, counts: str) -> None:
+        """Change the budget to what was typed, such as "54 10"."""
+        self.set_budget(self.read_budget(counts.split()))
+
+    def use_all_tokens(self) -> None:
+        self.set_budget(None)
+
+    def begin_with_same_pictures(self) -> None:
+        self.begin_anew([picture for turn in self.turns for picture in turn.pictures] + self.waiting)
+
+    def begin_without_pictures(self) -> None:
+        self.begin_anew([])
 
     def ask(self, question: str) -> None:
-        """Print the answer as it comes, and what it took. An interruption stops it; what was said until then stays."""
+        """Print the answer as it comes, and what it took. An interruption stops it; its part so far stays."""
         session, before, stopped = self.session, self.session.messages, False
         text = "\n".join(filter(None, [question, self.suffix]))
         answer = TimedAnswer(session, text, [picture.image for picture in self.waiting])
@@ -156,6 +163,7 @@ class Chat:
         print(f"\n[{turn.effort()}]")
 
     def set_budget(self, budget: VisionZipConfig | None) -> None:
+        """Change the budget; None for all tokens. Raises ValueError if the tower has fewer tokens."""
         model = self.session.model
         if budget:
             require_possible(budget, model.config, model.get_vision_tower())
@@ -165,15 +173,18 @@ class Chat:
             print("The pictures so far are encoded anew; what was said stays, /new forgets it.")
 
     def hint(self) -> None:
-        """Say that a model which has learnt from single pictures is about to see several, if so it is."""
+        """Warn if a model that was trained with single pictures is about to see several."""
         if self.knows_one_picture and sum(len(turn.pictures) for turn in self.turns) + len(self.waiting) > 1:
             print(
-                f"{self.name} was trained with one picture per conversation: of several it tells little. To ask about "
+                f"{self.name} was trained with one picture per conversation: of several it sees little. To ask about "
                 f"another one alone: /clear, then /image PATH."
             )
 
     def read_budget(self, counts: Sequence[str]) -> VisionZipConfig:
-        """54 10 are dominant and contextual tokens of a crop, 160 alone those of a picture; the rest stays as it is."""
+        """Read a budget: 54 10 for dominant and contextual tokens of a crop, 160 for tokens of a picture.
+
+        The rest stays as it is. Raises ValueError for anything else.
+        """
         if len(counts) > 2 or not all(count.isascii() and count.isdecimal() for count in counts):
             raise ValueError(f"/budget {' '.join(counts)} is no budget. {BUDGET_FORMS}")
         numbers = [int(count) for count in counts]
@@ -183,6 +194,7 @@ class Chat:
         return replace(self.session.budget, **asked) if self.session.budget else VisionZipConfig(**asked)
 
     def undo(self) -> None:
+        """Take the last question back; its pictures come with the next one. Raises ValueError if there is none."""
         if not self.turns:
             raise ValueError("There is no question to take back.")
         turn = self.turns.pop()
@@ -191,12 +203,18 @@ class Chat:
         print(f"Taken back: {turn.question}")
 
     def begin_anew(self, pictures: list[Picture]) -> None:
+        """Start another conversation, with pictures for its first question."""
         self.session.reset()
         self.turns, self.waiting = [], pictures
         print(f"A new conversation. {describe(pictures)}")
 
-    def save(self, path: Path) -> None:
-        """Write the conversation, over nothing but one that was saved so and is as it was then."""
+    def save(self, name: str) -> None:
+        """Write the conversation to a file; one that is there is replaced only if it was saved so and not changed.
+
+        Raises:
+            ValueError: nothing was said yet, another kind of file is there, or the file cannot be written.
+        """
+        path = Path(name).expanduser()
         if not self.turns:
             raise ValueError("Nothing was said yet.")
         if path.suffix not in (".md", ".json"):
@@ -213,11 +231,12 @@ class Chat:
         print(f"Written: {path}")
 
     def json(self) -> str:
-        """The conversation as JSON."""
+        """Write the conversation as JSON."""
         content = {**self.setting(), "turns": [turn.row() for turn in self.turns], "saved": UNSEALED}
         return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
     def setting(self) -> dict:
+        """Return what the answers depend on besides the questions."""
         decoding = self.session.decoding
         return {
             "model": self.name,
@@ -227,7 +246,7 @@ class Chat:
         }
 
     def markdown(self, folder: Path) -> str:
-        """The conversation, with pictures as links from `folder`."""
+        """Write the conversation as Markdown, with pictures as links from `folder`."""
         setting = ", ".join(f"{name} {value!r}" for name, value in self.setting().items() if name != "model")
         parts = [f"# A conversation with {self.name}", setting]
         for turn in self.turns:
@@ -237,35 +256,50 @@ class Chat:
         return "\n\n".join(parts) + "\n"
 
 
+COMMANDS: dict[str, Callable[[Chat], None]] = {
+    "/budget": Chat.print_budget,
+    "/full": Chat.use_all_tokens,
+    "/new": Chat.begin_with_same_pictures,
+    "/clear": Chat.begin_without_pictures,
+    "/undo": Chat.undo,
+    "/help": Chat.print_help,
+}
+COMMANDS_WITH_ARGUMENT: dict[str, Callable[[Chat, str], None]] = {
+    "/image": Chat.show,
+    "/budget": Chat.use_budget,
+    "/save": Chat.save,
+}
+
+
 def talk(args: argparse.Namespace) -> int:
-    """Do what `llava.serve.cli` was asked for; returns the exit status."""
+    """Load the model and chat until the lines end; returns the exit status."""
     reconfigure(sys.stdin, errors="replace")  # bytes that are no text
-    reconfigure(sys.stdout, errors="replace", line_buffering=True)  # letters the terminal lacks; errors in their place
-    asked = read_options(args)
-    names = args.image_file or [str(playground() / EMBEDDED_PICTURE)] * asked.is_embedded
+    reconfigure(sys.stdout, errors="replace", line_buffering=True)  # letters the terminal lacks
+    options = read_options(args)
+    names = args.image_file or [str(playground() / EMBEDDED_PICTURE)] * options.is_embedded
     pictures = [load_picture(name) for name in names]  # before the model, which may have to be fetched
-    budget = choose_budget(args, asked.config, asked.tower, usual=False)
-    tokenizer, model, processor = asked.load(visionzip=budget, fast=args.fast)
-    with ChatSession(model, tokenizer, processor, asked.decoding) as session:
-        tokens = session.budget or f"all {asked.tower.num_patches} tokens per crop"
-        told = f"template {session.decoding.conv_mode}, {tokens}"
-        print(f"{asked.name} on {describe_device(asked.device)}, {told}. /help for commands.")
-        if asked.suffix:
-            print(f"Under every question: {asked.suffix!r} (--suffix '' leaves it out).")
+    budget = choose_budget(args, options.config, options.tower, usual=False)
+    tokenizer, model, processor = options.load(visionzip=budget, fast=args.fast)
+    with ChatSession(model, tokenizer, processor, options.decoding) as session:
+        tokens = session.budget or f"all {options.tower.num_patches} tokens per crop"
+        settings = f"template {session.decoding.conv_mode}, {tokens}"
+        print(f"{options.name} on {describe_device(options.device)}, {settings}. /help for commands.")
+        if options.suffix:
+            print(f"Under every question: {options.suffix!r} (--suffix '' leaves it out).")
         print(describe(pictures))
-        chat = Chat(session, asked.name, pictures, asked.suffix, knows_one_picture=asked.is_embedded)
+        chat = Chat(session, options.name, pictures, options.suffix, knows_one_picture=options.is_embedded)
         chat.hint()
         return lead(chat)
 
 
 def reconfigure(stream, **settings) -> None:
-    """Change how a stream of this process treats text; one that a test or a notebook has put there stays as it is."""
+    """Change how a stream of this process treats text; the stand-in of a test or a notebook stays as it is."""
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(**settings)
 
 
 def lead(chat: Chat) -> int:
-    """Take lines until they end; errors are said, and the chat goes on. Returns the exit status."""
+    """Take lines until they end; errors are printed, and the chat continues. Returns the exit status."""
     is_person, refused = sys.stdin.isatty(), 0
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  gives `input` its line editing
@@ -286,7 +320,7 @@ def lead(chat: Chat) -> int:
 
 
 def lines(is_person: bool) -> Iterator[str]:
-    """What is typed, or comes from a pipe and is shown, until /quit or the end; for a person Ctrl-C is an end too."""
+    """Yield what is typed, or comes from a pipe and is echoed, until /quit or the end; Ctrl-C ends a typed chat too."""
     while True:
         try:
             line = input("> " if is_person else "").strip()
@@ -304,11 +338,12 @@ def lines(is_person: bool) -> Iterator[str]:
 
 
 def load_picture(name: str) -> Picture:
-    """A picture of a file or a http(s) URL. Raises ValueError if there is none that can be used."""
+    """Load a picture from a file or a http(s) URL. Raises ValueError if there is none that can be used."""
     return Picture(name, upright(fetch_image(name)))
 
 
 def describe(waiting: Sequence[Picture]) -> str:
+    """Say which pictures come with the next question."""
     if not waiting:
         return "The next question comes without a new picture: /image PATH shows one."
     listed = ", ".join(f"{picture.name} ({picture.image.width}×{picture.image.height})" for picture in waiting)
@@ -316,5 +351,5 @@ def describe(waiting: Sequence[Picture]) -> str:
 
 
 def link(name: str, folder: Path) -> str:
-    """How a file in `folder` names a picture."""
+    """Write how a file in `folder` refers to a picture."""
     return name if "://" in name else os.path.relpath(Path(name).expanduser().resolve(), folder.resolve())

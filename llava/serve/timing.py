@@ -1,4 +1,4 @@
-"""What an answer takes: tokens, and the time of the model alone."""
+"""Measure what an answer takes: tokens, and the time of the model alone."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -14,14 +14,15 @@ class Cost(NamedTuple):
 
     visual_tokens: int  # of all pictures of the conversation
     computed: int  # tokens that went through the language model, the answer's included
-    reused: int  # tokens that had gone through it at earlier turns
+    reused: int  # tokens that went through it at earlier turns
     first_ms: float  # from the question to the first words, new pictures included
     ms_per_token: float | None  # of what followed; None if nothing did
 
 
 class TimedAnswer(Iterator[str]):
-    """The pieces of `session.ask(text, images)`. Its watch runs while it is made and while a piece is computed, and at
-    no other time: what the listener does in between costs nothing.
+    """The pieces of `session.ask(text, images)`, timed.
+
+    The watch runs while the prompt and the pieces are computed; what the caller does in between is not counted.
     """
 
     def __init__(self, session: ChatSession, text: str, images: Sequence[Image.Image]):
@@ -43,7 +44,8 @@ class TimedAnswer(Iterator[str]):
         self.stream.close()
 
     def cost(self) -> Cost:
-        """To be asked for after a piece, or the end."""
+        """Return what the answer took so far; at least one piece must have been asked for."""
+        assert self.first is not None, "no piece has been asked for"
         session, (first, words) = self.session, self.first
         more = session.answered - words
         return Cost(

@@ -1,41 +1,35 @@
-"""The page of the web demo, and its server. What it shows comes from `server`, how that looks from `cards`."""
+"""Build the page of the web demo, and serve it.
+
+`layout` says what is where, `handlers` what happens when, `markup` how a comparison looks, `comparison` what it is.
+"""
 
 import argparse
 import contextlib
-import html
-import io
 import logging
-import math
 import os
 import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
-import torch
 from PIL import Image
 
 from llava.inference.budget import choose_budget, most_crops
-from llava.inference.embedded import playground
-from llava.mm_utils import decode_image, find_pictures, upright
 from llava.serve import markup
-from llava.serve.comparison import Comparison, ComparisonServer
-from llava.serve.layout import LAYERS, lay_out
+from llava.serve.comparison import ComparisonServer
+from llava.serve.handlers import handlers
+from llava.serve.layout import lay_out
 from llava.serve.loading import read_options
+from llava.serve.samples import Sample, list_samples
 from llava.utils.environment import describe_device
-from llava.utils.files import read_json, shorten
-from llava.visualize import overlay
+from llava.utils.files import shorten
 from visionzip_patch import VisionZipConfig
 from visionzip_patch.once import warn_once
 from visionzip_patch.reducer import VisionZip
 
-SIGNS = "data/eval/signs"  # relative to playground/
-SAMPLES, QUESTIONS = 8, 4  # of each sample
 MOST_BYTES, MOST_PIXELS = 20 * 2**20, 50_000_000  # of a picture that is uploaded
 WAITING = 32  # requests that may wait for the model
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
@@ -45,17 +39,10 @@ TOGGLE_DARK = "() => { document.body.classList.toggle('dark') }"
 logger = logging.getLogger(__name__)
 
 
-class Sample(NamedTuple):
-    """A picture to pick, and questions about it."""
-
-    path: Path
-    questions: list[str]
-
-
 class ContentPolicy:
-    """Middleware that has browsers ask nobody but this server for anything, whatever gradio's page says.
+    """Middleware that keeps browsers from asking any other server, whatever gradio's page says.
 
-    A request that fails in gradio, as one that no page sends, is answered with status 500.
+    A request that fails in gradio, such as one that no page sends, is answered with status 500.
     """
 
     def __init__(self, app):
@@ -81,18 +68,19 @@ class ContentPolicy:
 
 
 def note_failure() -> None:
-    """Log the error that is being handled in a line, once for each kind, and with --verbose where it comes from.
+    """Log the error that is being handled in one line, once for each kind; with --verbose also its trace.
 
-    Anybody can send what gradio fails at: whoever serves the page need not read a trace of each.
+    Anybody can send what gradio fails at, so not every failure gets a trace in the server's log.
     """
     kind, error, _ = sys.exc_info()
+    assert kind, "called while an error is handled"
     what = f"{kind.__name__}, {shorten(str(error))}"
     warn_once(logger, "A request failed in gradio, which is answered so: %s", what, about=kind)
     logger.debug("Where it comes from:", exc_info=True)
 
 
 def page_class() -> type:
-    """Make the class of the page: a `gradio.Blocks` whose failed requests are noted, in place of a trace of each.
+    """Make the class of the page: a `gradio.Blocks` that notes failed requests in a line each.
 
     Whatever a page asks for goes through `process_api`; what fails before that, `ContentPolicy` answers.
     """
@@ -115,7 +103,7 @@ def page_class() -> type:
 
 
 def serve(args: argparse.Namespace) -> int:
-    """Do what `llava.serve.demo` was asked for, until Ctrl-C; returns the exit status."""
+    """Serve the page until Ctrl-C; returns the exit status."""
     require_gradio()
     require_free(args.host, args.port)
     samples = list_samples(args.pictures)  # before the model, which may have to be fetched
@@ -132,17 +120,20 @@ def serve(args: argparse.Namespace) -> int:
 
 
 def open_server(args: argparse.Namespace) -> tuple[ComparisonServer, str]:
-    """The model that was asked for, warm; and the head of its page."""
-    asked = read_options(args)
-    budget = per_crop(choose_budget(args, asked.config, asked.tower), asked.config, asked.tower)
-    server = ComparisonServer(*asked.load(), asked.decoding, budget=budget, suffix=asked.suffix, visitors=args.visitors)
+    """Load the model and have it answer once; returns it as a server of comparisons, and the head of its page."""
+    options = read_options(args)
+    chosen = choose_budget(args, options.config, options.tower)
+    assert chosen, "there is a usual budget"
+    budget = per_crop(chosen, options.config, options.tower)
+    loaded = options.load()
+    server = ComparisonServer(*loaded, options.decoding, budget=budget, suffix=options.suffix, visitors=args.visitors)
     warm_up(server)
-    return server, markup.heading(asked.name, describe_device(asked.device), asked.suffix)
+    return server, markup.heading(options.name, describe_device(options.device), options.suffix)
 
 
 @contextlib.contextmanager
 def running(page, host: str, port: int) -> Iterator[str]:
-    """Serve a page for the length of a `with` block; gives its address."""
+    """Serve a page for the length of a `with` block; yields its address."""
     import gradio as gr
     from starlette.middleware import Middleware
 
@@ -171,7 +162,7 @@ def running(page, host: str, port: int) -> Iterator[str]:
 
 
 def build(server: ComparisonServer, heading: str, samples: Sequence[Sample]):
-    """The page, a `gradio.Blocks`. Visitors share the model and nothing else."""
+    """Build the page, a `gradio.Blocks`. Visitors share the model and nothing else."""
     with page_class()(title="VisionZip", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         parts = lay_out(heading, [sample.path for sample in samples], server.most_tokens)
         connect(page, parts, handlers(server, samples))
@@ -179,7 +170,7 @@ def build(server: ComparisonServer, heading: str, samples: Sequence[Sample]):
 
 
 def connect(page, parts: SimpleNamespace, do: SimpleNamespace) -> None:
-    """Say what is done when, and which parts take what comes of it."""
+    """Connect the events of the page's parts to their handlers, and the results to parts."""
     sliders, state = [parts.dominant, parts.contextual], [parts.picture, parts.count, parts.talk]
     at_once = {"show_progress": "hidden", "api_visibility": "private"}
     with_progress = {"show_progress": "minimal", "show_progress_on": parts.talk, "api_visibility": "private"}
@@ -201,125 +192,8 @@ def connect(page, parts: SimpleNamespace, do: SimpleNamespace) -> None:
     parts.stop.click(do.stop, queue=False, **at_once)
 
 
-def handlers(server: ComparisonServer, samples: Sequence[Sample]) -> SimpleNamespace:
-    """What `connect` has done. Those that change what is shown return picture, count and talk."""
-    import gradio as gr
-
-    def warn(message: str) -> None:
-        gr.Warning(html.escape(message))
-
-    def fail(message: str) -> None:
-        raise gr.Error(html.escape(message), print_exception=False)
-
-    def found(request: gr.Request) -> Comparison:
-        with reporting_to(fail):
-            return server.find(request.session_hash)
-
-    def drawn(comparison: Comparison, layer: str) -> tuple:
-        image = overlay(comparison.view, **LAYERS.get(layer, LAYERS["Tokens"])) if comparison.view else None
-        return image, markup.count(comparison), markup.talk(comparison.turns)
-
-    def after(change: Callable[[Comparison], None]) -> Callable:
-        """A handler that changes what the visitor has, or says why not, and draws what they have then."""
-
-        def handle(layer, request: gr.Request):
-            comparison = found(request)
-            with reporting_to(warn):
-                change(comparison)
-            return drawn(comparison, layer)
-
-        return handle
-
-    def enter(layer, request: gr.Request):
-        with reporting_to(fail):
-            comparison = server.enter(request.session_hash)
-        return *show(samples[0], layer, request), comparison.dominant, comparison.contextual
-
-    def leave(request: gr.Request):
-        server.leave(request.session_hash)
-
-    def show(sample: Sample, layer: str, request: gr.Request):
-        comparison = found(request)
-        before = comparison.encoded
-        state = after(lambda comparison: comparison.show(open_picture(sample.path)))(layer, request)
-        ideas = gr.Dataset(samples=[[text] for text in sample.questions], visible=bool(sample.questions))
-        return *state, gr.skip() if comparison.encoded is before else ideas
-
-    def show_sample(layer, event: gr.SelectData, request: gr.Request):
-        return show(samples[event.index], layer, request)
-
-    def show_upload(path, layer, request: gr.Request):
-        return show(Sample(Path(path), []), layer, request)
-
-    def pick(layer, event: gr.SelectData, request: gr.Request):
-        return after(lambda comparison: comparison.pick(*point_of(event.index)))(layer, request)
-
-    def set_budget(dominant, contextual, layer, request: gr.Request):
-        comparison, refusals = found(request), []
-        with reporting_to(refusals.append):
-            comparison.set_budget(dominant, contextual)
-        if refusals:  # the sliders go back to what holds
-            count = markup.count(comparison) + markup.refusal(refusals[0])
-            return gr.skip(), count, gr.skip(), comparison.dominant, comparison.contextual
-        return *drawn(comparison, layer), gr.skip(), gr.skip()
-
-    def ask(question, request: gr.Request):
-        """Talk, text of the question's box, whether there is something to stop."""
-        comparison = found(request)
-        with reporting_to(warn):
-            for step, _ in enumerate(comparison.ask(question or "")):
-                is_first = step == 0  # after it the box is the visitor's again; before it nothing is taken from there
-                talk, button = markup.talk(comparison.turns), gr.Button(interactive=True)
-                yield (talk, "", button) if is_first else (talk, gr.skip(), gr.skip())
-        yield markup.talk(comparison.turns), gr.skip(), gr.Button(interactive=False)
-
-    def stop(request: gr.Request):
-        found(request).stop()
-
-    return SimpleNamespace(
-        enter=enter,
-        leave=leave,
-        show_sample=show_sample,
-        show_upload=show_upload,
-        redraw=after(lambda comparison: None),
-        pick=pick,
-        set_budget=set_budget,
-        clear=after(Comparison.clear),
-        let_visionzip_choose=after(Comparison.let_visionzip_choose),
-        undo=after(Comparison.undo),
-        begin_anew=after(Comparison.begin_anew),
-        ask=ask,
-        stop=stop,
-    )
-
-
-def point_of(index) -> tuple[float, float]:
-    """Where a picture was clicked. Raises ValueError for what no page sends."""
-    if not isinstance(index, list | tuple) or len(index) != 2 or not all(map(is_finite, index)):
-        raise ValueError("This is no place in the picture.")
-    return tuple(index)
-
-
-def is_finite(value) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-@contextlib.contextmanager
-def reporting_to(say: Callable[[str], None]) -> Iterator[None]:
-    """Says what cannot be done, or has failed, and goes on after the block."""
-    try:
-        yield
-    except ValueError as error:
-        say(str(error))
-    except torch.OutOfMemoryError:
-        say("Out of memory: begin a new conversation, or keep fewer tokens.")
-    except Exception:
-        logger.exception("A visitor's request failed:")
-        say("This failed, and whoever serves this page can read why. Try again, or reload the page.")
-
-
 def warm_up(server: ComparisonServer) -> None:
-    """Have the model answer once, so that the first visitor's times are like those of others."""
+    """Have the model answer once, so that the first visitor waits no longer than later ones."""
     comparison = server.enter("")
     comparison.show(Image.new("RGB", (64, 64)))
     for _ in comparison.ask("What is it?"):
@@ -327,31 +201,15 @@ def warm_up(server: ComparisonServer) -> None:
     server.leave("")
 
 
-def open_picture(path: Path) -> Image.Image:
-    """Upright. Raises ValueError if the file is no picture, is damaged, or has too many pixels to be decoded."""
-    return upright(decode_image(io.BytesIO(path.read_bytes()), path.name))
-
-
-def list_samples(folder: str | None) -> list[Sample]:
-    """Pictures to pick: a folder's first, or embedded ones with the questions that are asked about them."""
-    home = Path(folder).expanduser() if folder else playground() / SIGNS / "train_images"
-    paths = find_pictures(home)[:SAMPLES]
-    if folder:
-        return [Sample(path, []) for path in paths]
-    asked: dict[str, list[str]] = {}
-    for row in read_json(playground() / SIGNS / "TextVQA_0.5.1_val.json")["data"]:
-        asked.setdefault(row["image_id"], []).append(row["question"])
-    return [Sample(path, asked[path.stem][:QUESTIONS]) for path in paths]
-
-
 def per_crop(budget: VisionZipConfig, config, tower) -> VisionZipConfig:
-    """The same budget in dominant and contextual tokens of a crop, which the sliders show."""
+    """Convert a budget to dominant and contextual tokens of a crop, which the sliders show."""
     available = VisionZip(budget, tower).available
     dominant, contextual = budget.per_crop(most_crops(config, tower), available)
     return replace(budget, dominant=dominant, contextual=contextual, tokens_per_image=None)
 
 
 def require_gradio() -> None:
+    """Raise ImportError, which says how to install it, if gradio is missing."""
     try:
         import gradio  # noqa: F401
     except ImportError:
@@ -359,7 +217,7 @@ def require_gradio() -> None:
 
 
 def require_free(host: str, port: int) -> None:
-    """Raises ValueError if nobody can be served there, before a model is loaded."""
+    """Raise ValueError if the address cannot be served, before a model is loaded."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family) as trial:

@@ -1,0 +1,1 @@
+"""Tune LLaVA with VisionZip: flags, the steps of a run, checkpoints, memory and speed."""

@@ -1,10 +1,10 @@
-"""How fast a projector can be tuned, and in how much memory: one optimizer step, the plain way and ours, side by side.
+"""Measure speed and memory of tuning a projector: one optimizer step, done plainly and our way.
 
     python -m llava.train.bench                                             a small model, minutes on a CPU
-    python -m llava.train.bench --shape 7b --batch-size 8 --out docs/bench    LLaVA-1.5-7B's shape, one GPU of 80 GB
+    python -m llava.train.bench --shape 7b --batch-size 8 --out docs/bench    LLaVA-1.5-7B's size, one GPU of 80 GB
 
-Weights are random, which neither time nor memory depends on. Each way runs in processes of its own, in turns, so that
-memory is its own and a machine's moods meet all of them.
+Weights are random: neither time nor memory depends on them. Each variant runs in processes of its own, so that no other
+one adds to its memory, and in turns, so that the machine's load affects all alike.
 """
 
 import argparse
@@ -31,14 +31,14 @@ SPEED = "samples/s (slowest – fastest)"
 
 
 class StepVariant(NamedTuple):
-    """How a step is done; from the second on, each way adds one measure to the one before it."""
+    """One way to do a step; from the second on, each variant adds one measure to the one before it."""
 
     name: str
     zipped: bool = True
     labelled_logits: bool = True
     checkpointing: bool = False
     cached: bool = False
-    frozen: bool = True  # else every weight gets a gradient, and all but the projector's are thrown away
+    frozen: bool = True  # else every weight gets a gradient, and all but the projector's are discarded
 
 
 VARIANTS = (
@@ -59,17 +59,17 @@ SIZES = {
 
 
 class StepMeasurement(NamedTuple):
-    """What one process saw of one way."""
+    """What one process measured of one variant."""
 
     seconds: list[float]  # of each step
-    peak_gb: float  # beyond nothing on a GPU; on a CPU beyond what the loaded model takes
+    peak_gb: float  # the most memory in use: of tensors on a GPU, of the process on a CPU
     loaded_gb: float  # of it, before the first step
     tokens: int  # of a sample, that the language model saw
     tflops: float  # of a step, as counted by torch's FlopCounterMode
 
 
 def compare(args: argparse.Namespace) -> int:
-    """Measure every way and print the table; returns the exit status."""
+    """Measure every variant and print the table; returns the exit status."""
     if args.out:
         require_own([make_folder(args.out) / name for name in ("training.json", "training.md")], SPEED)
     results: dict[str, list[StepMeasurement]] = {variant.name: [] for variant in VARIANTS}
@@ -89,7 +89,7 @@ def compare(args: argparse.Namespace) -> int:
 
 
 def run_alone(variant: StepVariant, args: argparse.Namespace) -> StepMeasurement | None:
-    """A way in a process of its own; None if it ran out of memory."""
+    """Measure a variant in a process of its own; returns None if it ran out of memory."""
     options = [word for name, value in settings(args).items() for word in (f"--{name.replace('_', '-')}", str(value))]
     command = [sys.executable, "-m", "llava.train.bench", *options, "--only", variant.name]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -101,12 +101,13 @@ def run_alone(variant: StepVariant, args: argparse.Namespace) -> StepMeasurement
 
 
 def settings(args: argparse.Namespace) -> dict:
+    """Return the options that the measurements depend on."""
     names = ("shape", "dominant", "contextual", "batch_size", "text_tokens", "labelled", "steps", "device")
     return {name: getattr(args, name) for name in names}
 
 
 def measure(args: argparse.Namespace) -> int:
-    """Measure one way in this process and print it as JSON; returns the exit status."""
+    """Measure one variant in this process and print it as JSON; returns the exit status."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -152,7 +153,7 @@ def measure(args: argparse.Namespace) -> int:
 
 
 def memory_gb(device: str) -> float:
-    """The most that was in use so far: by tensors on a GPU, by the process on a CPU."""
+    """Return the most memory that was in use so far: by tensors on a GPU, by the process on a CPU."""
     import torch
 
     if device == "cuda":
@@ -161,14 +162,14 @@ def memory_gb(device: str) -> float:
 
 
 def make_model(size: str, device: str, dtype):
-    """A LLaVA of that shape with random weights, all frozen but the projector, which is in fp32."""
+    """Build a LLaVA of that size with random weights, all frozen but the projector, which is in fp32."""
     model = sizes.build_model(SIZES[size], device, dtype).requires_grad_(False)
     model.get_model().mm_projector.float().requires_grad_(True)
     return model
 
 
 def make_batch(model, variant: StepVariant, args: argparse.Namespace, device: str, dtype) -> dict:
-    """Random prompts of one image each, the last tokens of which are labelled: arguments of `model`."""
+    """Make random prompts of one image each, their last tokens labelled; returns arguments of `model`."""
     import torch
 
     from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
@@ -194,6 +195,7 @@ def make_batch(model, variant: StepVariant, args: argparse.Namespace, device: st
 
 
 def describe(args: argparse.Namespace) -> str:
+    """Describe the setting in a sentence."""
     import torch
 
     where = torch.cuda.get_device_name() if torch.cuda.is_available() and args.device != "cpu" else "CPU, fp32"
@@ -204,7 +206,7 @@ def describe(args: argparse.Namespace) -> str:
 
 
 def to_markdown(results: dict[str, list[StepMeasurement]], batch_size: int) -> str:
-    """A line per way: speed, also as a ratio to the plain zipped run, counted work, memory."""
+    """Write a table, a line per variant: speed, also as a ratio to the plain zipped run, counted work, memory."""
     lines = [
         f"| way | tokens | {SPEED} | × zipped, plain | TFLOP a sample | × by count | peak GB |",
         "|---|---:|---:|---:|---:|---:|---:|",
@@ -233,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure one way here, or compare them all; returns the exit status."""
+    """Measure one variant here, or compare them all; returns the exit status."""
     size = SIZES[args.shape]
     budget = counts_per_crop(args, USUAL, crops=size.crops, available=size.tower_length)
     args.dominant, args.contextual = budget
@@ -249,7 +251,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--shape", choices=SIZES, default="small", help="sizes of the model (default: small)")
     add("--batch-size", type=positive, default=4, metavar="N", help="samples per step (default: 4)")
     add("--text-tokens", type=positive, default=256, metavar="N", help="of a sample (default: 256)")
-    add("--labelled", type=positive, default=128, metavar="N", help="of these, learnt (default: 128)")
+    add("--labelled", type=positive, default=128, metavar="N", help="of these, with a label (default: 128)")
     add("--steps", type=positive, default=10, metavar="N", help="timed steps of a run, after 2 more (default: 10)")
     add("--rounds", type=positive, default=3, metavar="N", help="runs of each way (default: 3)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto, a GPU if there is one")

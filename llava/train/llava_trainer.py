@@ -1,4 +1,4 @@
-"""Upstream's trainer module: its names, over `llava.train.trainer` and `llava.data.sampler`."""
+"""Offer the names of upstream's trainer module, over `llava.train.trainer` and `llava.data.sampler`."""
 
 from collections.abc import Iterable, Sequence
 
@@ -27,8 +27,8 @@ __all__ = [
 class LLaVATrainer(trainer.LLaVATrainer):
     """Train what is unfrozen in `model`; called as upstream's: LLaVATrainer(model=, tokenizer=, args=, **data_module).
 
-    Checkpoints hold what `args` says that learns: with `tune_mm_mlp_adapter` the projector, with `lora_enable` LoRA and
-    what learns beside it, else the whole model.
+    Checkpoints hold what `args` says is trained: with `tune_mm_mlp_adapter` the projector, with `lora_enable` LoRA and
+    what is trained with it, else the whole model.
     """
 
     def __init__(self, model: nn.Module, args, *, tokenizer=None, part: str | None = None, **kwargs):
@@ -38,14 +38,14 @@ class LLaVATrainer(trainer.LLaVATrainer):
 
 
 def part_of(args) -> str:
-    """What a run of `args` leaves: "projector", "lora" or "full"."""
+    """Name the part that a run of `args` trains: "projector", "lora" or "full"."""
     if getattr(args, "tune_mm_mlp_adapter", False):
         return "projector"
     return "lora" if getattr(args, "lora_enable", False) else "full"
 
 
 def maybe_zero_3(param: nn.Parameter, ignore_status: bool = False, name: str | None = None) -> Tensor:
-    """A copy of a parameter on the CPU, whole also where ZeRO-3 has cut it up; all processes have to ask for it."""
+    """Copy a parameter to the CPU, whole also where ZeRO-3 has partitioned it; all processes have to call this."""
     with gathered([param]):
         return param.detach().to("cpu", copy=True)
 
@@ -53,5 +53,5 @@ def maybe_zero_3(param: nn.Parameter, ignore_status: bool = False, name: str | N
 def get_mm_adapter_state_maybe_zero_3(
     named_params: Iterable[tuple[str, nn.Parameter]], keys_to_match: Sequence[str]
 ) -> dict[str, Tensor]:
-    """`maybe_zero_3` of the parameters in whose name one of `keys_to_match` stands."""
+    """Copy the parameters whose names contain one of `keys_to_match`, as `maybe_zero_3` does."""
     return {name: maybe_zero_3(p) for name, p in named_params if any(key in name for key in keys_to_match)}

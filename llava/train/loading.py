@@ -1,8 +1,9 @@
-"""From what a run asks for to a model that is ready to learn it."""
+"""Load the model of a run, and unfreeze the part that it trains."""
 
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,13 +19,13 @@ from llava.model.multimodal_encoder.builder import vision_config
 from llava.model.tokenizer import load_tokenizer
 from llava.model.vocabulary import add_image_tokens, require_rows
 from llava.model.weights import load_projector, refuse
-from llava.train.arguments import Run
+from llava.train.run import Run
 from llava.train.saving import load_adapter
 from llava.train.sharding import gathered
 
 
-def load(run: Run) -> tuple:
-    """(tokenizer, model, image processor), everything frozen.
+def load(run: Run) -> tuple[Any, Any, Any]:
+    """Load (tokenizer, model, image processor), everything frozen.
 
     `--model_name_or_path` is a whole LLaVA checkpoint, whose config then holds, or a language model, which gets the
     tower and the projector that the run describes.
@@ -32,7 +33,7 @@ def load(run: Run) -> tuple:
     Raises:
         ValueError: no checkpoint there, one that cannot be trained, or a projector that does not fit.
     """
-    path = run.model.model_name_or_path
+    path = run.base
     if run.training.zero_stage == 3:  # which cuts weights up while they are read: the processes have to know each other
         from deepspeed import init_distributed
 
@@ -50,6 +51,7 @@ def load(run: Run) -> tuple:
     config.tokenizer_model_max_length = run.training.model_max_length
     config.tokenizer_padding_side = "right"
 
+    model: Any
     model, absent = load_weights(checkpoint, config, placement(run))
     is_new = checkpoint.kind == "text"  # a language model has no projector: it starts with random weights
     refuse({key for key in absent if not (is_new and key.startswith(PROJECTOR_KEYS))}, "missing from", path)
@@ -71,7 +73,7 @@ def load(run: Run) -> tuple:
 
 
 def vision_settings(run: Run, checkpoint: Checkpoint) -> dict:
-    """What the run adds to a checkpoint's config.json."""
+    """Return what the run adds to a checkpoint's config.json. Raises ValueError if the tower is missing or unfit."""
     asked, data = run.model, run.data
     settings = {
         "image_aspect_ratio": data.image_aspect_ratio,
@@ -97,9 +99,9 @@ def vision_settings(run: Run, checkpoint: Checkpoint) -> dict:
 
 
 def placement(run: Run) -> dict:
-    """Arguments of `from_pretrained`: dtype, device, quantization."""
+    """Return arguments of `from_pretrained`: dtype, device, quantization."""
     training, dtype = run.training, compute_dtype(run)
-    options = {"dtype": dtype}
+    options: dict[str, Any] = {"dtype": dtype}
     if training.attn_implementation:
         options["attn_implementation"] = training.attn_implementation
     if not is_deepspeed_zero3_enabled():  # ZeRO-3 places the parts itself
@@ -117,13 +119,14 @@ def placement(run: Run) -> dict:
 
 
 def compute_dtype(run: Run) -> torch.dtype:
+    """Return the dtype that the run computes in."""
     if run.training.bf16:
         return torch.bfloat16
     return torch.float16 if run.training.fp16 else torch.float32
 
 
-def choose_trainable(model: nn.Module, run: Run) -> nn.Module:
-    """Unfreeze what the run trains; with LoRA, the model comes back wrapped.
+def choose_trainable(model, run: Run) -> nn.Module:
+    """Unfreeze what the run trains; with LoRA, a wrapped model is returned.
 
     Raises:
         ValueError: nothing is left to train.
@@ -141,21 +144,21 @@ def choose_trainable(model: nn.Module, run: Run) -> nn.Module:
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
         raise ValueError("Nothing is left to train: --freeze_backbone and --freeze_mm_mlp_adapter exclude each other.")
-    if training.deepspeed is None:  # DeepSpeed keeps fp32 masters of its own; without it, what learns is in fp32
+    if training.deepspeed is None:  # DeepSpeed keeps fp32 masters of its own; without it, what is trained is in fp32
         for parameter in trainable:
             parameter.data = parameter.data.float()
     return model
 
 
 def trained_part(run: Run) -> str:
-    """What a run leaves: "lora", "projector" or "full"."""
+    """Name the part that a run trains: "lora", "projector" or "full"."""
     if run.training.lora_enable:
         return "lora"
     return "projector" if run.model.tune_mm_mlp_adapter else "full"
 
 
-def add_lora(model: nn.Module, run: Run) -> nn.Module:
-    """LoRA on every linear layer of the language model but its head."""
+def add_lora(model, run: Run) -> nn.Module:
+    """Add LoRA to every linear layer of the language model but its head."""
     from peft import LoraConfig, get_peft_model
 
     training = run.training
@@ -175,7 +178,7 @@ def add_lora(model: nn.Module, run: Run) -> nn.Module:
 
 
 def lora_targets(model: nn.Module) -> list[str]:
-    """Last names of the linear layers of the language model."""
+    """List the last parts of the names of the language model's linear layers."""
     skipped = re.compile(r"\b(vision_tower|mm_projector|lm_head)\b")
     found = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     return sorted({name.rpartition(".")[2] for name in found if not skipped.search(name)})

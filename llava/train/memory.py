@@ -1,4 +1,4 @@
-"""GPU memory when only the projector trains, by calculation: `python -m llava.train.memory [--model 7b]`.
+"""Calculate the GPU memory of tuning only the projector: `python -m llava.train.memory [--model 7b]`.
 
 Prints a Markdown table: LLaVA-1.5-7B and 13B, on ZeRO-2, ZeRO-3, ZeRO-3 with offload, and a 4-bit language model, and
 the largest batch on cards of 24 and 80 GiB. What it counts, per GPU:
@@ -42,7 +42,7 @@ SIZES = {"7B": sizes.SIZES["llava-1.5-7b"], "13B": sizes.SIZES["llava-1.5-13b"]}
 
 
 class Parameters(NamedTuple):
-    """Numbers of parameters."""
+    """How many parameters each part of a model has."""
 
     matrices: int  # of the decoder layers: what is quantized
     others: int  # embedding, head and norms of the language model
@@ -51,7 +51,7 @@ class Parameters(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Bytes on one GPU at the peak of a step."""
+    """The bytes in use on one GPU at the peak of a step, by purpose."""
 
     llm: float
     tower: float
@@ -67,7 +67,7 @@ class Memory(NamedTuple):
 
 
 def parameters(size: ModelSize) -> Parameters:
-    """Exact for Llama and Mistral; the biases of Qwen's attention, 0.01 %, are left out."""
+    """Count the parameters: exactly for Llama and Mistral, without the biases of Qwen's attention, 0.01 %."""
     hidden = size.hidden
     attention = 2 * hidden**2 + 2 * hidden * size.head_dim * size.kv_heads
     return Parameters(
@@ -87,7 +87,7 @@ def activation_bytes(
     checkpointing: bool = False,
     keeps_inputs: bool = False,
 ) -> int:
-    """What autograd keeps of the language model between forward and backward.
+    """Return the bytes that autograd keeps of the language model between forward and backward.
 
     Args:
         tokens: length of a sequence, image and text.
@@ -105,14 +105,16 @@ def activation_bytes(
 
 
 def logit_bytes(size: ModelSize, positions: int) -> int:
-    """The most that `llava.model.loss.next_token_loss` holds: logits and their gradients in bf16, and for ROWS of them
-    at a time log-probabilities and two gradients in fp32."""
+    """Return the most bytes that `llava.model.loss.next_token_loss` holds for `positions` labels.
+
+    Logits and their gradients in bf16; for ROWS of them at a time, log-probabilities and two gradients in fp32.
+    """
     at_once = min(positions, ROWS)
     return size.vocab * (4 * positions + (12 - 2) * at_once)
 
 
 def all_logit_bytes(size: ModelSize, positions: int) -> int:
-    """The same for a loss that takes the logits of all positions at once."""
+    """Return the same for a loss that takes the logits of all positions at once."""
     return size.vocab * positions * (2 + 12)
 
 
@@ -127,7 +129,7 @@ def peak(
     gpus: int = 8,
     checkpointing: bool = False,
 ) -> Memory:
-    """Memory of one GPU at the peak of a step: where backward begins.
+    """Calculate the memory of one GPU at the peak of a step, where backward begins.
 
     Args:
         method: one of METHODS.
@@ -159,7 +161,7 @@ def peak(
 
 
 def largest_batch(size: ModelSize, method: str, card: float, **setting) -> int:
-    """How many sequences fit a card of `card` GiB, at most 9999; 0 if not even one. `setting` as in `peak`."""
+    """Return how many sequences fit a card of `card` GiB: 0 to 9999. `setting` as in `peak`."""
     room = card * GIB - RESERVE
     return bisect_right(range(1, 10_000), room, key=lambda batch: peak(size, method, batch=batch, **setting).total)
 
@@ -174,7 +176,7 @@ def to_markdown(
     gpus: int = 8,
     checkpointing: bool = False,
 ) -> str:
-    """A line per model and method, in GiB. Arguments as in `peak`."""
+    """Write a table in GiB, a line per model and method. Arguments as in `peak`."""
     setting = {"text": text, "labelled": labelled, "gpus": gpus, "checkpointing": checkpointing}
     head = [
         *("model", "method", "LLM + tower + projector", "gradients + optimizer", "workspace"),
@@ -208,6 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Calculate and print the table; returns the exit status."""
     chosen = dict([find_size(args.model, SIZES)]) if args.model else SIZES
     labelled = args.text // 2 if args.labelled is None else args.labelled
     if labelled > args.text:

@@ -1,4 +1,4 @@
-"""What a run of training tells: how fast it is while it runs, and `training.json` and `loss.png` beside its result."""
+"""Report on a training run: its speed while it runs, and `training.json` and `loss.png` next to its result."""
 
 import logging
 import resource
@@ -25,23 +25,25 @@ PANELS = {"loss": "loss", "learning_rate": "learning rate", "samples_per_second"
 
 
 class Throughput:
-    """Samples per second from one log line to the next; what comes before the first step does not count.
+    """Measures samples per second from one log line to the next; the time before the first step does not count.
 
     Args:
         clock: seconds since any moment.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
-        self._clock, self._since, self._samples = clock, None, 0
+        self._clock, self._samples = clock, 0
+        self._since: float | None = None
 
     def tick(self, samples: int) -> None:
-        """A step on `samples`, of all processes together, begins."""
+        """Count the samples, of all processes together, of a step that begins."""
         if self._since is None:
             self._since = self._clock()
         self._samples += samples
 
     def rate(self) -> float:
-        """Since the last call, or the first step."""
+        """Return samples per second since the last call, or since the first step."""
+        assert self._since is not None, "no step has begun"
         now = self._clock()
         rate = self._samples / (now - self._since)
         self._since, self._samples = now, 0
@@ -49,7 +51,7 @@ class Throughput:
 
 
 class Spent(NamedTuple):
-    """What a run of training has taken over all its starts, but for steps that a stop has lost."""
+    """What a training run has taken over all its starts, without steps that were lost when it was stopped."""
 
     seconds: float = 0.0
     loss: float = 0.0  # sum over steps
@@ -57,12 +59,12 @@ class Spent(NamedTuple):
 
 
 def write_spent(folder: Path, spent: Spent) -> None:
-    """Put beside a checkpoint what has led to it."""
+    """Write into a checkpoint what it took to get there."""
     write_json(folder / SPENT_FILE, spent._asdict())
 
 
 def read_spent(folder: Path) -> Spent:
-    """What has led to a checkpoint; nothing, if it does not say so."""
+    """Read what it took to get to a checkpoint; nothing, if it does not say so."""
     try:
         return Spent(**read_json(folder / SPENT_FILE))
     except (TypeError, ValueError) as error:
@@ -71,7 +73,7 @@ def read_spent(folder: Path) -> Spent:
 
 
 def gather_facts() -> dict:
-    """About this process and its machine: peak memory (GiB, of the GPU if there is one), device, versions."""
+    """Describe this process and its machine: peak memory (GiB, of the GPU if there is one), device, versions."""
     optional = {}
     for name in OPTIONAL:
         with suppress(PackageNotFoundError):
@@ -85,7 +87,7 @@ def gather_facts() -> dict:
 
 
 def peak_memory() -> int:
-    """The most bytes this process has held so far: on its GPU, or else in main memory."""
+    """Return the most bytes this process has held so far: on its GPU, or else in main memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
@@ -93,7 +95,7 @@ def peak_memory() -> int:
 
 
 def write_report(folder: Path, *, history: Sequence[dict], facts: dict) -> None:
-    """Write `loss.png` and then `training.json`, which so is the last that a run leaves.
+    """Write `loss.png` and then `training.json`, which marks a run as finished.
 
     Args:
         history: transformers' `trainer.state.log_history`; of a resumed run it has the steps before, too.
@@ -104,7 +106,7 @@ def write_report(folder: Path, *, history: Sequence[dict], facts: dict) -> None:
 
 
 def summarize(history: Sequence[dict]) -> dict:
-    """Steps, speed and losses; `seconds` are those of all starts, but for steps that a stop has lost."""
+    """Summarize steps, speed and losses; `seconds` are those of all starts, without steps that were lost."""
     steps, losses = series(history, "loss")
     _, rates = series(history, "samples_per_second")
     _, seconds = series(history, "train_runtime")
@@ -118,13 +120,13 @@ def summarize(history: Sequence[dict]) -> dict:
 
 
 def series(history: Sequence[dict], name: str) -> tuple[list[int], list[float]]:
-    """Steps at which `name` was logged, and its values."""
+    """Return the steps at which `name` was logged, and its values."""
     lines = [line for line in history if name in line]
     return [line["step"] for line in lines], [line[name] for line in lines]
 
 
 def draw(history: Sequence[dict], path: Path) -> None:
-    """Loss, learning rate and samples per second over the steps, as a PNG. Without matplotlib, nothing."""
+    """Draw loss, learning rate and samples per second over the steps, as a PNG. Without matplotlib, nothing."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -151,5 +153,5 @@ def draw(history: Sequence[dict], path: Path) -> None:
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
-    """The mean of each value and up to `window` - 1 before it."""
+    """Average each value with up to `window` - 1 before it."""
     return [fmean(values[max(0, end - window) : end]) for end in range(1, len(values) + 1)]

@@ -1,10 +1,10 @@
-"""What a run leaves behind: the parts that were trained, in the files and under the names that loaders expect.
+"""Save and load the trained part of a model, in the files and under the names that loaders expect.
 
 projector   mm_projector.bin, config.json
 lora        adapter_model.safetensors, adapter_config.json, non_lora_trainables.bin, config.json
 full        a whole checkpoint
 
-`save` writes into a folder; who calls it sees to it that the folder appears whole or not at all.
+`save` writes into a folder; the caller sees to it that the folder appears whole or not at all.
 """
 
 import copy
@@ -26,7 +26,7 @@ def save(
 
     Args:
         dtype: of the weights; by default each as it is trained.
-        writes: whether this process does; the others help it to the weights that are cut into parts.
+        writes: whether this process writes; the others only help to gather partitioned weights.
     """
     state = collect(model, lambda name, parameter: parameter.requires_grad or part == "full", keep=writes)
     if not writes:
@@ -38,11 +38,13 @@ def save(
 
 
 def save_projector(model: nn.Module, tokenizer, folder: Path, state: dict[str, Tensor]) -> None:
+    """Write mm_projector.bin and config.json."""
     torch.save(state, folder / PROJECTOR[1])
     save_config(model, folder)
 
 
-def save_lora(model: nn.Module, tokenizer, folder: Path, state: dict[str, Tensor]) -> None:
+def save_lora(model, tokenizer, folder: Path, state: dict[str, Tensor]) -> None:
+    """Write the adapter, what else was trained, and config.json."""
     adapter = {key: value for key, value in state.items() if "lora_" in key}
     others = {key: value for key, value in state.items() if "lora_" not in key}
     model.save_pretrained(folder, state_dict=adapter, save_embedding_layers=False)
@@ -50,13 +52,15 @@ def save_lora(model: nn.Module, tokenizer, folder: Path, state: dict[str, Tensor
     save_config(model, folder)
 
 
-def save_config(model: nn.Module, folder: Path) -> None:
+def save_config(model, folder: Path) -> None:
+    """Write config.json without the quantization of the base."""
     config = copy.copy(model.config)
-    config.__dict__.pop("quantization_config", None)  # how the base was held meanwhile: what was trained fits any
+    config.__dict__.pop("quantization_config", None)  # of the base while it was trained on: the trained part fits any
     config.save_pretrained(folder)
 
 
-def save_full(model: nn.Module, tokenizer, folder: Path, state: dict[str, Tensor]) -> None:
+def save_full(model, tokenizer, folder: Path, state: dict[str, Tensor]) -> None:
+    """Write a whole checkpoint."""
     model.save_pretrained(folder, state_dict=state)
     if tokenizer is not None:  # another program's trainer may have none
         save_tokenizer(tokenizer, folder)
@@ -66,7 +70,7 @@ SAVERS = {"projector": save_projector, "lora": save_lora, "full": save_full}
 
 
 def load_trained(part: str, model: nn.Module, folder: str | Path) -> None:
-    """Put what `save` wrote back into the model it came from.
+    """Load what `save` wrote into the model it came from.
 
     Raises:
         ValueError: files are missing, or are not of this part of this model.
@@ -82,19 +86,19 @@ def load_trained(part: str, model: nn.Module, folder: str | Path) -> None:
 
 
 def load_adapter(model: nn.Module, folder: str | Path) -> None:
-    """LoRA weights, and what was trained beside them, into a model that peft has wrapped."""
+    """Load LoRA weights, and what was trained with them, into a model that peft has wrapped."""
     from peft import set_peft_model_state_dict
 
     with gathered([parameter for name, parameter in model.named_parameters() if "lora_" in name], write=True):
         result = set_peft_model_state_dict(model, read_weights(folder, ADAPTER))
     refuse(set(result.unexpected_keys), "not expected in", str(folder))
-    beside = read_weights(folder, NON_LORA)
-    with gathered([parameter for name, parameter in model.named_parameters() if name in beside], write=True):
-        copy_weights(model, beside, str(folder))
+    others = read_weights(folder, NON_LORA)
+    with gathered([parameter for name, parameter in model.named_parameters() if name in others], write=True):
+        copy_weights(model, others, str(folder))
 
 
 def read_weights(folder: str | Path, names: tuple[str, ...]) -> dict[str, Tensor]:
-    """Tensors of the first of some files that is in `folder`, or of the shards that it lists."""
+    """Read the tensors of the first of some files that is in `folder`, or of the shards that it lists."""
     file = next((file for name in names if (file := find(str(folder), name, {}))), None)
     if file is None:
         raise ValueError(f"{folder} holds none of {', '.join(names)}: it is not what such a run saves.")

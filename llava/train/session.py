@@ -1,4 +1,4 @@
-"""The steps around the learning itself: what a run reads, how it is told apart from others, what it leaves."""
+"""Do the steps of a run around the training itself: read the data, claim the output folder, save the result."""
 
 import logging
 import shutil
@@ -6,11 +6,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
-from torch import nn
 
 from llava.conversation import conv_templates
 from llava.data.collator import DataCollatorForSupervisedDataset
@@ -18,11 +17,13 @@ from llava.data.dataset import LazySupervisedDataset
 from llava.data.records import image_names, other_media, questions_of, read_records
 from llava.data.subset import draw
 from llava.data.verify import check
+from llava.encode.store import FeatureCache, build_cache, cache_key, open_cache
 from llava.model.fields import owns_tower
 from llava.model.save import all_or_nothing
-from llava.train.arguments import Run, TrainingArguments
+from llava.train.arguments import TrainingArguments
 from llava.train.loading import compute_dtype
 from llava.train.report import gather_facts, peak_memory, write_report
+from llava.train.run import Run
 from llava.train.saving import save
 from llava.train.sharding import gathered, is_first, wait_for_all
 from llava.train.trainer import LLaVATrainer, checkpoints, remove_unfinished
@@ -39,7 +40,7 @@ RESULTS = (  # what a run leaves, as patterns
 
 
 class Counts(NamedTuple):
-    """How many samples there are."""
+    """How many samples there are, at each step of reading them."""
 
     in_file: int
     drawn: int  # of --data_fraction and --images_only
@@ -49,13 +50,13 @@ class Counts(NamedTuple):
 
 
 def read_data(run: Run) -> tuple[list[dict], Counts]:
-    """The records to train on.
+    """Read the records to train on.
 
     Raises:
         ValueError: some of them cannot be used, and --skip_bad_data was not given.
     """
     data, training = run.data, run.training
-    records = read_records(data.data_path)
+    records = read_records(run.records)
     in_file = len(records)
     if data.images_only:
         # What brings another medium is no text alone: it is kept, to be refused below.
@@ -66,18 +67,19 @@ def read_data(run: Run) -> tuple[list[dict], Counts]:
     drawn, report = len(records), check(records, data.image_folder)
     if report.bad and not data.skip_bad_data:
         raise ValueError(
-            f"{data.data_path}: {report.summary()}\n"
-            f"Mend them, or write a list without them: python -m llava.data.verify {data.data_path} --image-folder "
+            f"{run.records}: {report.summary()}\n"
+            f"Fix them, or write a list without them: python -m llava.data.verify {run.records} --image-folder "
             f"{data.image_folder} --clean CLEAN.json; or leave them out, and count them, with --skip_bad_data True."
         )
     records = report.clean()
     if not records:
-        raise ValueError(f"{data.data_path}: nothing is left to train on, of {in_file} samples.")
+        raise ValueError(f"{run.records}: nothing is left to train on, of {in_file} samples.")
     with_image = sum(bool(image_names(record)) for record in records)
     return records, Counts(in_file, drawn, drawn - len(records), with_image, len(records))
 
 
 def describe(counts: Counts) -> str:
+    """Describe the counts in a sentence."""
     left_out = f", {counts.bad} unusable ones left out" if counts.bad else ""
     return (
         f"{counts.used:,} samples, {counts.with_image:,} of them with images; {counts.drawn:,} drawn from "
@@ -86,12 +88,12 @@ def describe(counts: Counts) -> str:
 
 
 def make_dataset(
-    run: Run, records: Sequence[dict], tokenizer, model: nn.Module, image_processor
+    run: Run, records: list[dict], tokenizer, model, image_processor
 ) -> tuple[LazySupervisedDataset, DataCollatorForSupervisedDataset]:
-    """Samples, and how they become batches."""
+    """Make the dataset, and the collator that makes batches of its samples."""
     cache = None
-    if run.data.cache_features:
-        cache = features_of(run, records, model, image_processor)
+    if folder := run.data.cache_features:
+        cache = features_of(folder, run, records, model, image_processor)
     dataset = LazySupervisedDataset(
         records,
         tokenizer,
@@ -106,16 +108,14 @@ def make_dataset(
     return dataset, DataCollatorForSupervisedDataset(tokenizer.pad_token_id, dataset.dummy)
 
 
-def template_of(run: Run, model: nn.Module) -> str:
-    """The prompt template that is trained with; `loading.load` has chosen it where the run does not say."""
+def template_of(run: Run, model) -> str:
+    """Name the prompt template that is trained with; `loading.load` chose it where the run names none."""
     return run.model.version or model.config.conv_mode
 
 
-def features_of(run: Run, records: Sequence[dict], model: nn.Module, image_processor):
-    """What the tower makes of every image, from --cache_features or computed into it; then the tower is let go."""
-    from llava.encode.store import build_cache, cache_key, open_cache
-
-    folder, names = run.data.cache_features, dict.fromkeys(name for r in records for name in image_names(r))
+def features_of(folder: str, run: Run, records: Sequence[dict], model, image_processor) -> FeatureCache:
+    """Open the features of every image in `folder`, computing those that are missing; then drop the tower."""
+    names = dict.fromkeys(name for record in records for name in image_names(record))
     tower = model.get_vision_tower()
     with gathered(tower.parameters()):
         key = cache_key(model, image_processor)
@@ -127,10 +127,10 @@ def features_of(run: Run, records: Sequence[dict], model: nn.Module, image_proce
 
 
 def is_finished(output: Path, run: Run) -> bool:
-    """Whether an earlier run of the same settings has left its result in `output`, on every machine.
+    """Check whether an earlier run of the same settings has left its result in `output`, on every machine.
 
     Raises:
-        ValueError: `output` belongs to a run of other settings, which are named, or to somebody else.
+        ValueError: `output` belongs to a run of other settings, which are named, or holds files that no run wrote.
     """
     require_own_folder(output, run)
     if run.training.overwrite_output_dir:
@@ -151,7 +151,7 @@ def require_own_folder(output: Path, run: Run) -> None:
     """Refuse to write over what the run reads, and into a folder with a model that no run has left there.
 
     Raises:
-        ValueError: it names the files.
+        ValueError: names the files.
     """
     model, training = run.model, run.training
     read = (model.model_name_or_path, model.vision_tower, training.lora_weight_path)
@@ -168,10 +168,10 @@ def require_own_folder(output: Path, run: Run) -> None:
 
 @contextmanager
 def claimed(output: Path, run: Run) -> Iterator[None]:
-    """`output` as this run's alone, without what a killed or an overwritten run has left.
+    """Claim `output` for this run alone, and remove what a killed or an overwritten run has left.
 
     Raises:
-        ValueError: it cannot be written to, another run is at work there, or machines hold different checkpoints.
+        ValueError: it cannot be written to, another run is writing there, or machines hold different checkpoints.
     """
     training, lock = run.training, None
     choose_writers(output, training)
@@ -194,6 +194,7 @@ def choose_writers(output: Path, training: TrainingArguments) -> None:
     """Let one process write to each `output`: the first of all, or of each machine if every machine has its own."""
     with tempfile.NamedTemporaryFile(dir=output, prefix=".shared-") if is_first() else nullcontext() as mark:
         [name] = broadcast_object_list([mark and Path(mark.name).name])
+        assert name, "the first process has named its file"
         training.save_on_each_node = not all(gather_object([(output / name).exists()]))
     if training.deepspeed_plugin:
         checkpoint = training.deepspeed_plugin.deepspeed_config.setdefault("checkpoint", {})
@@ -222,6 +223,7 @@ def remove_partial(output: Path, training: TrainingArguments) -> None:
 
 
 def discard(output: Path) -> None:
+    """Delete the checkpoints and the report of an earlier run."""
     for path in checkpoints(output):
         shutil.rmtree(path)
     (output / RESULT_FILE).unlink(missing_ok=True)
@@ -229,11 +231,14 @@ def discard(output: Path) -> None:
 
 def save_result(trainer: LLaVATrainer, run: Run, counts: Counts) -> None:
     """Write the trained part and the report into the output folder."""
-    model, output = trainer.accelerator.unwrap_model(trainer.model), Path(run.training.output_dir)
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    output = run.output
     writes = run.training.should_save
     with all_or_nothing(output) if writes else nullcontext() as folder:
-        save(trainer.part, model, trainer.processing_class, folder, compute_dtype(run), writes=writes)
-    peaks = trainer.accelerator.gather(torch.tensor([peak_memory()], dtype=torch.float64, device=run.training.device))
+        save(trainer.part, model, trainer.processing_class, folder or output, compute_dtype(run), writes=writes)
+    peaks: Any = trainer.accelerator.gather(
+        torch.tensor([peak_memory()], dtype=torch.float64, device=run.training.device)
+    )
     skipped = trainer.spent().skipped
     if writes:
         budget = getattr(model.config, "visionzip", None)
@@ -246,4 +251,4 @@ def save_result(trainer: LLaVATrainer, run: Run, counts: Counts) -> None:
             "settings": run.settings(),
         }
         write_report(output, history=trainer.state.log_history, facts=facts)
-    wait_for_all()  # a process that ended earlier would take the others with it if it failed at that
+    wait_for_all()  # a process that failed while ending would take the others with it

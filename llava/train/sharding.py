@@ -1,4 +1,4 @@
-"""Parameters that DeepSpeed ZeRO-3 has cut into parts, one per process, put together for a while."""
+"""Gather parameters that DeepSpeed ZeRO-3 has partitioned over processes."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 @contextmanager
 def gathered(parameters: Iterable[nn.Parameter], *, write: bool = False) -> Iterator[None]:
-    """`parameters` in full inside the block; without ZeRO-3 they always are. All processes have to take part.
+    """Gather `parameters` in full for the length of a `with` block. All processes have to take part.
 
     Args:
-        write: hand on to the other processes what the first one writes into them.
+        write: send what the first process writes into them to the others.
     """
     sharded = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
     if not sharded:
@@ -25,7 +25,7 @@ def gathered(parameters: Iterable[nn.Parameter], *, write: bool = False) -> Iter
 
 
 def collect(model: nn.Module, wanted: Callable[[str, nn.Parameter], bool], *, keep: bool) -> dict[str, Tensor]:
-    """Copies on the CPU of wanted parameters, one gathered at a time; empty where they are not to `keep`."""
+    """Copy wanted parameters to the CPU, gathering one at a time; returns none in processes that do not `keep` them."""
     found = {}
     for name, parameter in model.named_parameters():
         if wanted(name, parameter):
@@ -36,10 +36,11 @@ def collect(model: nn.Module, wanted: Callable[[str, nn.Parameter], bool], *, ke
 
 
 def is_first() -> bool:
+    """Check whether this is the first process, or the only one."""
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def wait_for_all() -> None:
-    """Until every process has come here."""
+    """Wait until every process has called this."""
     if dist.is_initialized():
         dist.barrier()

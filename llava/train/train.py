@@ -1,9 +1,9 @@
 """Tune LLaVA with VisionZip: `python -m llava.train.train --recipe configs/finetune_projector.yaml [--flag value ...]`.
 
-Started by torchrun, deepspeed or accelerate, every process takes its part of each batch. The same command goes on where
-an interrupted run was stopped.
+Started by torchrun, deepspeed or accelerate, every process takes its part of each batch. The same command continues
+an interrupted run.
 
-What upstream has in this module is in `arguments` and `upstream`, and found here too.
+What upstream has in this module is in `arguments` and `upstream`, and can be imported from here too.
 """
 
 import logging
@@ -14,10 +14,9 @@ from argparse import Namespace
 from collections.abc import Sequence
 from importlib import import_module
 from itertools import chain
-from pathlib import Path
 from typing import NoReturn
 
-from llava.train.arguments import Run, parse
+from llava.train.run import Run, parse
 from llava.utils.cli import print_once, run_command
 from llava.utils.files import make_folder
 
@@ -52,11 +51,12 @@ def main(argv: Sequence[str] | None = None, attn_implementation: str | None = No
 
 
 def train(attn_implementation: str | None = None) -> None:
-    """Do what the command line of this process says: upstream's way to start a run. Errors are raised."""
+    """Run the command line of this process, as upstream starts a run. Errors are raised."""
     tune(with_attention(parse(), attn_implementation))
 
 
 def with_attention(run: Run, attn_implementation: str | None) -> Run:
+    """Set the attention of a run that names none."""
     run.training.attn_implementation = run.training.attn_implementation or attn_implementation
     return run
 
@@ -66,27 +66,27 @@ def tune(run: Run) -> int:
     from llava.train import loading, session
     from llava.train.trainer import LLaVATrainer, checkpoints
 
-    output = Path(run.training.output_dir)
+    output = run.output
     if session.is_finished(output, run):
         print_once(f"{output} holds the finished result of this run. --overwrite_output_dir runs it again.")
         return 0
 
     make_folder(output)  # before anything takes time
 
-    # 1. What there is to learn from.
+    # 1. The data.
     records, counts = session.read_data(run)
     print_once(session.describe(counts))
 
-    # 2. The model, of which one part is to move.
+    # 2. The model, of which one part is trained.
     tokenizer, model, image_processor = loading.load(run)
     model = loading.choose_trainable(model, run)
     part = loading.trained_part(run)
 
     with session.claimed(output, run):
-        # 3. Samples, from pixels or from what the tower has made of them once.
+        # 3. Samples, of pixels or of cached features.
         dataset, collator = session.make_dataset(run, records, tokenizer, model, image_processor)
 
-        # 4. Learn.
+        # 4. Training.
         trainer = LLaVATrainer(
             model,
             part=part,
@@ -100,13 +100,13 @@ def tune(run: Run) -> int:
             print_once(f"Going on from {kept[-1]}.")
         trainer.train(resume_from_checkpoint=str(kept[-1]) if kept else None)
 
-        # 5. Keep the result, and what can be told about it.
+        # 5. The result, and a report on it.
         session.save_result(trainer, run, counts)
     return 0
 
 
 def leave(status: int) -> NoReturn:
-    """End this process at once: gloo's threads sometimes abort one that takes itself apart, after all work is done."""
+    """End this process at once: after all work is done, gloo's threads sometimes abort one that shuts down normally."""
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

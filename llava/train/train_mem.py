@@ -10,7 +10,7 @@ from llava.train.train import train as train  # upstream's programs import it fr
 
 
 def usual_attention() -> str | None:
-    """What transformers calls the attention to use; None leaves it the choice."""
+    """Name the attention to use, as transformers calls it; None leaves the choice to transformers."""
     from torch import cuda
 
     return "flash_attention_2" if find_spec("flash_attn") and cuda.is_available() else None

@@ -1,5 +1,7 @@
-"""transformers' Trainer, with what tuning a part of LLaVA needs: batches of like samples, losses where there are
-labels, checkpoints of the trained part that are whole or not there.
+"""Extend transformers' Trainer to tune a part of LLaVA.
+
+Batches have samples of similar length, the loss is computed where there are labels, and checkpoints hold the trained
+part, whole or not at all.
 """
 
 import logging
@@ -8,6 +10,7 @@ import re
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class LLaVATrainer(Trainer):
-    """Trains what is unfrozen in `model`.
+    """A trainer of what is unfrozen in `model`.
 
     Args:
         part: what to save: "projector", "lora" or "full".
@@ -32,7 +35,13 @@ class LLaVATrainer(Trainer):
         skipped: samples of this process whose image could not be read.
     """
 
-    def __init__(self, model: nn.Module, *, part: str, **kwargs):
+    args: Any  # transformers' arguments, and LLaVA's
+    model: Any  # a LLaVA; with LoRA, in peft's wrapping
+    model_wrapped: Any
+    train_dataset: Any
+    lr_scheduler: Any
+
+    def __init__(self, model, *, part: str, **kwargs):
         if part == "projector" and getattr(model, "is_quantized", False):
             model._hf_peft_config_loaded = True  # the projector is the adapter that Trainer misses
         super().__init__(model=model, **kwargs)
@@ -42,17 +51,18 @@ class LLaVATrainer(Trainer):
         self._throughput = Throughput()
         self._before, self._began, self._losses = Spent(), time.perf_counter(), 0.0
 
-    # What is learnt
+    # Training
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The loss of a batch, which Trainer divides by the labels of the whole global batch.
+        """Compute the loss of a batch, which Trainer divides by the labels of the whole global batch.
 
         Raises:
-            ValueError: it is not finite; nothing has been learnt from it.
+            ValueError: it is not finite; no weight has been changed by it.
         """
         self.skipped += inputs.pop("skipped", 0)
         self._throughput.tick(len(inputs["input_ids"]) * self.args.world_size)
         loss = super().compute_loss(model, {**inputs, "loss_only": True}, num_items_in_batch=num_items_in_batch)
+        assert isinstance(loss, torch.Tensor), "no outputs were asked for"
         if not torch.isfinite(loss):
             raise ValueError(
                 f"The loss of step {self.state.global_step + 1} is {loss.item()}. {self._last_good()} Lower "
@@ -88,7 +98,7 @@ class LLaVATrainer(Trainer):
         return self._sampler
 
     def _run_epoch(self, **kwargs):
-        if self._sampler is not None:  # accelerate does not tell it where several processes share its batches
+        if self._sampler is not None:  # accelerate does not set it where several processes share its batches
             self._sampler.set_epoch(kwargs["epoch"])
         return super()._run_epoch(**kwargs)
 
@@ -107,26 +117,27 @@ class LLaVATrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def spent(self) -> Spent:
-        """What the run has taken so far; every process has to call this."""
+        """Sum up what the run has taken so far; every process has to call this."""
         here = torch.tensor([float(self._losses), self.skipped], dtype=torch.float64, device=self.args.device)
-        losses, skipped = self.accelerator.gather(here).view(-1, 2).unbind(1)
+        gathered: Any = self.accelerator.gather(here)
+        losses, skipped = gathered.view(-1, 2).unbind(1)
         return Spent(
             self._before.seconds + time.perf_counter() - self._began,
             self._before.loss + losses.mean().item(),
             self._before.skipped + int(skipped.sum()),
         )
 
-    # What is kept
+    # Checkpoints
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        model = self.accelerator.unwrap_model(self.model)
-        save(self.part, model, self.processing_class, output_dir, writes=self.args.should_save)
+        model: Any = self.accelerator.unwrap_model(self.model)
+        save(self.part, model, self.processing_class, output_dir or self.args.output_dir, writes=self.args.should_save)
 
     def _get_output_dir(self, trial) -> str:
         return str(self._staging or self.args.output_dir)
 
     def _save_checkpoint(self, model, trial) -> None:
-        """Write a checkpoint where nobody looks for one, then give it its name."""
+        """Write a checkpoint into a folder of another name, then give it its own."""
         name = f"checkpoint-{self.state.global_step}"
         staging = Path(self.args.output_dir, f".saving-{self.state.global_step}")
         self._staging = staging
@@ -161,7 +172,7 @@ class LLaVATrainer(Trainer):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir, "scheduler.pt"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
-        """Nothing: it knows whole models only. `_prepare_for_training` loads."""
+        """Do nothing: transformers would load a whole model here. `_prepare_for_training` loads."""
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
@@ -177,10 +188,11 @@ class LLaVATrainer(Trainer):
         return prepared
 
     def _tag(self) -> str:
-        """DeepSpeed's folder in a checkpoint, which it otherwise reads from a file that one machine alone has."""
+        """Name DeepSpeed's folder in a checkpoint, which it otherwise reads from a file that only one machine has."""
         return f"global_step{self.state.global_step}"
 
     def _last_good(self) -> str:
+        """Say which checkpoint is the last."""
         kept = checkpoints(self.args.output_dir)
         return f"The last good state is {kept[-1]}." if kept else "No checkpoint had been saved yet."
 
@@ -188,7 +200,7 @@ class LLaVATrainer(Trainer):
 def optimizer_groups(
     model: nn.Module, decayed: set[str], weight_decay: float, rate: float, projector_rate: float | None
 ) -> list[dict]:
-    """Parameters that learn: with and without weight decay, and the projector by itself if it has its own rate."""
+    """Group the trained parameters: with and without weight decay, the projector apart if it has a rate of its own."""
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
     def is_apart(name: str) -> bool:
@@ -207,13 +219,13 @@ def optimizer_groups(
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
+    """List the complete checkpoints of a run, oldest first."""
     found = [path for path in Path(folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
 def remove_unfinished(folder: str | Path) -> None:
-    """Delete what a killed run was about to save."""
+    """Delete unfinished files of a killed run."""
     for path in Path(folder).glob(".saving-*"):
         shutil.rmtree(path)
     for path in Path(folder).glob(".shared-*"):

@@ -1,13 +1,14 @@
-"""What upstream's train.py offers to programs that import it, over our data, model and saving code.
+"""Offer what programs import from upstream's train.py, over our data, model and saving code.
 
-Found in `llava.train.train`. As there, the template is `llava.conversation.default_conversation`, which such programs
-set before they make a dataset.
+They find it in `llava.train.train`. As in upstream's, the template is `llava.conversation.default_conversation`, which
+such programs set before they make a dataset.
 """
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -69,13 +70,15 @@ class LazySupervisedDataset(dataset.LazySupervisedDataset):
 
 @dataclass
 class DataCollatorForSupervisedDataset:
-    """Samples of `LazySupervisedDataset` -> arguments of the model, cut to `tokenizer.model_max_length`."""
+    """Makes arguments of the model from samples of `LazySupervisedDataset`, cut to `tokenizer.model_max_length`."""
 
-    tokenizer: object
+    tokenizer: Any
 
     def __call__(self, instances: Sequence[dict]) -> dict:
-        """The batch: `input_ids`, `labels` and `attention_mask`, (B, T); if the samples have an image also `images`,
-        (B, 3, S, S), or a list where shapes differ, and `image_sizes`."""
+        """Make a batch: `input_ids`, `labels` and `attention_mask`, (B, T); for samples with an image also `images`.
+
+        These are (B, 3, S, S), or a list where shapes differ; `image_sizes` come with them.
+        """
         end = longest(self.tokenizer)
         samples = [
             {
@@ -93,12 +96,12 @@ class DataCollatorForSupervisedDataset:
 
 
 def longest(tokenizer) -> int:
-    """How many ids a sample may have: what the tokenizer says, which may be beyond what a tensor can hold."""
+    """Return how many ids a sample may have: what the tokenizer says, at most what a tensor can hold."""
     return min(tokenizer.model_max_length, sys.maxsize)
 
 
 def make_supervised_data_module(tokenizer, data_args) -> dict:
-    """Dataset and collator, as arguments of a trainer."""
+    """Make dataset and collator, as arguments of a trainer."""
     return {
         "train_dataset": LazySupervisedDataset(data_args.data_path, tokenizer, data_args),
         "eval_dataset": None,
@@ -107,7 +110,7 @@ def make_supervised_data_module(tokenizer, data_args) -> dict:
 
 
 def preprocess_multimodal(sources: Sequence[Sequence[dict]], data_args) -> Sequence[Sequence[dict]]:
-    """Move the images of each turn to its front, dressed as the template wants them; in place, and returned."""
+    """Move the image tokens of each turn to its front, in the form of the template; in place, and returned."""
     if data_args.is_multimodal:
         has_marks = getattr(data_args, "mm_use_im_start_end", False)
         for turn in (turn for source in sources for turn in source):
@@ -116,14 +119,14 @@ def preprocess_multimodal(sources: Sequence[Sequence[dict]], data_args) -> Seque
 
 
 def preprocess(sources: Sequence[Sequence[dict]], tokenizer, has_image: bool = False) -> dict[str, Tensor]:
-    """Ids of conversations, and labels on their answers: `input_ids` and `labels`, (B, T), padded on the right.
+    """Tokenize conversations, and label their answers: `input_ids` and `labels`, (B, T), padded on the right.
 
     Args:
-        sources: conversations, each a list of `{"from": "human" | "gpt", "value": text}`; `preprocess_multimodal` was
-            done before.
+        sources: conversations, each a list of `{"from": "human" | "gpt", "value": text}`; after
+            `preprocess_multimodal`.
 
     Raises:
-        ValueError: a conversation that cannot be learnt from, see `llava.data.preprocess.preprocess`.
+        ValueError: a conversation that cannot be trained on, see `llava.data.preprocess.preprocess`.
     """
     examples = [
         make_example(
@@ -138,18 +141,18 @@ def preprocess(sources: Sequence[Sequence[dict]], tokenizer, has_image: bool = F
     ids, labels = zip(*examples, strict=True)
     padding = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     return {
-        "input_ids": pad_sequence(ids, batch_first=True, padding_value=padding),
-        "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
+        "input_ids": pad_sequence([*ids], batch_first=True, padding_value=padding),
+        "labels": pad_sequence([*labels], batch_first=True, padding_value=IGNORE_INDEX),
     }
 
 
 def preprocess_plain(sources: Sequence[Sequence[dict]], tokenizer) -> dict[str, Tensor]:
-    """`preprocess` of captions: an image, and what it shows."""
+    """Tokenize captions, each with an image before it, as `preprocess` does."""
     return for_style(SeparatorStyle.PLAIN)(sources, tokenizer, has_image=True)
 
 
 def for_style(style: SeparatorStyle) -> Callable[..., dict[str, Tensor]]:
-    """`preprocess`, which raises ValueError if the template that is set is of another style."""
+    """Make a `preprocess` that raises ValueError if the template that is set is of another style."""
 
     def preprocess_style(sources: Sequence[Sequence[dict]], tokenizer, has_image: bool = False) -> dict[str, Tensor]:
         found = conversation.default_conversation.sep_style
@@ -185,7 +188,7 @@ def safe_save_model_for_hf_trainer(trainer, output_dir: str) -> None:
 
 
 def get_peft_state_maybe_zero_3(named_params: Iterable[tuple[str, nn.Parameter]], bias: str) -> dict[str, Tensor]:
-    """`maybe_zero_3` of LoRA's parameters, and of biases: "none", "all", or with "lora_only" those of layers with LoRA.
+    """Copy LoRA's parameters, and biases: "none", "all", or with "lora_only" those of layers with LoRA.
 
     Raises:
         ValueError: another `bias`.
@@ -208,7 +211,7 @@ def get_peft_state_maybe_zero_3(named_params: Iterable[tuple[str, nn.Parameter]]
 def get_peft_state_non_lora_maybe_zero_3(
     named_params: Iterable[tuple[str, nn.Parameter]], require_grad_only: bool = True
 ) -> dict[str, Tensor]:
-    """`maybe_zero_3` of the parameters that are not LoRA's, by default of those that learn."""
+    """Copy the parameters that are not LoRA's, by default only those that are trained."""
     return {
         name: maybe_zero_3(param)
         for name, param in named_params

@@ -1,6 +1,6 @@
-"""What the commands of this package share: options, what the user is told, exit statuses.
+"""Share options, messages and exit statuses among commands.
 
-Imports nothing heavy, so that a wrong flag is told at once; torch and transformers follow once the command is read.
+Imports nothing heavy, so that a wrong flag is reported at once; torch and transformers follow once it has been read.
 """
 
 import argparse
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_command(command: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
-    """The exit status of a command; what the user can mend is told in words, its trace only with --verbose."""
+    """Run a command and return its exit status; errors that the user can fix have a trace only with --verbose."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
     if args.verbose:
@@ -34,14 +34,14 @@ def run_command(command: Callable[[argparse.Namespace], int], args: argparse.Nam
             logging.getLogger(package).setLevel(logging.DEBUG)
     try:
         status = attempt(command, args)
-        sys.stdout.flush()  # at the interpreter's end it would be too late to be quiet
+        sys.stdout.flush()  # at the interpreter's end an error could not be caught
         return status
     except BrokenPipeError:
         return hang_up()
 
 
 def attempt(command: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
-    """Run a command, and say why it ends. Raises BrokenPipeError if nobody reads what it says."""
+    """Run a command, and print why it fails; returns the exit status. Raises BrokenPipeError if nobody reads it."""
     try:
         hide_loading_bars()
         return command(args)
@@ -64,26 +64,26 @@ def attempt(command: Callable[[argparse.Namespace], int], args: argparse.Namespa
 
 
 def hang_up() -> int:
-    """Write nothing more where nobody reads; returns the exit status of a program that ends for that."""
+    """Close output that nobody reads; returns the exit status of a program that ends for that reason."""
     for stream in lost_streams():
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return NOBODY_READS
 
 
 def lost_streams() -> list[TextIO]:
-    """Those of stdout and stderr whose reader has gone, as `head` goes when it has its lines."""
+    """List which of stdout and stderr have lost their reader, as when `head` has its lines and ends."""
     lost = []
     for stream in (sys.stdout, sys.stderr):
         events = select.poll()
         with contextlib.suppress(OSError, ValueError):  # a stand-in for a stream
-            events.register(stream.fileno(), 0)  # asks for nothing: that a reader has gone is told anyhow
+            events.register(stream.fileno(), 0)  # asks for nothing: a lost reader is reported anyhow
         if any(event & (select.POLLERR | select.POLLHUP) for _, event in events.poll(0)):
             lost.append(stream)
     return lost
 
 
 def hide_loading_bars() -> None:
-    """Switch off transformers' bar over the weights it loads; those of downloads stay."""
+    """Switch off transformers' progress bar for loading weights; those of downloads stay."""
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils.logging import disable_progress_bar
 
@@ -94,7 +94,7 @@ def hide_loading_bars() -> None:
 
 
 def exit_with(message, status: int) -> int:
-    """Say why it ends; any process may have reasons of its own, but an interruption concerns them all."""
+    """Print why the command ends, and return the status; an interruption is reported by the first process alone."""
     try:
         index = current_shard().index
     except ValueError:
@@ -106,20 +106,20 @@ def exit_with(message, status: int) -> int:
 
 
 def wait_for_first_process() -> None:
-    """Where all processes fail alike, or one because of another, the launcher ends this one before it says so too."""
+    """Give the first process time to report: the launcher then ends the others before they repeat it."""
     if os.environ.get("RANK", "0") != "0":
         time.sleep(1)
 
 
 def print_once(message: str) -> None:
-    """Say something once, however many processes run."""
+    """Print a message to stderr in the first process only."""
     if current_shard().index == 0:
         print(message, file=sys.stderr)
 
 
 @contextlib.contextmanager
 def silence_logging() -> Iterator[None]:
-    """Without warnings from anyone."""
+    """Silence all logging up to warnings for the length of a `with` block."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -129,7 +129,7 @@ def silence_logging() -> Iterator[None]:
 
 
 def completed(args, defaults: argparse.Namespace) -> argparse.Namespace:
-    """The options of `defaults`, with what `args` has as attributes in their place, and with "~" in `PATHS` expanded.
+    """Complete an object of options: those that `args` lacks are taken from `defaults`, and "~" in `PATHS` is expanded.
 
     Programs written for LLaVA call `eval_model` with an object that has upstream's options alone.
     """
@@ -139,14 +139,17 @@ def completed(args, defaults: argparse.Namespace) -> argparse.Namespace:
 
 
 def positive(text: str) -> int:
+    """Read a whole number of at least 1 from the command line."""
     return at_least(1, text)
 
 
 def whole(text: str) -> int:
+    """Read a whole number of at least 0 from the command line."""
     return at_least(0, text)
 
 
 def at_least(least: int, text: str) -> int:
+    """Read a whole number of at least `least` from the command line."""
     try:
         value = int(text)
     except ValueError:
@@ -157,25 +160,25 @@ def at_least(least: int, text: str) -> int:
 
 
 def add_conv_mode(group) -> None:
-    """Let the user choose the prompt template, on a parser or a group of options."""
-    told = "prompt template (default: the checkpoint's own, by its config.json and tokenizer)"
-    group.add_argument("--conv-mode", metavar="NAME", help=told)
+    """Add --conv-mode, the prompt template, to a parser or a group of options."""
+    text = "prompt template (default: the checkpoint's own, by its config.json and tokenizer)"
+    group.add_argument("--conv-mode", metavar="NAME", help=text)
 
 
 def add_decoding_options(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
-    """Let the user choose how answers are drawn, by upstream's flags; of these `max_new_tokens` has a given default."""
+    """Add upstream's flags for how answers are drawn; `max_new_tokens` is the default of the flag of that name."""
     add_conv_mode(parser)
     add = parser.add_argument
-    told = "0 is greedy; above, answers are sampled (default: %(default)s)"
-    add("--temperature", type=not_negative, default=0.2, help=told)
+    text = "0 is greedy; above, answers are sampled (default: %(default)s)"
+    add("--temperature", type=not_negative, default=0.2, help=text)
     add("--top_p", type=share, help="sample from the likeliest tokens that hold this share of the probability")
     add("--num_beams", type=positive, default=1, help="beams of beam search (default: %(default)s)")
-    told = "longest answer, in tokens (default: %(default)s)"
-    add("--max_new_tokens", type=positive, default=max_new_tokens, help=told)
+    text = "longest answer, in tokens (default: %(default)s)"
+    add("--max_new_tokens", type=positive, default=max_new_tokens, help=text)
 
 
 def not_negative(text: str) -> float:
-    """A temperature, or seconds: a finite number from 0 on."""
+    """Read a finite number of at least 0 from the command line, such as a temperature or seconds."""
     value = number(text)
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text}: must be a number, at least 0")
@@ -183,7 +186,7 @@ def not_negative(text: str) -> float:
 
 
 def share(text: str) -> float:
-    """A part of a whole: above 0 and at most 1."""
+    """Read a number above 0 and at most 1 from the command line."""
     value = number(text)
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{text}: must be a number above 0 and at most 1")
@@ -191,7 +194,7 @@ def share(text: str) -> float:
 
 
 def number(text: str) -> float:
-    """A float, not a number for what is none: it is in no range."""
+    """Read a number; text that is none becomes nan, which is in no range."""
     try:
         return float(text)
     except ValueError:
@@ -199,4 +202,5 @@ def number(text: str) -> float:
 
 
 def add_verbose(parser: argparse.ArgumentParser) -> None:
+    """Add --verbose."""
     parser.add_argument("--verbose", action="store_true", help="say more, and where an error comes from")

@@ -1,4 +1,4 @@
-"""Several processes that work together: what one knows, and what all of them know."""
+"""Let several processes work together: wait for each other, and exchange what they know."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ PATIENCE = timedelta(hours=24)  # processes may finish their parts far apart
 
 @contextmanager
 def process_group(shard: Shard) -> Iterator[None]:
-    """Lets the processes of a shared run wait for each other within the block, which `AnswerFile` needs of them.
+    """Connect the processes of a shared run for the length of a `with` block, as `AnswerFile` needs it.
 
     Raises:
         ValueError: there are several processes, but they were not started by torchrun.
@@ -39,9 +39,9 @@ def process_group(shard: Shard) -> Iterator[None]:
 
 @contextmanager
 def first_process_first(shard: Shard) -> Iterator[None]:
-    """Run the block in process 0 before the others; what refuses it there refuses it everywhere.
+    """Run the block in process 0 before the others, which only run it if it succeeds there.
 
-    Else the others of a refused run would work on beside the run that made it be refused.
+    Otherwise the others would continue a run that process 0 refuses.
     """
     if shard.index > 0 and (reason := from_first(None)):
         raise ValueError(reason)
@@ -58,26 +58,26 @@ def first_process_first(shard: Shard) -> Iterator[None]:
 
 
 def from_first(content):
-    """What process 0 gives, in every process."""
+    """Send an object from process 0 to all; returns it in every process."""
     box = [content]
     collective(distributed.broadcast_object_list, box)
     return box[0]
 
 
 def gather(content, shard: Shard) -> list | None:
-    """What each process gives, in their order, in process 0; None in the others."""
+    """Collect an object of each process, in their order; returns the list in process 0, None in the others."""
     everyones = [None] * shard.count if shard.index == 0 else None
     collective(distributed.gather_object, content, everyones)
     return everyones
 
 
 def collective(operation: Callable, *arguments) -> None:
-    """Do what all processes do together. Raises ValueError if one of them is gone."""
+    """Call an operation that all processes take part in. Raises ValueError if one of them has ended."""
     try:
         operation(*arguments)
     except RuntimeError as error:
         logger.debug("%s: %s", operation.__name__, error)
         raise ValueError(
-            "Another process of this run has ended, and said why. Finished answers are kept: mend that, then run the "
+            "Another process of this run has ended, and said why. Finished answers are kept: fix that, then run the "
             "same command again."
         ) from None

@@ -1,4 +1,4 @@
-"""Where a program runs: devices, threads, and versions of packages."""
+"""Look up where a program runs: devices, threads, and versions of packages."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ from llava.utils.processes import Shard
 
 
 def device_of(device: str, shard: Shard) -> str:
-    """The torch device of a process, for "auto", "cpu" or "cuda". Raises ValueError if there is no GPU for "cuda"."""
+    """Choose the torch device of a process for "auto", "cpu" or "cuda". Raises ValueError for "cuda" without a GPU."""
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch sees no GPU here. Use --device cpu, or leave it out.")
     if device == "cpu" or not torch.cuda.is_available():
@@ -19,11 +19,12 @@ def device_of(device: str, shard: Shard) -> str:
 
 
 def describe_device(device: str) -> str:
+    """Name a GPU, or say how many threads torch uses on the CPU."""
     return torch.cuda.get_device_name(device) if device != "cpu" else f"CPU, torch threads: {torch.get_num_threads()}"
 
 
 def use_one_thread() -> None:
-    """One CPU thread, for the embedded model, unless OMP_NUM_THREADS says otherwise.
+    """Use one CPU thread, for the embedded model, unless OMP_NUM_THREADS says otherwise.
 
     It is too small to gain from more, and on a busy machine threads that wait for each other make it ten times slower.
     """
@@ -32,5 +33,6 @@ def use_one_thread() -> None:
 
 
 def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that results depend on."""
     packages = {name: version(name) for name in ("torch", "transformers", "pillow")}
     return {"python": platform.python_version(), **packages}

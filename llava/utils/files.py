@@ -1,4 +1,4 @@
-"""Files: reads whose errors name file and line, writes that are whole or not there at all and spare what is others'."""
+"""Read files with errors that name file and line; write files whole or not at all, and never over those of others."""
 
 import contextlib
 import fcntl
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_jsonl(path: str | Path, *, growing: bool = False) -> list[tuple[int, dict]]:
-    """The objects of a JSONL file, each with its line number, from 1. Blank lines are passed over.
+    """Read the objects of a JSONL file, each with its line number, from 1. Blank lines are skipped.
 
     Args:
         path: the file.
@@ -53,7 +53,7 @@ def read_jsonl(path: str | Path, *, growing: bool = False) -> list[tuple[int, di
 
 
 def read_json(path: str | Path, **hooks):
-    """The content of a JSON file. Raises ValueError with file and place.
+    """Read a JSON file. Raises ValueError with file and place.
 
     Args:
         hooks: of `json.loads`; what they refuse with a ValueError is refused.
@@ -66,7 +66,7 @@ def read_json(path: str | Path, **hooks):
 
 
 def read_object(path: str | Path) -> dict:
-    """The object in a small JSON file that a program acts on, such as a config.json.
+    """Read the object in a small JSON file that a program acts on, such as a config.json.
 
     Raises:
         ValueError: as `read_json`; or the file is too large to be one, holds something else, a number that is not
@@ -85,6 +85,7 @@ def read_object(path: str | Path) -> dict:
 
 
 def without_contradiction(pairs: list[tuple]) -> dict:
+    """Make an object of JSON. Raises ValueError if a key is there twice with different values."""
     values = {}
     for name, value in pairs:
         if values.setdefault(name, value) != value:
@@ -93,6 +94,7 @@ def without_contradiction(pairs: list[tuple]) -> dict:
 
 
 def finite(text: str) -> float:
+    """Read a number of JSON. Raises ValueError if it is not finite."""
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"{text} is no finite number")
@@ -100,7 +102,7 @@ def finite(text: str) -> float:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """All of a regular file. Raises ValueError, which names it, if it is none or cannot be read."""
+    """Read all of a regular file. Raises ValueError, which names it, if it is none or cannot be read."""
     try:
         require_regular(path)
         return Path(path).read_bytes()
@@ -109,10 +111,10 @@ def read_bytes(path: str | Path) -> bytes:
 
 
 def require_regular(path: str | Path) -> None:
-    """Refuse what has no content of its own: one would wait for a pipe, and read a device for ever.
+    """Refuse what has no content of its own: reading a pipe waits, and reading a device may never end.
 
     Raises:
-        OSError: nothing is there, or nobody may look.
+        OSError: nothing is there, or it may not be looked at.
         ValueError: it is a folder, a pipe, a device or a socket.
     """
     try:
@@ -125,12 +127,12 @@ def require_regular(path: str | Path) -> None:
 
 
 def to_line(row: dict) -> str:
-    """One line of JSONL, line break included."""
+    """Write an object as a line of JSONL, line break included."""
     return dump_json(row) + "\n"
 
 
 def dump_json(content, **layout) -> str:
-    """`content` as JSON that UTF-8 can hold. `layout` is of `json.dumps`."""
+    """Write `content` as JSON that UTF-8 can hold; `layout` are options of `json.dumps`."""
     text = json.dumps(content, ensure_ascii=False, **layout)
     try:
         text.encode()
@@ -140,15 +142,17 @@ def dump_json(content, **layout) -> str:
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
+    """Write objects as JSONL, whole or not at all."""
     write_text(path, "".join(map(to_line, rows)))
 
 
 def write_json(path: str | Path, content) -> None:
+    """Write JSON, whole or not at all."""
     write_text(path, dump_json(content, indent=2) + "\n")
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """`write_bytes` of UTF-8."""
+    """Write a text in UTF-8, whole or not at all."""
     write_bytes(path, text.encode())
 
 
@@ -221,18 +225,19 @@ def require_own(outputs: Iterable[str | Path], mark: str) -> None:
 
 
 def seal(text: str) -> bytes:
-    """UTF-8 of `text`, with a digest of it in place of `UNSEALED`, which it holds somewhere: see `is_sealed`."""
+    """Encode `text` with a digest of itself in place of `UNSEALED`, which it holds somewhere: see `is_sealed`."""
     content = text.encode(errors="surrogateescape")
     return content.replace(UNSEALED.encode(), digest(content))
 
 
 def is_sealed(content: bytes) -> bool:
-    """Whether `seal` made this, and nobody has changed it since."""
+    """Check whether `seal` made this content, and it was not changed since."""
     seals = set(re.findall(rb"sha256 [0-9a-f]{64}", content))
     return any(digest(content.replace(found, UNSEALED.encode())) == found for found in seals)
 
 
 def digest(content: bytes) -> bytes:
+    """Compute the seal of a content."""
     return f"sha256 {hashlib.sha256(content).hexdigest()}".encode()
 
 
@@ -249,7 +254,7 @@ def make_folder(folder: str | Path) -> Path:
 
 
 def take_lock(path: Path):
-    """An exclusive lock, as an open file; `drop_lock` ends it, and so does the end of the process, however it ends.
+    """Take an exclusive lock, as an open file; `drop_lock` or the end of the process, however it ends, releases it.
 
     Raises:
         ValueError: another process holds it.
@@ -272,13 +277,14 @@ def take_lock(path: Path):
 
 
 def drop_lock(file, path: Path) -> None:
+    """Release a lock, and remove its file."""
     if not file.closed:
         path.unlink(missing_ok=True)
         file.close()
 
 
 def is_file(path: str | Path) -> bool:
-    """As `Path.is_file`, and False for names that no file system takes."""
+    """Check for a file as `Path.is_file` does; False for names that no file system takes."""
     try:
         return Path(path).is_file()
     except (OSError, ValueError):
@@ -286,7 +292,7 @@ def is_file(path: str | Path) -> bool:
 
 
 def fingerprint(folder: str | Path | None) -> str | None:
-    """Changes when the files of a checkpoint or tower folder change; None for a hub id."""
+    """Compute what changes when the files of a checkpoint or tower folder do; None for a hub id."""
     if folder is None or not Path(folder).is_dir():
         return None
     kinds = (".safetensors", ".bin", ".json", ".model")
@@ -296,6 +302,6 @@ def fingerprint(folder: str | Path | None) -> str | None:
 
 
 def shorten(text: bytes | str, limit: int = 80) -> str:
-    """A quoted start of `text` for a message."""
+    """Quote the start of a text for a message."""
     text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
     return repr(text if len(text) <= limit else text[:limit] + "...")

@@ -1,7 +1,7 @@
-"""torchrun that ends as its processes end: `python -m llava.utils.launch --nproc_per_node 2 -m MODULE ARGUMENT ...`.
+"""Start processes as torchrun does, and end with their status: `python -m llava.utils.launch --nproc_per_node 2 ...`.
 
-Takes torchrun's options. What a process has said before it failed is the reason; torchrun would put a trace of its own
-under it and always end with status 1.
+Takes torchrun's options. A process that fails has printed the reason; torchrun itself would add a trace of its own, and
+always end with status 1.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Many calls at a time, in threads."""
+"""Do many calls at a time, in threads."""
 
 import logging
 import queue
@@ -17,9 +17,9 @@ def for_all(
     stopped: threading.Event,
     progress: Callable[[], object],
 ) -> None:
-    """Do `work` on all items, several at a time. When one fails, or at Ctrl-C, those begun end and the rest is left.
+    """Do `work` on all items, several at a time. When one fails, or at Ctrl-C, no more are begun.
 
-    At Ctrl-C after that, those begun are left too.
+    Those begun are still finished, unless Ctrl-C comes again.
 
     Args:
         items: what `work` is called with.
@@ -31,36 +31,45 @@ def for_all(
     todo, done = queue.SimpleQueue(), queue.SimpleQueue()
     for item in items:
         todo.put(item)
-
-    def work_on() -> None:
-        while not stopped.is_set():
-            try:
-                item = todo.get_nowait()
-            except queue.Empty:
-                return
-            try:
-                work(item)
-                done.put(None)
-            except BaseException as error:  # raised again where it is waited for
-                done.put(error)
-
     # Daemons, which the interpreter does not wait for at its end, as it does for those of a ThreadPoolExecutor.
-    threads = []
+    threads = [
+        threading.Thread(target=work_off, args=(todo, done, work, stopped), daemon=True)
+        for _ in range(min(parallel, len(items)))
+    ]
     try:
-        for _ in range(min(parallel, len(items))):
-            thread = threading.Thread(target=work_on, daemon=True)
+        for thread in threads:
             thread.start()
-            threads.append(thread)
         for _ in items:
             if error := done.get():
                 raise error
             progress()
     except BaseException:
         stopped.set()
-        for thread in threads:
-            thread.join(0.1 / len(threads))
-        if any(thread.is_alive() for thread in threads):
-            logger.warning("Stopping; what is on its way still comes in. Ctrl-C stops at once.")
-        for thread in threads:
-            thread.join()
+        wait_for([thread for thread in threads if thread.ident is not None])  # those that were started
         raise
+
+
+def work_off(
+    todo: queue.SimpleQueue, done: queue.SimpleQueue, work: Callable[[Any], None], stopped: threading.Event
+) -> None:
+    """Do `work` on items of `todo` until it is empty or `stopped` is set; puts None or the error of each in `done`."""
+    while not stopped.is_set():
+        try:
+            item = todo.get_nowait()
+        except queue.Empty:
+            return
+        try:
+            work(item)
+            done.put(None)
+        except BaseException as error:  # raised again where it is waited for
+            done.put(error)
+
+
+def wait_for(threads: Sequence[threading.Thread]) -> None:
+    """Wait for threads to end, and say so if that takes a moment."""
+    for thread in threads:
+        thread.join(0.1 / len(threads))
+    if any(thread.is_alive() for thread in threads):
+        logger.warning("Stopping; what is on its way still comes in. Ctrl-C stops at once.")
+    for thread in threads:
+        thread.join()

@@ -1,8 +1,8 @@
-"""Charts for files; no window is ever opened."""
+"""Load matplotlib for charts in files, without any window."""
 
 
 def pyplot():
-    """matplotlib's pyplot, or None where matplotlib is not installed."""
+    """Return matplotlib's pyplot, or None where matplotlib is not installed."""
     try:
         import matplotlib
     except ImportError:

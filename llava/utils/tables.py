@@ -1,10 +1,10 @@
-"""Tables in Markdown that also read well as they stand."""
+"""Write tables in Markdown that are also legible as plain text."""
 
 from collections.abc import Sequence
 
 
 def to_table(lines: Sequence[Sequence[str]], left: int = 1) -> str:
-    """The head and rows of a table, the first `left` columns aligned to the left, the others to the right."""
+    """Write a table, the first of `lines` as its head; its first `left` columns are aligned left, the others right."""
     head, *rows = lines
     widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
     rule = ["-" * width if i < left else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
@@ -17,5 +17,5 @@ def to_table(lines: Sequence[Sequence[str]], left: int = 1) -> str:
 
 
 def format_number(value: float) -> str:
-    """Three digits, or all before the point."""
+    """Write a number with three digits, or with all of those before the point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

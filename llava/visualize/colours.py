@@ -29,7 +29,7 @@ def oklch(lightness: ArrayLike, chroma: ArrayLike, hue: ArrayLike) -> np.ndarray
 
 
 def heat(share: ArrayLike) -> np.ndarray:
-    """Map 0 to 1 from night blue over crimson to pale yellow; lightness rises evenly, so it reads without hues."""
+    """Map 0 to 1 from night blue over crimson to pale yellow; lightness rises evenly, so hues are optional."""
     share = np.asarray(share, dtype=float)
     chroma = 0.07 + 0.13 * np.sin(np.pi * share**0.8)
     return oklch(0.27 + 0.68 * share, chroma, 278 + 185 * share)

@@ -1,4 +1,4 @@
-"""Accuracy of the embedded model before and after its projector was tuned, at the budget it was tuned for.
+"""Compare the accuracy of the embedded model before and after its projector was tuned, at the budget of the tuning.
 
 python -m playground.signs.compare playground/checkpoints/llava-signs TUNED
 """

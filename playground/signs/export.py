@@ -1,4 +1,4 @@
-"""Writes the trained parts as LLaVA's checkpoints are laid out: a CLIP folder, and a LLaVA folder that names it."""
+"""Write the trained parts in the layout of LLaVA's checkpoints: a CLIP folder, and a LLaVA folder that names it."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def export(model: SignReader, out: Path) -> None:
 
 
 def load_weights(model: SignReader, folder: Path) -> None:
-    """Put what `export` wrote to `folder` into `model`; the heads of the tower's lessons, which it leaves out, stay."""
+    """Load what `export` wrote into `model`; the heads that only train the tower are not exported, and stay."""
     weights = load_file(folder / LLAVA_FOLDER / "model.safetensors")
     prefix = "model.mm_projector."
     model.projector.load_state_dict({key.removeprefix(prefix): weights.pop(key) for key in [*weights] if prefix in key})
@@ -45,7 +45,7 @@ def load_weights(model: SignReader, folder: Path) -> None:
 
 
 def tower_weights(model: SignReader) -> dict[str, Tensor]:
-    """Keys as CLIP checkpoints have them; some transformers 5 releases leave out the `vision_model.` prefix."""
+    """Return the tower's weights by CLIP's keys; some transformers 5 releases leave out the `vision_model.` prefix."""
     prefix = "vision_model."
     return {prefix + key.removeprefix(prefix): value for key, value in model.tower.state_dict().items()}
 
@@ -60,7 +60,7 @@ def write_json(path: Path, content: Mapping) -> None:
 
 
 def _save(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Whole or not at all: readers never meet half a file."""
+    """Save weights in fp16, whole or not at all: readers never see half a file."""
     half = {key: value.detach().to("cpu", torch.float16).contiguous() for key, value in weights.items()}
     unfinished = path.with_suffix(".tmp")
     save_file(half, unfinished, metadata={"format": "pt"})

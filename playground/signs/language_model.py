@@ -1,4 +1,4 @@
-"""Writes the embedded model's language model by itself, without projector: what `scripts/pretrain.sh` begins with.
+"""Write the embedded model's language model by itself, without projector: what `scripts/pretrain.sh` begins with.
 
 python -m playground.signs.language_model OUT
 """
@@ -16,7 +16,7 @@ from playground.signs.train import DEFAULT_OUT
 
 
 def write_language_model(out: Path) -> None:
-    """Into `out`, which is left alone if it holds one already."""
+    """Write the language model to `out`, unless it holds one already."""
     if (out / "config.json").exists():
         return
     tokenizer, llava, *_ = load_pretrained_model(str(DEFAULT_OUT / LLAVA_FOLDER), device="cpu")

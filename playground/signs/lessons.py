@@ -1,4 +1,4 @@
-"""Training batches, each a pure function of its step: scenes, what stands on every patch, and tokenized questions.
+"""Make training batches, each a pure function of its step: scenes, the labels of every patch, tokenized questions.
 
 B scenes, P = 64 patches, Q text blocks per scene, T tokens per block (padded), N characters (26 letters, 10 digits).
 """
@@ -31,7 +31,7 @@ from playground.signs.scenes import (
 )
 from playground.signs.tokenizer import LETTER_ANSWER, LETTERS, after_image, with_choices
 
-IGNORE = -100  # label of tokens that are not learnt
+IGNORE = -100  # label of tokens that are not trained
 EOS = 2
 PATCH_CLASSES = (len(WORDS) + 1, 11, 11, len(COLOURS) + 1)  # word, tens, units, colour; 0 means none
 CAPTION_LABELS = len(WORDS) + 10 + 10 + len(COLOURS)
@@ -45,7 +45,7 @@ _COLOUR_NAMES = list(COLOURS)
 
 
 class Batch(NamedTuple):
-    """Dense scenes, which only teach reading, have no text: their last three fields are empty."""
+    """A batch of scenes with their labels. Dense scenes, which only train reading, have empty last three fields."""
 
     images: Tensor  # (B, S, S, 3) uint8
     caption: Tensor  # (B, CAPTION_LABELS) 0 or 1: which words, tens, units and colours the scene shows
@@ -62,7 +62,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Lessons(Dataset):
-    """Item i is the batch of step i; nothing else decides it, so a resumed run sees what an uninterrupted one sees."""
+    """The batches of a run: item i depends on step i alone, so a resumed run sees what an uninterrupted one does."""
 
     tokenizer_file: str
     batch_size: int
@@ -81,7 +81,7 @@ class Lessons(Dataset):
 
 
 def make_batch(seeds: range, tokenizer: SentencePieceProcessor, *, dense: bool = False, choices: float = 0.0) -> Batch:
-    """The scenes of `seeds` with all that is taught about them; `choices` is the share of questions that offer some."""
+    """Make the scenes of `seeds` with all their labels; `choices` is the share of questions that offer some."""
     scenes = [make_scene(seed, dense=dense) for seed in seeds]
     pairs = [] if dense else zip(scenes, seeds, strict=True)
     blocks = [_blocks(scene, seed, tokenizer, choices) for scene, seed in pairs]
@@ -102,7 +102,7 @@ class _Block(NamedTuple):
 
 
 def _blocks(scene: Scene, seed: int, tokenizer: SentencePieceProcessor, choices: float) -> list[_Block]:
-    """Up to QUESTION_BLOCKS questions, at most one of them about existence, and CAPTION_BLOCKS captions."""
+    """Make up to QUESTION_BLOCKS questions, at most one of them about existence, and CAPTION_BLOCKS captions."""
     rng = random.Random(seed)
     asked = questions(scene.signs, seed)
     spare = rng.choice([question for question in asked if question.kind == "exists"])
@@ -126,14 +126,14 @@ def _choice_block(question: Question, rng: random.Random, tokenizer: SentencePie
 
 
 def _answered(prompt: str, answer: str, kind: int, tokenizer: SentencePieceProcessor) -> _Block:
-    """A block of which only the answer is learnt."""
+    """Make a block of which only the answer is trained."""
     ids = [*tokenizer.encode(f"{prompt} {answer}"), EOS]
     hidden = len(tokenizer.encode(prompt))
     return _Block(ids, [IGNORE] * hidden + ids[hidden:], kind)
 
 
 def _caption_block(signs: tuple[Sign, ...], rng: random.Random, tokenizer: SentencePieceProcessor) -> _Block:
-    """ "red stop blue 42" or "stop red 42 blue", where only the second of each pair is learnt.
+    """Make a caption, "red stop blue 42" or "stop red 42 blue", of which the second of each pair is trained.
 
     It takes one look-up in the image ("red" -> what it says). Questions that need two in a row come after it.
     """
@@ -142,14 +142,14 @@ def _caption_block(signs: tuple[Sign, ...], rng: random.Random, tokenizer: Sente
     labels = [IGNORE] * len(ids)
     for sign in order:
         pair = (sign.text, sign.colour) if text_first else (sign.colour, sign.text)
-        given, learnt = (tokenizer.encode(part) for part in pair)
-        ids += given + learnt
-        labels += [IGNORE] * len(given) + learnt
+        given, trained = (tokenizer.encode(part) for part in pair)
+        ids += given + trained
+        labels += [IGNORE] * len(given) + trained
     return _Block(ids, labels, -1)
 
 
 def _pad(scenes: list[list[_Block]]) -> dict[str, Tensor]:
-    """Blocks to rectangles, on the right: a causal model never looks there."""
+    """Pad blocks to rectangles on the right, where a causal model never looks."""
     if not scenes:
         empty = torch.empty(0, dtype=torch.long)
         return {"ids": empty, "labels": empty, "kinds": empty}

@@ -1,4 +1,4 @@
-"""Writes training data of sign scenes in LLaVA's instruction format.
+"""Write training data of sign scenes in LLaVA's instruction format.
 
     python -m playground.signs.make_instructions
 
@@ -77,7 +77,7 @@ def make_instructions(out: Path, *, seed: int, images: int, overwrite: bool = Fa
 
 
 def make_records(scene: Scene, seed: int) -> list[dict]:
-    """What is asked about the scene of `seed`, one question a record; for some scenes also one record without image."""
+    """Make the records of the scene of `seed`, one question each; for some scenes also one record without image."""
     *asked, yes, no = questions(scene.signs, seed)
     asked.append(yes if seed % 2 else no)  # one about existence, as often true as not
     image = f"sign{seed}"
@@ -93,7 +93,7 @@ def make_records(scene: Scene, seed: int) -> list[dict]:
 
 
 def make_caption(scene: Scene, seed: int) -> dict:
-    """A record in the form of LLaVA's pretraining data: an image, and what is to be seen on it."""
+    """Make a record in the form of LLaVA's pretraining data: an image and its caption."""
     said = " ".join(f"the {sign.colour} sign says {sign.text}." for sign in scene.signs)
     turns = [{"from": "human", "value": DEFAULT_IMAGE_TOKEN}, {"from": "gpt", "value": said}]
     return {"id": f"caption{seed}", "image": f"sign{seed}.png", "conversations": turns}
@@ -104,7 +104,7 @@ def _turns(question: str, answer: str) -> list[dict]:
 
 
 def _read_made_with(out: Path) -> dict | None:
-    """What an earlier call noted in `out`; None where there is nothing. Raises ValueError if it holds other files."""
+    """Read what an earlier call noted in `out`, None if it is empty. Raises ValueError if it holds other files."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     if not (out / MADE_WITH_FILE).exists():

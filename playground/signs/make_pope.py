@@ -1,4 +1,4 @@
-"""Writes yes/no questions about the evaluation scenes in POPE's own files.
+"""Write yes/no questions about the evaluation scenes in POPE's own files.
 
     python -m playground.signs.make_pope
 

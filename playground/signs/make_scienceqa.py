@@ -1,4 +1,4 @@
-"""Writes questions with choices about the evaluation scenes in ScienceQA's own files, as LLaVA asks them.
+"""Write questions with choices about the evaluation scenes in ScienceQA's own files, as LLaVA asks them.
 
     python -m playground.signs.make_scienceqa
 
@@ -39,7 +39,7 @@ def make_scienceqa(out: Path) -> int:
 
 
 def read_signs(folder: Path) -> Iterator[tuple[str, tuple[Sign, ...]]]:
-    """Each scene's image and its signs."""
+    """List each scene's image and its signs."""
     for image, scene in json.loads((folder / SIGNS_FILE).read_text()).items():
         yield image, tuple(Sign(sign["colour"], sign["text"], Box(*sign["box"])) for sign in scene["signs"])
 

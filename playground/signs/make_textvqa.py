@@ -1,4 +1,4 @@
-"""Writes an evaluation set of sign scenes in TextVQA's own files.
+"""Write an evaluation set of sign scenes in TextVQA's own files.
 
     python -m playground.signs.make_textvqa
 
@@ -69,7 +69,7 @@ def make_textvqa(out: Path, *, seed: int, images: int) -> int:
 
 
 def _prompt_entry(question: Question, image_id: str) -> dict:
-    """As LLaVA's file has it, where `question_id` is the image's id; no OCR tokens, which would give answers away."""
+    """Make a question as LLaVA's file has it, its id that of the image; without OCR tokens, which hold the answers."""
     return {
         "question_id": image_id,
         "image": f"{image_id}.png",
@@ -91,7 +91,7 @@ def _annotation_entry(question: Question, image_id: str, question_id: int) -> di
 
 
 def _signs_entry(scene: Scene) -> dict:
-    """Boxes in pixels: left, top, and the first column and row outside. `on_sign`: patches in raster order, from 0."""
+    """Describe where signs are: boxes in pixels (left, top, first column and row outside), and patches `on_sign`."""
     return {
         "width": SIZE,
         "height": SIZE,

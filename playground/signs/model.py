@@ -1,4 +1,4 @@
-"""The model in training: CLIP tower, projector, Llama, and the heads that exist only to teach the tower.
+"""Define the model in training: CLIP tower, projector, Llama, and heads that only serve to train the tower.
 
 B scenes, P patches, C = 128 channels, Q text blocks per scene, T tokens per block.
 """
@@ -54,7 +54,7 @@ def language_config() -> LlamaConfig:
 
 
 def pixels(images: Tensor) -> Tensor:
-    """What CLIP's image processor makes of pictures of the right size: (B, S, S, 3) uint8 -> (B, 3, S, S) fp32."""
+    """Normalize pictures as CLIP's image processor does: (B, S, S, 3) uint8 -> (B, 3, S, S) fp32."""
     mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
     return (images.permute(0, 3, 1, 2).float() / 255 - mean) / std
 
@@ -75,12 +75,12 @@ class SignReader(nn.Module):
         self.character_head = nn.Linear(WIDTH, len(CHARACTERS))
 
     def look(self, images: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Pictures (B, S, S, 3) -> hidden states, each (B, 1 + P, C), and the pooled CLS (B, C)."""
+        """Encode pictures (B, S, S, 3): hidden states, each (B, 1 + P, C), and the pooled CLS (B, C)."""
         out = self.tower(pixel_values=pixels(images), output_hidden_states=True)
         return out.hidden_states, out.pooler_output
 
     def read_answers(self, features: Tensor, prefix: Tensor, ids: Tensor) -> Tensor:
-        """Hidden states of every text block, as if each were alone behind the prefix and the image.
+        """Compute hidden states of every text block, as if each were alone after the prefix and the image.
 
         The prefix and image run once per scene and their keys and values serve all blocks.
 
@@ -104,12 +104,12 @@ class SignReader(nn.Module):
 
     def answer_loss(self, features: Tensor, prefix: Tensor, batch: Batch) -> Tensor:
         predicts, target = self._predictions(features, prefix, batch)
-        learnt = target != IGNORE
-        return F.cross_entropy(self.language.lm_head(predicts[learnt]).float(), target[learnt])
+        trained = target != IGNORE
+        return F.cross_entropy(self.language.lm_head(predicts[trained]).float(), target[trained])
 
     @torch.no_grad()
     def answered(self, features: Tensor, prefix: Tensor, batch: Batch) -> Tensor:
-        """Which blocks greedy decoding would complete exactly, (B, Q) bool."""
+        """Mark the blocks that greedy decoding would complete exactly, (B, Q) bool."""
         predicts, target = self._predictions(features, prefix, batch)
         return ((self.language.lm_head(predicts).argmax(-1) == target) | (target == IGNORE)).all(-1)
 
@@ -117,12 +117,12 @@ class SignReader(nn.Module):
         return self.read_answers(features, prefix, batch.ids)[:, :, :-1], batch.labels[:, :, 1:]
 
     def caption_loss(self, cls: Tensor, batch: Batch) -> Tensor:
-        """Name, from one CLS vector (B, C), everything the scene shows and how many signs there are."""
+        """Compute the loss of naming, from a CLS vector (B, C), what the scene shows and how many signs it has."""
         shown = F.binary_cross_entropy_with_logits(self.caption_head(cls).float(), batch.caption, reduction="none")
         return shown.sum(1).mean() + F.cross_entropy(self.count_head(cls).float(), batch.count)
 
     def patch_loss(self, patches: Tensor, batch: Batch) -> Tensor:
-        """Name, from each patch (B, P, C), the word or digits and the colour of the sign it lies on."""
+        """Compute the loss of naming, from each patch (B, P, C), the text and the colour of the sign it lies on."""
         on_sign = batch.patches[..., -1] > 0  # (B, P)
         loss = patches.new_zeros((), dtype=torch.float32)
         for place, logits in enumerate(self.patch_head(patches).float().split(PATCH_CLASSES, dim=-1)):
@@ -131,7 +131,7 @@ class SignReader(nn.Module):
         return loss
 
     def character_loss(self, hidden_states: tuple[Tensor, ...], batch: Batch) -> Tensor:
-        """Name, from each patch of an early layer, the characters it shows."""
+        """Compute the loss of naming, from each patch of an early layer, the characters it shows."""
         early = hidden_states[_CHARACTER_LAYER][:, 1:]
         logits = self.character_head(F.layer_norm(early, early.shape[-1:])).float()  # (B, P, N)
         each = F.binary_cross_entropy_with_logits(logits, batch.characters, reduction="none").sum(-1)

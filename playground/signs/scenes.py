@@ -54,7 +54,7 @@ _NOISE = 8  # grey levels either way
 
 
 class Box(NamedTuple):
-    """Pixels; right and bottom are the first ones outside."""
+    """A rectangle in pixels; `right` and `bottom` are the first ones outside."""
 
     left: float
     top: float
@@ -119,7 +119,7 @@ def make_scene(seed: int, *, dense: bool = False) -> Scene:
 
 
 def questions(signs: tuple[Sign, ...], seed: int) -> list[Question]:
-    """Every question a scene answers: two per sign, the count, and two about existence (one "yes", one "no").
+    """List every question a scene answers: two per sign, the count, and two about existence (one "yes", one "no").
 
     Args:
         signs: of one scene; colours and texts must not repeat.
@@ -141,7 +141,7 @@ def questions(signs: tuple[Sign, ...], seed: int) -> list[Question]:
 
 
 def options(question: Question, rng: random.Random) -> list[str]:
-    """The answer of `question` among others of its kind, in random order: two if it is yes or no, else OPTIONS."""
+    """List the answer of `question` among others of its kind, in random order: two for yes or no, else OPTIONS."""
     others = {
         "word": WORDS,
         "number": [str(number) for number in range(10, 100)],
@@ -156,7 +156,7 @@ def options(question: Question, rng: random.Random) -> list[str]:
 
 
 def overlap(box: Box) -> np.ndarray:
-    """Share of each patch's area inside `box`, (G, G) float32, 0 to 1."""
+    """Compute the share of each patch's area inside `box`, (G, G) float32, 0 to 1."""
     edges = np.arange(GRID + 1, dtype=np.float32) * PATCH
     wide = np.clip(np.minimum(edges[1:], box.right) - np.maximum(edges[:-1], box.left), 0, None)  # (G,)
     high = np.clip(np.minimum(edges[1:], box.bottom) - np.maximum(edges[:-1], box.top), 0, None)  # (G,)
@@ -164,12 +164,12 @@ def overlap(box: Box) -> np.ndarray:
 
 
 def coverage(signs: tuple[Sign, ...]) -> np.ndarray:
-    """Share of each patch covered by signs, (G, G) float32, 0 to 1. Signs never overlap, so shares add up."""
+    """Compute the share of each patch covered by signs, (G, G) float32, 0 to 1; signs never overlap."""
     return sum((overlap(sign.box) for sign in signs), np.zeros((GRID, GRID), np.float32))
 
 
 def _background(rng: random.Random, noise: np.random.Generator) -> Image.Image:
-    """A blurred checker of random colours under shapes, some of them in the colours of signs to mislead."""
+    """Draw a blurred checker of random colours under shapes, some in the colours of signs to mislead."""
     cells = rng.randint(2, 7)
     checker = noise.integers(30, 226, (cells, cells, 3), dtype=np.uint8)
     picture = Image.fromarray(checker).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
@@ -196,7 +196,7 @@ def _background(rng: random.Random, noise: np.random.Generator) -> Image.Image:
 def _place_and_draw(
     picture: Image.Image, pen: ImageDraw.ImageDraw, rng: random.Random, colour: str, text: str, taken: list[Box]
 ) -> Sign | None:
-    """Draw one sign at a random place; None, and nothing drawn, where it would touch one of `taken`."""
+    """Draw one sign at a random place; returns None, and draws nothing, where it would touch one of `taken`."""
     stencil, advances = _stencil(text.upper(), rng.choice(FONTS), rng.randint(*_TEXT_SIZES))
     pad_x, pad_y = rng.randint(4, 10), rng.randint(4, 9)
     wide, high = stencil.width + 2 * pad_x, stencil.height + 2 * pad_y
@@ -237,7 +237,7 @@ def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
 
 @cache
 def _stencil(text: str, font_name: str, size: int) -> tuple[Image.Image, list[float]]:
-    """The text as a grey mask cropped to its ink, and the x at which each character starts (and the last one ends)."""
+    """Draw a text as a grey mask cropped to its ink; also returns the x where each character starts, and the end."""
     font = _font(font_name, size)
     left, top, right, bottom = font.getbbox(text)
     mask = Image.new("L", (round(right - left), round(bottom - top)))

@@ -1,4 +1,4 @@
-"""A small SentencePiece tokenizer with LLaMA's conventions, trained on the sentences of the signs world."""
+"""Train a small SentencePiece tokenizer with LLaMA's conventions on the sentences of the signs world."""
 
 import io
 import json
@@ -25,12 +25,12 @@ LETTERS = "ABCD"  # of choices
 
 
 def after_image(question: str, instruction: str = SHORT_ANSWER) -> str:
-    """The chunk of a `vicuna_v1` prompt that follows the image; the model's answer comes next, after a space."""
+    """Write the part of a `vicuna_v1` prompt after the image; the model's answer comes next, after a space."""
     return f"\n{question}\n{instruction} ASSISTANT:"
 
 
 def with_choices(question: str, options: Sequence[str]) -> str:
-    """A question as LLaVA puts ScienceQA's: "Which?\\nA. this\\nB. that"."""
+    """Write a question as LLaVA asks ScienceQA's: "Which?\\nA. this\\nB. that"."""
     return "\n".join([question, *(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))])
 
 
@@ -70,7 +70,7 @@ def train_tokenizer(folder: Path) -> Path:
 
 
 def _sentences() -> Iterator[str]:
-    """The whole language of this world; rare sentences repeat so that their words become single pieces too."""
+    """List the sentences of this world; rare ones repeat so that their words become single pieces too."""
     for _ in range(20):
         yield f"{BEFORE_IMAGE}what"
         yield f"{SHORT_ANSWER} ASSISTANT: yes"

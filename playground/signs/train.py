@@ -1,4 +1,4 @@
-"""Trains the tiny model of the signs world and writes its checkpoint.
+"""Train the tiny model of the signs world and write its checkpoint.
 
     python -m playground.signs.train
 
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Stage:
-    """What one part of the training does; weights of the losses as `SignReader` names them."""
+    """One part of the training; weights of the losses as `SignReader` names them."""
 
     name: str
     steps: int
@@ -64,7 +64,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides the weights; the defaults are those of the committed checkpoint."""
+    """Everything that decides the weights; the defaults are those of the committed checkpoint."""
 
     read_steps: int = 6000
     answer_steps: int = 5000
@@ -137,7 +137,7 @@ class Trainer:
             started = time.perf_counter()  # what the caller does between steps is not training
 
     def _losses(self, stage: Stage, batch: Batch) -> dict[str, Tensor]:
-        """The losses the stage weighs, by the name of their weight."""
+        """Compute the losses that the stage weighs, by the name of their weight."""
         model = self.model
         with torch.set_grad_enabled(stage.tower_rate > 0):
             hidden_states, pooled = model.look(batch.images)
@@ -160,7 +160,7 @@ class Trainer:
         return losses
 
     def _new_optimizer(self) -> torch.optim.AdamW:
-        """Weight decay on matrices alone; the tower in groups of its own."""
+        """Group the parameters: weight decay on matrices alone, the tower in groups of its own."""
         groups = []
         for of_tower in (True, False):
             mine = [p for name, p in self.model.named_parameters() if name.startswith("tower.") == of_tower]
@@ -169,7 +169,7 @@ class Trainer:
         return torch.optim.AdamW(groups, betas=(0.9, 0.98))
 
     def _set_rates(self, stage: Stage, step: int) -> None:
-        """Linear warm-up, cosine down to a twentieth."""
+        """Return the factor of the learning rate: linear warm-up, then cosine down to a twentieth."""
         warm = min(1.0, (step + 1) / stage.warm_up)
         share = warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / stage.steps)))
         for group in self.optimizer.param_groups:
@@ -177,7 +177,7 @@ class Trainer:
 
     @torch.no_grad()
     def accuracy(self, scenes: int) -> dict[str, float]:
-        """Share of questions about so many unseen scenes answered exactly, by kind and in all."""
+        """Measure the share of questions about so many unseen scenes that are answered exactly, by kind and in all."""
         kinds = {kind: index for index, kind in enumerate(KINDS)} | {"choice": CHOICE}
         right, asked = dict.fromkeys(kinds, 0), dict.fromkeys(kinds, 0)
         seeds = range(_VALIDATION, _VALIDATION + scenes)
@@ -196,7 +196,7 @@ class Trainer:
         return {"all": sum(right.values()) / sum(asked.values()), **shares}
 
     def save(self, path: Path) -> None:
-        """Whole or not at all."""
+        """Save the state, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".tmp")
         state = {"step": self.step, "seconds": self.seconds, "recipe": vars(self.recipe)}
@@ -205,13 +205,13 @@ class Trainer:
         os.replace(unfinished, path)
 
     def begin_with(self, folder: Path) -> None:
-        """Go on from an exported checkpoint as if its weights had come out of the first two stages."""
+        """Start from an exported checkpoint as if its weights were the result of the first two stages."""
         load_weights(self.model, folder)
         self.step = self.recipe.read_steps + self.recipe.answer_steps
         self.seconds = json.loads((folder / LLAVA_FOLDER / "training.json").read_text())["seconds"]
 
     def load(self, path: Path) -> None:
-        """Take up what `save` wrote. Raises ValueError if another recipe made it."""
+        """Load what `save` wrote. Raises ValueError if another recipe made it."""
         if not path.exists():
             raise ValueError(f"There is no state at {path}. Leave out --resume to begin, or name it with --state.")
         state = torch.load(path, map_location=self.device, weights_only=True)

@@ -1,4 +1,4 @@
-"""What tuning the projector regains on the embedded model: accuracy at three budgets, untuned and tuned.
+"""Measure what tuning the projector regains on the embedded model: accuracy at three budgets, untuned and tuned.
 
     bash scripts/tuning_table.sh
 
@@ -72,7 +72,7 @@ def folder_of(budget: tuple[int, int] | None, seed: int, steps: int | None) -> P
 
 
 def tune(budget: tuple[int, int] | None, seed: int, steps: int | None) -> None:
-    """One run, unless it has been done; its log is beside its result. All tokens is a budget too."""
+    """Do one run, unless it has been done; its log is next to its result. None is the budget of all tokens."""
     folder = folder_of(budget, seed, steps)
     dominant, contextual = budget or (65, 0)  # CLS and all 64 patches
     options = {
@@ -106,7 +106,7 @@ def tune(budget: tuple[int, int] | None, seed: int, steps: int | None) -> None:
 
 
 def measure_all(args: argparse.Namespace) -> tuple[float, list[Row], int]:
-    """Accuracy with all tokens, the rows, and the number of questions."""
+    """Measure accuracy with all tokens, the rows of the table, and the number of questions."""
     from llava.analysis.in_memory import prepare
     from llava.eval.tasks import TASKS
     from llava.train.saving import load_trained
@@ -166,7 +166,7 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean, and from the lowest to the highest."""
+    """Write the mean, the lowest and the highest value."""
     return f"{fmean(values):.1f} ({min(values):.1f} – {max(values):.1f})"
 
 
@@ -185,7 +185,7 @@ def to_markdown(full: float, rows: Sequence[Row]) -> str:
 
 
 def draw(full: float, rows: Sequence[Row], path: Path) -> None:
-    """Untuned, tuned and control over the tokens per image."""
+    """Draw untuned, tuned and control over the tokens per image."""
     import matplotlib
 
     matplotlib.use("Agg")

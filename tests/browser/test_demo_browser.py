@@ -46,13 +46,13 @@ def chromium():
 @pytest.fixture(scope="module")
 def served(chromium, tmp_path_factory):
     """The server behind the page, and its address."""
-    from llava.serve import web
+    from llava.serve import samples, web
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
         patch.setattr(Image, "MAX_IMAGE_PIXELS", web.MOST_PIXELS)
         server, heading = web.open_server(parse_arguments([]))
-        with web.running(web.build(server, heading, web.list_samples(None)), "127.0.0.1", free_port()) as url:
+        with web.running(web.build(server, heading, samples.list_samples(None)), "127.0.0.1", free_port()) as url:
             yield server, url
 
 

@@ -4,6 +4,8 @@ To add one: a file in this folder, and its name in the two places below. `llava.
 """
 
 from llava.eval.tasks import (
+    ai2d,
+    chartqa,
     gqa,
     llava_bench,
     mmbench,
@@ -32,6 +34,8 @@ BENCHMARKS = (  # in the order in which tables show them
     mmmu,
     mmvet,
     llava_bench,
+    ai2d,
+    chartqa,
 )
 TASKS: dict[str, Task] = {task.name: task for benchmark in BENCHMARKS for task in benchmark.TASKS}
 

@@ -15,7 +15,7 @@ from llava.utils.tables import format_number, to_table
 COLUMNS = ("tower", "select + merge", "project", "prefill")  # drawn one on the other, decoding on top
 FAILED = "out of memory"
 LEGEND = """All tokens, or kept + merged tokens of a crop; "published" with the tower as in VisionZip's published code.
-Without another word in transformers' loop; static, graphs, compile: `fast=`. Memory is what a request takes beside the
+Without another word in transformers' loop; static, graphs, compile: `fast=`. Memory is what a request takes besides the
 weights. "Limit": the least time there can be, of each operation its arithmetic or its weights at the speeds above."""
 
 

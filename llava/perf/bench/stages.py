@@ -245,7 +245,10 @@ class Request:
         before, after = tower.hidden_states(self.crops)
         with self.variant.on(self.setting.model):
             reducer = tower.reducer
-        reduce = lambda before, after: reducer.reduce(tower.evidence(before, after), after)  # noqa: E731
+
+        def reduce(before: Tensor, after: Tensor) -> VisionFeatures:
+            return reducer.reduce(tower.evidence(before, after), after)
+
         key = ("bench select", before.shape, self.variant.budget)
         return partial(self.engine.tower_graphs.run, key, reduce, before, after)
 

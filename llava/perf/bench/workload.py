@@ -96,7 +96,7 @@ def things(count: int) -> list[str]:
 
 
 def to_questions(asked: Sequence[tuple[str, str]]) -> list[Question]:
-    """Number (image, text) pairs as questions."""
+    """Make questions of (image, text) pairs, numbered in order."""
     return [Question(row, row, (image,), text, row + 1) for row, (image, text) in enumerate(asked)]
 
 

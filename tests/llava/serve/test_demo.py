@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from llava.model.builder import load_pretrained_model
-from llava.serve import demo, markup, web
+from llava.serve import demo, markup, samples, web
 from llava.serve.comparison import Answer, ComparisonServer, Turn
+from llava.serve.handlers import handlers
 from llava.serve.timing import Cost
 from visionzip_patch import VisionZipConfig
 
@@ -93,7 +94,7 @@ def test_counts(server, golden):
 def test_the_page_can_be_built(server, tmp_path):
     pytest.importorskip("gradio", reason="gradio is not installed: the demo extra has it")
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    page = web.build(server, markup.heading("a <model>", "CPU", "Be short."), web.list_samples(str(tmp_path)))
+    page = web.build(server, markup.heading("a <model>", "CPU", "Be short."), samples.list_samples(str(tmp_path)))
     config = page.get_config_file()
     assert not any(entry["api_visibility"] == "public" for entry in config["dependencies"] if entry["backend_fn"])
     assert not page.analytics_enabled
@@ -109,7 +110,7 @@ def visitor(server, golden, monkeypatch):
     comparison.show(Image.open(next((golden / "images").glob("*.png"))))
     said = []
     monkeypatch.setattr(gradio, "Warning", said.append)
-    return comparison, web.handlers(server, []), gradio.Request(session_hash="a"), said
+    return comparison, handlers(server, []), gradio.Request(session_hash="a"), said
 
 
 def test_a_budget_that_is_refused_puts_the_sliders_back(visitor):
@@ -228,29 +229,29 @@ def fail_with(error):
 
 
 def test_samples(tmp_path):
-    samples = web.list_samples(None)
-    assert len(samples) == web.SAMPLES
-    assert all(sample.path.is_file() and 3 <= len(sample.questions) <= web.QUESTIONS for sample in samples)
+    found = samples.list_samples(None)
+    assert len(found) == samples.SAMPLES
+    assert all(sample.path.is_file() and 3 <= len(sample.questions) <= samples.QUESTIONS for sample in found)
     with pytest.raises(ValueError, match="no pictures in this folder"):
-        web.list_samples(str(tmp_path))
+        samples.list_samples(str(tmp_path))
     with pytest.raises(ValueError, match="no such folder"):
-        web.list_samples(str(tmp_path / "absent"))
+        samples.list_samples(str(tmp_path / "absent"))
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_uploads(tmp_path, monkeypatch):
     Image.new("RGB", (30, 20), "red").save(tmp_path / "good.png")
-    assert web.open_picture(tmp_path / "good.png").getpixel((0, 0)) == (255, 0, 0)
+    assert samples.open_picture(tmp_path / "good.png").getpixel((0, 0)) == (255, 0, 0)
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
     Image.new("L", (30, 20)).save(tmp_path / "photo.jpg", exif=exif)
-    assert web.open_picture(tmp_path / "photo.jpg").size == (20, 30)
+    assert samples.open_picture(tmp_path / "photo.jpg").size == (20, 30)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 599)
     with pytest.raises(ValueError, match=r"^good.png: cannot be decoded \(30x20 pixels, the limit is 599\)"):
-        web.open_picture(tmp_path / "good.png")
+        samples.open_picture(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"^bad.png: not an image of a known format \(7 bytes\)"):
-        web.open_picture(tmp_path / "bad.png")
+        samples.open_picture(tmp_path / "bad.png")
 
 
 def test_budgets(golden):

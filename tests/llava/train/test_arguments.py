@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import pytest
 import transformers
 
+from llava.inference.embedded import SOURCE_ROOT
 from llava.model import LlavaConfig
-from llava.train.arguments import KINDS, SOURCE_ROOT, TrainingArguments, parse
+from llava.train.arguments import KINDS, TrainingArguments
+from llava.train.run import parse
 from visionzip_patch import VisionZipConfig
 
 RECIPES = sorted(str(path.relative_to(SOURCE_ROOT)) for path in (SOURCE_ROOT / "configs").rglob("*.yaml"))
@@ -140,9 +142,9 @@ def test_mistakes_in_a_recipe_name_file_and_key(recipe, text, message):
         ("--selector best", "invalid choice: 'best'"),
         ("--dominant 54 --contextual 10 --selector_seed 1", "--selector_seed 1: the selector visionzip draws nothing"),
         ("--tune_mm_mlp_adapter --lora_enable", "give one of them"),
-        ("--tune_mm_mlp_adapter --freeze_mm_mlp_adapter", "--tune_mm_mlp_adapter leaves the projector to learn"),
-        ("--freeze_backbone --freeze_mm_mlp_adapter", "--freeze_backbone leaves the projector to learn"),
-        ("--bits 4", "Weights of 4 bits cannot learn themselves: add --lora_enable True"),
+        ("--tune_mm_mlp_adapter --freeze_mm_mlp_adapter", "--tune_mm_mlp_adapter trains the projector"),
+        ("--freeze_backbone --freeze_mm_mlp_adapter", "--freeze_backbone trains the projector"),
+        ("--bits 4", "Weights of 4 bits cannot be trained: add --lora_enable True"),
         ("--output_dir=", "A run needs --output_dir: on the command line, or in a --recipe"),
         ("--recipe none.yaml", "none.yaml: no such file, .*configs/finetune_projector.yaml"),
         ("--deepspeed ./scripts/zero2.json", "./scripts/zero2.json: no such file, .*configs/deepspeed/zero2.json"),
@@ -225,7 +227,7 @@ def test_defaults_that_differ_from_those_of_transformers():
 
 
 def test_a_reporter_that_is_not_installed_is_told_at_once(monkeypatch):
-    monkeypatch.setattr("llava.train.arguments.get_available_reporting_integrations", lambda: ["tensorboard"])
+    monkeypatch.setattr("llava.train.coherence.get_available_reporting_integrations", lambda: ["tensorboard"])
     with pytest.raises(ImportError, match=r"--report_to wandb is not installed. Choose of tensorboard, none, or pip"):
         parse([*NEEDED, "--report_to", "wandb"])
 
@@ -234,7 +236,7 @@ def test_a_reporter_that_is_not_installed_is_told_at_once(monkeypatch):
 def test_reports_go_to_tensorboard_where_it_is_installed(monkeypatch, installed):
     available = ["tensorboard"] if installed else []
     monkeypatch.setattr("llava.train.arguments.is_tensorboard_available", lambda: installed)
-    monkeypatch.setattr("llava.train.arguments.get_available_reporting_integrations", lambda: available)
+    monkeypatch.setattr("llava.train.coherence.get_available_reporting_integrations", lambda: available)
     assert parse(NEEDED).training.report_to == available
 
 
@@ -253,7 +255,7 @@ def test_broken_deepspeed_settings(tmp_path, content, message):
 
 
 def test_deepspeed_that_is_not_installed(monkeypatch):
-    monkeypatch.setattr("llava.train.arguments.is_deepspeed_available", lambda: False)
+    monkeypatch.setattr("llava.train.coherence.is_deepspeed_available", lambda: False)
     with pytest.raises(ImportError, match=r"pip install deepspeed. --deepspeed none trains without"):
         parse([*NEEDED, "--deepspeed", "configs/deepspeed/zero2.json"])
 
@@ -286,8 +288,8 @@ def test_help_shows_own_options_and_help_all_the_rest(capsys):
 
 def test_deepspeed_wants_a_launcher(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
-    monkeypatch.setattr("llava.train.arguments.is_deepspeed_available", lambda: True)
-    monkeypatch.setattr("llava.train.arguments.find_spec", lambda name: None)
+    monkeypatch.setattr("llava.train.coherence.is_deepspeed_available", lambda: True)
+    monkeypatch.setattr("llava.train.coherence.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="needs a launcher, even for one process: torchrun"):
         parse([*NEEDED, "--deepspeed", "configs/deepspeed/zero2.json"])
 

@@ -181,7 +181,7 @@ def test_train_reads_the_command_line(flags, tmp_path, monkeypatch):
 
 def test_the_attention_that_is_asked_for_is_used(flags, tmp_path, monkeypatch):
     from llava.train import loading
-    from llava.train.arguments import parse
+    from llava.train.run import parse
 
     model = loading.load(parse(flags(attn_implementation="eager")))[1]
     assert model.config._attn_implementation == "eager"
