@@ -1,5 +1,6 @@
 """Write what a data set of the hub holds: images as they are stored, and the texts of other files."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -24,6 +25,12 @@ def save(folder: Path, name: str, image: bytes | None) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, image)
     return name
+
+
+def save_unnamed(folder: Path, image: bytes | None) -> str:
+    """Write an image that the data set has no name for; returns the name it gets here, the same for the same image."""
+    name = f"{hashlib.sha256(image or b'').hexdigest()[:16]}.png"
+    return save(folder, name, image)
 
 
 def to_lines(rows: Iterable[dict]) -> str:
