@@ -242,7 +242,7 @@ def write_submission(run: Run, answers: AnswerFile) -> str | None:
     if run.options.limit or len(answers.rows) < len(run.questions):
         print_once(f"{answers.path}: no submission, which needs the answers to all questions.")
         return None
-    path = answers.beside(f".submission{submission.suffix}")
+    path = answers.sibling(f".submission{submission.suffix}")
     try:
         write_bytes(path, submission.make(run.data, [answers.rows[row] for row in sorted(answers.rows)]))
     except (ValueError, ImportError) as error:  # the answers are all there, and so are their scores

@@ -64,6 +64,7 @@ def fetch_tasks(names: Sequence[str], source: str | bool) -> None:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the flags, which must go together."""
     parser = argparse.ArgumentParser(
         prog="python -m llava.eval.data",
         description="Which files of the benchmarks are there, where they belong, and where they come from. "

@@ -1,7 +1,7 @@
 """Let a language model grade free answers: `python -m llava.eval.judge mmvet ANSWERS --base-url URL --model NAME`.
 
 ANSWERS is what `llava.eval.run` has written, or several such files. Any endpoint that takes OpenAI's /chat/completions
-will do, a local one too; no other command asks one. Beside NAME.jsonl:
+will do, a local one too; no other command asks one. Next to NAME.jsonl:
 
     NAME.jsonl.graded-by-JUDGE.jsonl   a row per grade, appended as they come: the same command asks for those that are
                                        missing, and again for those that could not be read
@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Have answers graded, note the scores in their results and print them; returns the exit status."""
     kind = JUDGED[args.task]
     if args.runs > 1 and not kind.REPEATS:
         repeated = ", ".join(name for name, other in JUDGED.items() if other.REPEATS)
@@ -134,6 +135,7 @@ def read_answers(path: Path) -> list[dict]:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the flags of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m llava.eval.judge",
         usage="%(prog)s TASK ANSWERS ... --base-url URL --model NAME [option ...]",

@@ -77,14 +77,16 @@ class LlavaVisionZip(lmms):
 
     @property
     def rank(self) -> int:
+        """Return the index of this process."""
         return self._rank
 
     @property
     def world_size(self) -> int:
+        """Return the number of processes."""
         return self._world_size
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """An answer to each request, in their order."""
+        """Answer requests, which may be decoded differently; returns the answers in their order."""
         answers: list[str] = [""] * len(requests)
         groups: dict[str, list[int]] = {}  # requests that are decoded alike
         for i, request in enumerate(requests):
@@ -101,7 +103,7 @@ class LlavaVisionZip(lmms):
 
     @torch.inference_mode()
     def answer(self, requests: Sequence[Instance]) -> list[str]:
-        """Answers to requests that are decoded alike."""
+        """Answer requests that are decoded alike, as one batch."""
         options = dict(requests[0].args[1])
         until, temperature = options.get("until") or [], options.get("temperature") or 0
         decoding = Decoding(
@@ -129,6 +131,7 @@ class LlavaVisionZip(lmms):
         return [text.strip() for text in texts]
 
     def images_of(self, request: Instance, arguments: Sequence) -> list[Image.Image]:
+        """Fetch the images of a request. Raises ValueError if it has other media."""
         doc_to_visual, doc_id, task, split = arguments
         visuals = doc_to_visual(self.task_dict[task][split][doc_id]) or []
         if wrong := [type(visual).__name__ for visual in visuals if not isinstance(visual, Image.Image)]:
@@ -136,6 +139,7 @@ class LlavaVisionZip(lmms):
         return visuals
 
     def pixels(self, images: Sequence[Image.Image]):
+        """Prepare images for the model: one tensor, or a list where they differ in shape; None without any."""
         if not images:
             return None
         found = process_images(images, self.image_processor, self.model.config)
@@ -145,7 +149,7 @@ class LlavaVisionZip(lmms):
         return [pixels.to(self.device, dtype) for pixels in found]
 
     def ids(self, context: str, images: int, answer: str | None = None) -> list[int]:
-        """The prompt; images stand before it unless it says where they are."""
+        """Tokenize the prompt; images stand before it unless it says where they are."""
         if images and DEFAULT_IMAGE_TOKEN not in context:
             context = " ".join([DEFAULT_IMAGE_TOKEN] * images) + f"\n{context}"
         conversation = conv_templates[self.conv_template].copy()
@@ -155,7 +159,7 @@ class LlavaVisionZip(lmms):
 
     @torch.inference_mode()
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """The mean loss on each continuation, as lmms-eval's own LLaVA gives it, and whether it is the greedy one."""
+        """Compute the mean loss on each continuation, as lmms-eval's own LLaVA does, and if it is the greedy one."""
         found = []
         for request in tqdm(requests, desc="llava_visionzip", disable=self.rank > 0):
             context, doc_to_target, *rest = request.args
@@ -175,4 +179,5 @@ class LlavaVisionZip(lmms):
         return found
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        """Refuse tasks of several rounds."""
         raise NotImplementedError("llava_visionzip answers tasks of one round; this one has several.")

@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the flags of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m llava.eval.run",
         usage="%(prog)s TASK [CHECKPOINT] [--dominant D --contextual C] [option ...]; --help lists them",
