@@ -9,7 +9,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN, TEMPLATE_FIELDS
 
@@ -59,17 +59,23 @@ class Conversation:
     skip_next: bool = False
 
     def copy(self) -> "Conversation":
-        """The same talk, free to be continued without changing this one."""
+        """Return the same talk, free to be continued without changing this one."""
         return replace(self, messages=[list(message) for message in self.messages])
 
     def __deepcopy__(self, memo) -> "Conversation":
         return self.copy()  # the other way in which callers take a template
 
     def append_message(self, role: str, message: str | tuple | None) -> None:
-        self.messages.append([role, message])
+        """Add a turn to a copy of a template.
+
+        Args:
+            role: one of `roles`.
+            message: text, (text, image, mode), or None to ask the model to go on from there.
+        """
+        cast(list, self.messages).append([role, message])  # a template's own are a tuple, which refuses
 
     def get_images(self, return_pil: bool = False) -> list:
-        """The images of the user's messages, in order, as `process_image` gives them in the mode of each."""
+        """List the images of the user's messages, in order, as `process_image` gives them in the mode of each."""
         shown = [message for _, message in self.messages[self.offset :: 2] if isinstance(message, tuple)]
         return [self.process_image(image, mode, return_pil) for _, image, mode in shown]
 
@@ -113,7 +119,7 @@ class Conversation:
         return base64.b64encode(content.getvalue()).decode()
 
     def to_gradio_chatbot(self) -> list[list[str | None]]:
-        """The talk as [question, answer] pairs for gradio's chatbot; an image is an <img> in front of its question."""
+        """Return the talk as [question, answer] pairs for gradio's chatbot, an image as an <img> with the text."""
         pairs = []
         for i, (_, message) in enumerate(self.messages[self.offset :]):
             if i % 2:
@@ -128,7 +134,7 @@ class Conversation:
         return pairs
 
     def dict(self) -> dict:
-        """What a server hands on as JSON: system, roles, messages without their images, offset and separators."""
+        """Return what a server hands on as JSON: system, roles, messages without images, offset and separators."""
         messages = [[role, text[0] if isinstance(text, tuple) else text] for role, text in self.messages]
         return {
             "system": self.system,
@@ -140,7 +146,7 @@ class Conversation:
         }
 
     def get_prompt(self) -> str:
-        """The whole talk as one text.
+        """Write the whole talk as one text.
 
         Raises:
             ValueError: a LLAMA_2 talk that does not begin with a message of the user.
@@ -169,7 +175,7 @@ class Conversation:
         raise AssertionError(self.sep_style)
 
     def _turns(self) -> list[tuple[str, str | None]]:
-        """(role, text) pairs. If the first message brought an image, <image> comes to the front of it."""
+        """Return (role, text) pairs. If the first message brought an image, <image> comes to the front of it."""
         if not self.messages:
             return []
         turns = [(role, text[0] if isinstance(text, tuple) else text) for role, text in self.messages]
@@ -183,6 +189,7 @@ class Conversation:
         return [(role, f"{DEFAULT_IMAGE_TOKEN}\n{text}"), *turns[1:]]
 
     def _llama_2(self, turns: list[tuple[str, str | None]]) -> str:
+        """Write the talk with [INST] around questions, and the system text inside of the first."""
         if turns and (turns[0][0] != self.roles[0] or not turns[0][1]):
             raise ValueError(
                 f"A LLAMA_2 conversation begins with a message of {self.roles[0]!r}, which carries the system text; "
@@ -198,7 +205,7 @@ class Conversation:
         return prompt.removeprefix(self.sep)  # the tokenizer puts the first <s>
 
     def _llama_3(self, turns: list[tuple[str, str | None]]) -> str:
-        """As the chat template of Llama-3's tokenizer writes it, which needs no tokenizer here."""
+        """Write the talk as the chat template of Llama-3's tokenizer does, without a tokenizer."""
         if self.system:
             turns = [("<|start_header_id|>system", self.system), *turns]
         headed = ((f"{role}<|end_header_id|>\n\n", text) for role, text in turns)
@@ -341,7 +348,7 @@ MARKS = {  # in a tokenizer's chat template or vocabulary -> template, by langua
     "[INST]": {"llava_mistral": "mistral_instruct", "": "llava_llama_2"},
     "ASSISTANT:": {"": "vicuna_v1"},
 }
-TEMPLATES = {  # LLaVA's own by language model, where nothing else tells; LLaMA's have several
+TEMPLATES = {  # LLaVA's own by language model, where nothing else says; LLaMA's have several
     "llava_mistral": "mistral_instruct",
     "llava_qwen": "qwen_1_5",
 }
@@ -352,7 +359,7 @@ class Template(NamedTuple):
 
     name: str  # key of `conv_templates`
     reason: str
-    is_assumed: bool = False  # nothing in the checkpoint tells
+    is_assumed: bool = False  # nothing in the checkpoint says so
 
 
 def template_for(config, tokenizer) -> Template:
@@ -365,7 +372,7 @@ def template_for(config, tokenizer) -> Template:
     if found := recorded_template(config) or marked_template(config, tokenizer):
         return found
     said = next((f"{field} {name!r} is unknown" for field, name in recorded(config) if name not in conv_templates), "")
-    kind = getattr(config, "model_type", None)
+    kind = getattr(config, "model_type", None) or ""
     if name := TEMPLATES.get(kind):
         return Template(name, said or f"the tokenizer shows none, and LLaVA's {kind} models take it", is_assumed=True)
     is_llama = (tokenizer.bos_token, tokenizer.eos_token) == ("<s>", "</s>") and not chat_template(tokenizer)
@@ -390,7 +397,7 @@ def choose_template(asked: str | None, config, tokenizer, flag: str = "--conv-mo
             raise ValueError(f"{flag} {asked} is unknown; choose one of {', '.join(conv_templates)}.")
         own = recorded_template(config) or marked_template(config, tokenizer)
         styles = [conv_templates[name].sep_style for name in (asked, own.name if own else asked)]
-        if SeparatorStyle.PLAIN not in styles and styles[0] is not styles[1]:
+        if own and SeparatorStyle.PLAIN not in styles and styles[0] is not styles[1]:
             warn(f"The prompt template is {asked}, as asked. The checkpoint's own seems {own.name}: {own.reason}.")
         return asked
     found = template_for(config, tokenizer)
@@ -403,14 +410,14 @@ def choose_template(asked: str | None, config, tokenizer, flag: str = "--conv-mo
 
 
 def recorded(config) -> list[tuple[str, str]]:
-    """The fields of a config that name a template, known or not; a mere `version` may be that of anything."""
+    """List the fields of a config that name a template, known or not; a mere `version` may be that of anything."""
     values = [(field, getattr(config, field, None)) for field in TEMPLATE_FIELDS]
     given = [(field, name) for field, name in values if isinstance(name, str) and name]
     return [(field, name) for field, name in given if name in conv_templates or field != "version"]
 
 
 def recorded_template(config) -> Template | None:
-    """What config.json says; "plain" is how captions are learnt, nothing can be asked with it."""
+    """Return the template that config.json names; "plain" is for captions, nothing can be asked with it."""
     for field, name in recorded(config):
         if name in conv_templates and conv_templates[name].sep_style is not SeparatorStyle.PLAIN:
             return Template(name, f"its config.json has {field} {name!r}")
@@ -418,8 +425,8 @@ def recorded_template(config) -> Template | None:
 
 
 def marked_template(config, tokenizer) -> Template | None:
-    """What the tokenizer shows: its chat template, else its vocabulary."""
-    written, kind = chat_template(tokenizer), getattr(config, "model_type", None)
+    """Return the template that the tokenizer shows, by its chat template, else by its vocabulary."""
+    written, kind = chat_template(tokenizer), getattr(config, "model_type", None) or ""
     for mark, names in MARKS.items():
         if mark in written:
             return Template(names.get(kind, names[""]), f"the tokenizer's chat template has {mark}")
@@ -430,13 +437,13 @@ def marked_template(config, tokenizer) -> Template | None:
 
 
 def chat_template(tokenizer) -> str:
-    """The chat template of a tokenizer; of several, all of them; "" if there is none."""
+    """Return the chat template of a tokenizer; of several, all of them; "" if there is none."""
     found = getattr(tokenizer, "chat_template", None) or ""
     return "\n".join(found.values()) if isinstance(found, dict) else found
 
 
 def token_id(tokenizer, text: str) -> int | None:
-    """The id of a text that is one token of the vocabulary, else None."""
+    """Return the id of a text that is one token of the vocabulary, else None."""
     found = tokenizer.convert_tokens_to_ids(text)
     return found if found is not None and tokenizer.convert_ids_to_tokens(found) == text else None
 

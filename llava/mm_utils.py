@@ -50,7 +50,11 @@ MOST_BYTES, PATIENCE = 64 * 2**20, 30  # of an image from the web; seconds that 
 
 
 def find_pictures(folder: str | Path, *, deep: bool = False) -> list[Path]:
-    """The image files in `folder`, with `deep` also those in its subfolders, sorted. Told by their names alone.
+    """List the image files in a folder, known by their names alone, sorted.
+
+    Args:
+        folder: where to look.
+        deep: look into subfolders too.
 
     Raises:
         ValueError: no such folder, or no image in it.
@@ -99,7 +103,7 @@ def load_image_from_base64(image: str | bytes) -> Image.Image:
 
 
 def decode_image(file: io.BytesIO, name: str) -> Image.Image:
-    """The RGB image in `file`. Raises ValueError, which begins with `name`, if there is none that can be used."""
+    """Decode an image as RGB. Raises ValueError, which begins with `name`, if there is none that can be used."""
     try:
         image = Image.open(file)
         limit = Image.MAX_IMAGE_PIXELS
@@ -122,7 +126,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """`image` in RGB: palettes resolved, grey repeated, alpha dropped. EXIF rotation is not applied, as in LLaVA.
+    """Convert an image to RGB: palettes resolved, grey repeated, alpha dropped; not rotated as EXIF says, as in LLaVA.
 
     Grey of more than 8 bits, whole or floating-point, is scaled by its range: up to 1 (floats), 255 or 65535. Pillow
     would turn all but the darkest pixels white, and floats up to 1 black.
@@ -144,7 +148,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Grey values of any range that images have, as 0 to 255. Raises ValueError as `to_rgb`."""
+    """Scale grey values of any range that images have to 0 to 255. Raises ValueError as `to_rgb`."""
     if not np.isfinite(values).all():
         raise ValueError("The image has values that are not numbers, or not finite: replace them by numbers.")
     least, most = values.min(initial=0), values.max(initial=0)
@@ -163,7 +167,7 @@ def to_8_bits(values: np.ndarray) -> np.ndarray:
 def process_images(
     images: Image.Image | Sequence[Image.Image], image_processor, model_cfg
 ) -> torch.Tensor | list[torch.Tensor]:
-    """Pixels for the vision tower, prepared as `model_cfg.image_aspect_ratio` says.
+    """Prepare pixels for the vision tower, as `model_cfg.image_aspect_ratio` says.
 
     Args:
         images: PIL images of any mode, or a single one.
@@ -207,7 +211,11 @@ def process_images(
 
 
 def require_preparable(image: Image.Image, processor, pad: bool) -> None:
-    """ValueError if an image grows over Pillow's limit on the way to a square: one line of 50,000 pixels does."""
+    """Refuse an image that grows over Pillow's limit on the way to a square: one line of 50,000 pixels does.
+
+    Raises:
+        ValueError: with both numbers.
+    """
     short, long = sorted(image.size)
     side = processor.size.get("shortest_edge")
     if not pad and side is None:
@@ -221,7 +229,7 @@ def require_preparable(image: Image.Image, processor, pad: bool) -> None:
 
 
 def process_anyres_image(image: Image.Image, processor, grid_pinpoints: str | Sequence) -> torch.Tensor:
-    """The base crop and the tiles of one RGB image, (1 + tiles, 3, S, S).
+    """Prepare the base crop and the tiles of one RGB image: (1 + tiles, 3, S, S).
 
     The base crop is the whole image squeezed to a square; the tiles cut the image, scaled to the best resolution of
     `grid_pinpoints` and centred on black, row by row.
@@ -236,7 +244,7 @@ def process_anyres_image(image: Image.Image, processor, grid_pinpoints: str | Se
 
 
 def expand2square(pil_img: Image.Image, background_color: tuple[int, ...]) -> Image.Image:
-    """`pil_img` in the middle of the smallest square that holds it."""
+    """Put an image in the middle of the smallest square that holds it, filled up with `background_color`."""
     width, height = pil_img.size
     if width == height:
         return pil_img
@@ -247,7 +255,7 @@ def expand2square(pil_img: Image.Image, background_color: tuple[int, ...]) -> Im
 
 
 def fill_up(image: Image.Image, background: tuple[int, ...], processor) -> Image.Image:
-    """`expand2square`, but a square that would be large is made at once as small as the processor would make it.
+    """Fill an image up to a square as `expand2square` does; a large one is made as small as the processor makes it.
 
     The pixels are the same, bit for bit: Pillow resizes rows first and then columns, with 8 bits in between. So rows
     can be resized a few at a time, and those of the background need not be.
@@ -270,7 +278,7 @@ def fill_up(image: Image.Image, background: tuple[int, ...], processor) -> Image
 
 
 def resize_and_pad_image(image: Image.Image, target_resolution: tuple[int, int]) -> Image.Image:
-    """`image` as large as `target_resolution` (width, height) allows, its aspect ratio kept, centred on black."""
+    """Resize an image to fit into `target_resolution`, (width, height), its aspect ratio kept, centred on black."""
     width, height = image.size
     target_width, target_height = target_resolution
     # Rounding up what floats make of it, as LLaVA does: the bars' width is part of what checkpoints saw.
@@ -285,7 +293,7 @@ def resize_and_pad_image(image: Image.Image, target_resolution: tuple[int, int])
 
 
 def divide_to_patches(image: Image.Image, patch_size: int) -> list[Image.Image]:
-    """Square tiles of `patch_size` pixels, row by row. Tiles that reach over the border are filled up with black."""
+    """Cut an image into square tiles of `patch_size` pixels, row by row; beyond its border they are black."""
     return [
         image.crop((left, top, left + patch_size, top + patch_size))
         for top in range(0, image.height, patch_size)
@@ -308,7 +316,7 @@ def tokenizer_image_token(
 def tokenizer_image_token(
     prompt: str, tokenizer, image_token_index: int = IMAGE_TOKEN_INDEX, return_tensors: str | None = None
 ) -> list[int] | torch.Tensor:
-    """Ids of a prompt, with `image_token_index` where it says <image>.
+    """Tokenize a prompt, with `image_token_index` where it says <image>.
 
     The text before, between and after the images is tokenized piece by piece. The whole has one BOS, at its head, where
     the tokenizer puts any or the template has written it.
@@ -330,7 +338,7 @@ def tokenizer_image_token(
 
 
 def surplus_bos(pieces: Sequence[Sequence[int]], tokenizer) -> list[int]:
-    """How many ids to drop from the head of each piece of a prompt, so that the whole has one BOS.
+    """Count the ids to drop from the head of each piece of a prompt, so that the whole has one BOS.
 
     A tokenizer that adds its BOS puts it before every piece; Llama-3's template has written it already.
     """
@@ -341,7 +349,7 @@ def surplus_bos(pieces: Sequence[Sequence[int]], tokenizer) -> list[int]:
 
 
 def get_model_name_from_path(model_path: str) -> str:
-    """The last part of a path or hub id; for `.../name/checkpoint-N` both parts, as "name_checkpoint-N"."""
+    """Return the last part of a path or hub id; for `.../name/checkpoint-N` both parts, as "name_checkpoint-N"."""
     *parents, last = model_path.strip("/").split("/")
     return f"{parents[-1]}_{last}" if parents and last.startswith("checkpoint-") else last
 
@@ -366,19 +374,22 @@ class KeywordsStoppingCriteria(StoppingCriteria):
         # A byte takes one token at most; one more in front, as decoding drops the space a text begins with.
         self.window = 1 + max((len(keyword.encode()) for keyword in self.keywords), default=0)
 
-    def __call__(self, output_ids: torch.LongTensor, scores: torch.FloatTensor | None = None, **kwargs) -> torch.Tensor:
-        """Which samples are done: (B,), bool. `output_ids` is (B, generated so far)."""
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]  # BoolTensor, which no function of torch returns
+        self, output_ids: torch.Tensor, scores: object = None, **kwargs
+    ) -> torch.Tensor:
+        """Return which samples are done: (B, generated so far) -> (B,), bool."""
         length = self.prompt.shape[1]
         if output_ids.shape[1] >= length and torch.equal(output_ids[:, :length], self.prompt.to(output_ids.device)):
             output_ids = output_ids[:, length:]
         done = [self._ends(row) for row in output_ids.tolist()]
         return torch.tensor(done, dtype=torch.bool, device=output_ids.device)
 
-    def call_for_batch(self, output_ids: torch.LongTensor, scores: torch.FloatTensor | None = None, **kwargs) -> bool:
-        """Whether all samples of a batch are done: upstream's way to ask, of one row at a time."""
+    def call_for_batch(self, output_ids: torch.Tensor, scores: object = None, **kwargs) -> bool:
+        """Return whether all samples of a batch are done: upstream's way to ask, of one row at a time."""
         return bool(self(output_ids, scores, **kwargs).all())
 
     def _ends(self, answer: list[int]) -> bool:
+        """Return whether an answer, its ids so far, ends with a keyword or holds one in its last text."""
         if any(answer[-len(ids) :] == ids for ids in self.keyword_ids if ids):
             return True
         text = self.tokenizer.decode(answer[-self.window :], skip_special_tokens=True)

@@ -26,7 +26,7 @@ class DataCollatorForSupervisedDataset:
     dummy: Callable[[], dict] | None
 
     def __call__(self, samples: Sequence[dict]) -> dict:
-        """The batch of B samples and n images.
+        """Make a batch of B samples, with n images.
 
         Returns:
             input_ids, labels: (B, T) int64.
@@ -53,9 +53,10 @@ class DataCollatorForSupervisedDataset:
         return batch
 
     def _pad(self, samples: Sequence[dict], key: str, value: int) -> Tensor:
+        """Pad one field of all samples on the right: (B, T)."""
         return pad_sequence([sample[key] for sample in samples], batch_first=True, padding_value=value)
 
 
 def stack(images: list[Tensor]) -> Tensor | list[Tensor]:
-    """One tensor of images without crops and of one shape, else the list."""
+    """Stack images without crops and of one shape into a tensor; return others as they are, a list."""
     return torch.stack(images) if images[0].ndim == 3 and len({image.shape for image in images}) == 1 else images

@@ -26,7 +26,7 @@ class LazySupervisedDataset(Dataset):
     - vision_tokens, vision_positions: in place of `images` if there is a cache; per image (crops, N, C) and
       (crops, N) int64. The positions are an empty list if the cache holds none.
     - image_sizes: per image (width, height) in pixels.
-    - skipped: bool, whether an image was bad. Such a sample is its text alone, and nothing of it is learnt.
+    - skipped: bool, whether an image was bad. Such a sample is its text alone, and nothing of it is trained.
 
     Args:
         records: of LLaVA's JSON.
@@ -84,22 +84,23 @@ class LazySupervisedDataset(Dataset):
 
     @property
     def lengths(self) -> list[int]:
-        """About how long each sample is: words, and 128 for having an image."""
+        """Estimate the length of each sample: its words, and 128 more if it has an image."""
         return [words(record) + IMAGE_WORDS * bool(image_names(record)) for record in self.records]
 
     @property
     def modality_lengths(self) -> list[int]:
-        """Words of each sample; negative if it has no image."""
+        """Count the words of each sample; the number is negative if it has no image."""
         return [words(record) if image_names(record) else -words(record) for record in self.records]
 
     def dummy(self) -> dict:
-        """One image of zeros, as a part of a sample: for batches without any image."""
+        """Make one image of zeros, as a part of a sample: for batches without any image."""
         if self.cache is not None:
             return cached([self.cache.dummy()])
         _, height, width = self.pixel_shape
         return {"images": [torch.zeros(self.pixel_shape)], "image_sizes": [(width, height)]}
 
     def _example(self, record: dict) -> Example:
+        """Make ids and labels of a record; ValueError if nothing can be trained on them."""
         turns, names = record.get("conversations"), image_names(record)
         found = sum(text.count(DEFAULT_IMAGE_TOKEN) for text in turn_texts(turns))
         if media := other_media(record, questions_of(record)):
@@ -109,7 +110,7 @@ class LazySupervisedDataset(Dataset):
                 f"its conversation says {DEFAULT_IMAGE_TOKEN} {found} times, but it has {len(names)} images {names}"
             )
         return preprocess(
-            turns,
+            record["conversations"],
             self.tokenizer,
             self.conversation,
             has_image=bool(names),
@@ -118,6 +119,7 @@ class LazySupervisedDataset(Dataset):
         )
 
     def _images(self, names: Sequence[str]) -> dict:
+        """Read images as a part of a sample: from the cache, or as pixels."""
         if self.cache is not None:
             return cached([self.cache[name] for name in names])
         images = [load_image(self.image_folder / name) for name in names]
@@ -126,11 +128,12 @@ class LazySupervisedDataset(Dataset):
 
 
 def words(record: dict) -> int:
+    """Count the words of a conversation."""
     return sum(len(turn["value"].split()) for turn in record["conversations"])
 
 
 def cached(entries: Sequence) -> dict:
-    """Entries of a feature cache, as a part of a sample."""
+    """Put entries of a feature cache under the names that a sample has them by."""
     return {
         "vision_tokens": [entry.tokens for entry in entries],
         "vision_positions": [entry.position for entry in entries if entry.position is not None],

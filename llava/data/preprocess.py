@@ -22,6 +22,8 @@ from llava.mm_utils import surplus_bos
 
 
 class Example(NamedTuple):
+    """Ids of a conversation, and labels on its answers."""
+
     input_ids: Tensor  # (T,) int64, IMAGE_TOKEN_INDEX where an image goes
     labels: Tensor  # (T,) int64, the ids of the answers, elsewhere IGNORE_INDEX
 
@@ -35,14 +37,14 @@ def preprocess(
     use_start_end: bool = False,
     max_length: int | None = None,
 ) -> Example:
-    """Ids of a whole conversation, with labels on its answers and what closes them.
+    """Tokenize a whole conversation, with labels on its answers and what closes them.
 
     The ids are those that LLaVA trains on, but for the "###" templates (SeparatorStyle.SINGLE): LLaVA trains these on a
     text that it never asks with; here both are `conversation.get_prompt()`.
 
     Args:
         turns: `{"from": "human" | "gpt", "value": text}` in turn. If gpt begins, that turn is left out, as in LLaVA.
-        tokenizer: one of the fast ones: they tell which characters a token stands for.
+        tokenizer: one of the fast ones: they report which characters a token stands for.
         conversation: the template; messages that it holds are left out.
         has_image: whether <image> in a text stands for an image. These move to the front of their message.
         use_start_end: put <im_start> and <im_end> around each image (`config.mm_use_im_start_end`).
@@ -64,7 +66,7 @@ def preprocess(
 def make_example(
     texts: Sequence[str], tokenizer, conversation: Conversation, *, has_image: bool, max_length: int | None = None
 ) -> Example:
-    """`preprocess` from where the texts of user and assistant in turn are as the model is to read them."""
+    """Tokenize the texts of user and assistant in turn, as the model is to read them; labels as in `preprocess`."""
     is_plain = conversation.sep_style is SeparatorStyle.PLAIN
     prompt, answers = caption(texts, conversation) if is_plain else write_down(texts, conversation)
 
@@ -78,7 +80,7 @@ def make_example(
 
 
 def images_first(text: str, conversation: Conversation, use_start_end: bool) -> str:
-    """`text` with its images in front, each dressed as the template wants it and followed by a line break."""
+    """Move the images of a text to its front, each marked as the template wants it and followed by a line break."""
     count = text.count(DEFAULT_IMAGE_TOKEN)
     if not count:
         return text
@@ -89,7 +91,7 @@ def images_first(text: str, conversation: Conversation, use_start_end: bool) -> 
 
 
 def write_down(texts: Sequence[str], conversation: Conversation) -> tuple[str, list[tuple[int, int]]]:
-    """The conversation as one text, and where in it each answer starts and ends.
+    """Write a conversation as one text, and note where in it each answer starts and ends, in characters.
 
     An answer is what the text gains over the prompt that asks for it, so it includes the space before it and the
     separator after it: all that the model has to write itself.
@@ -108,7 +110,7 @@ def write_down(texts: Sequence[str], conversation: Conversation) -> tuple[str, l
 
 
 def caption(texts: Sequence[str], conversation: Conversation) -> tuple[str, list[tuple[int, int]]]:
-    """As `write_down` for the plain template, which leaves all of the question out but its images."""
+    """Write a conversation by the plain template, which keeps only the images of the question; see `write_down`."""
     count = texts[0].count(DEFAULT_IMAGE_TOKEN)
     if len(texts) != 2 or not count:
         raise ValueError(
@@ -121,7 +123,7 @@ def caption(texts: Sequence[str], conversation: Conversation) -> tuple[str, list
 
 
 def tokenize(prompt: str, tokenizer, has_image: bool) -> tuple[Tensor, Tensor]:
-    """As `tokenizer_image_token`, and at which character of `prompt` each id begins: (T,) and (T,), int64."""
+    """Tokenize a prompt, and find the character of it that each id begins at: (T,) and (T,), int64."""
     chunks = prompt.split(DEFAULT_IMAGE_TOKEN) if has_image else [prompt]
     encoded = tokenizer(chunks, return_offsets_mapping=True)
     drops = surplus_bos(encoded.input_ids, tokenizer)

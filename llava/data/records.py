@@ -18,7 +18,7 @@ from llava.utils.files import dump_json, is_file, read_json, read_jsonl, shorten
 LFS_POINTER = b"version https://git-lfs"
 ROLES = ("human", "gpt")
 
-# The first question of a record tells the sources apart that share a folder: mix665k asks the same way within each.
+# The first question of a record distinguishes sources that share a folder: mix665k asks the same way within each.
 STYLES = {
     "Answer the question using a single word or phrase": "short answer",
     "Answer with the option's letter from the given choices": "choice",
@@ -107,7 +107,7 @@ class Problem(NamedTuple):
 
 
 def read_records(path: str | Path) -> list[dict]:
-    """The records of an instruction file: a JSON list or, if its name ends so, `.jsonl`.
+    """Read the records of an instruction file: a JSON list or, if its name ends so, `.jsonl`.
 
     The records themselves are not checked here; `inspect` does that.
 
@@ -140,11 +140,12 @@ def write_records(path: str | Path, records: Iterable[dict]) -> None:
 
 
 def is_jsonl(path: str | Path) -> bool:
+    """Return whether a file, by its name, has one record per line."""
     return Path(path).suffix == ".jsonl"
 
 
 def encoded(records: Iterable[dict], as_lines: bool) -> Iterator[bytes]:
-    """The bytes of an instruction file in parts, as all of mix665k would be several GB."""
+    """Yield the bytes of an instruction file in parts, as all of mix665k would be several GB."""
     if as_lines:
         yield from (encode(record) + b"\n" for record in records)
         return
@@ -155,11 +156,12 @@ def encoded(records: Iterable[dict], as_lines: bool) -> Iterator[bytes]:
 
 
 def encode(record: dict) -> bytes:
+    """Encode a record as one line of JSON, without a line break."""
     return dump_json(record).encode()
 
 
 def image_names(record: dict) -> list:
-    """The image files of a record, relative to the image folder; each a text unless `inspect` says otherwise."""
+    """List the image files of a record, relative to the image folder; each a text unless `inspect` says otherwise."""
     image = record.get("image")
     if image is None or image == "":
         return []
@@ -167,7 +169,7 @@ def image_names(record: dict) -> list:
 
 
 def source_of(record: dict) -> str:
-    """Which data a record comes from, such as "coco: short answer", "vg: region" or "text".
+    """Name the data that a record comes from, such as "coco: short answer", "vg: region" or "text".
 
     This is its `source`, if it has one. Else it is the first folder of its image and the style of its first question;
     images without a folder, and numbered folders, are "images".
@@ -184,12 +186,12 @@ def source_of(record: dict) -> str:
 
 
 def first_question(record: dict) -> str:
-    """What the human says first; nothing in a record that `inspect` refuses."""
+    """Return what the human says first; "" in a record that `inspect` refuses."""
     return next(questions_of(record), "")
 
 
 def questions_of(record: dict) -> Iterator[str]:
-    """What the human says, also in a record that `inspect` refuses."""
+    """Yield what the human says, also in a record that `inspect` refuses."""
     turns = record.get("conversations")
     for turn in turns if isinstance(turns, list) else []:
         if isinstance(turn, dict) and turn.get("from") == "human":
@@ -218,7 +220,7 @@ def other_media(record: Mapping, questions: Iterable[str], *, named_only: bool =
 
 
 def media_in(field: str, value, named_only: bool) -> list[Medium]:
-    """What a field brings: the medium that it is named after, else those whose files it names."""
+    """Find the media that a field brings: the one that it is named after, else those whose files it names."""
     if field in NO_MEDIA or not value:
         return []
     if named := [medium for medium in MEDIA if field in medium.fields]:
@@ -226,31 +228,42 @@ def media_in(field: str, value, named_only: bool) -> list[Medium]:
     if named_only:
         return []
     words = [word.lower() for word in WORD.findall(field)]
-    is_count = isinstance(value, int | float) or (isinstance(value, str) and value.strip().isdecimal())  # num_videos
-    named = [medium for medium, name in NAMED_AFTER.items() if name.fullmatch("_".join(words))]
-    if named and field != "image" and not is_count:
+    if field != "image" and not is_count(value) and (named := media_named(words)):
         return named
     names = [text.strip().lower() for text in texts_in(value)]
-    if field == "image":  # images belong there, and nothing else does
-        possible = [medium for medium in MEDIA if "images" not in medium.fields]
-    else:
-        possible = [medium for medium in MEDIA if may_name(words, medium)]
-    return [medium for medium in possible if any(is_of(name, medium) for name in names)]
+    return [medium for medium in media_possible(field, words) if any(is_of(name, medium) for name in names)]
+
+
+def is_count(value) -> bool:
+    """Return whether a value is a number, as that of "num_videos" is, and no file."""
+    return isinstance(value, int | float) or (isinstance(value, str) and value.strip().isdecimal())
+
+
+def media_named(words: Sequence[str]) -> list[Medium]:
+    """Find the media that a field with these words in its name is named after."""
+    return [medium for medium, name in NAMED_AFTER.items() if name.fullmatch("_".join(words))]
+
+
+def media_possible(field: str, words: Sequence[str]) -> list[Medium]:
+    """Find the media whose files a field may name; in "image", images belong and nothing else does."""
+    if field == "image":
+        return [medium for medium in MEDIA if "images" not in medium.fields]
+    return [medium for medium in MEDIA if may_name(words, medium)]
 
 
 def may_name(words: Sequence[str], medium: Medium) -> bool:
-    """Whether a field with these words in its name may name files of a medium: "model" is no word for a picture."""
+    """Return whether a field with these words in its name may name files of a medium: "model" names no picture."""
     singular = {word.removesuffix("s") for word in words}
     return not medium.words or bool(singular & set(medium.words)) or singular <= {"path", "file", "filename", "name"}
 
 
 def is_of(name: str, medium: Medium) -> bool:
-    """Whether a file is of a medium; a link to a document says where a text comes from."""
+    """Return whether a file is of a medium; a link to a document says where a text comes from."""
     return name.endswith(medium.suffixes) and (bool(medium.fields) or "://" not in name)
 
 
 def marks_in(texts: Sequence[str]) -> Iterator[str]:
-    """The placeholders in some texts; words alone may be tags of HTML or XML, if closed or in the middle of a line."""
+    """Find the placeholders in texts; words alone may be tags of HTML or XML, if closed or in the middle of a line."""
     for text in texts:
         for found in MARK.finditer(text):
             mark = found.group()
@@ -273,7 +286,7 @@ def plain(mark: str) -> str:
 
 
 def texts_in(value) -> Iterator[str]:
-    """The texts in a value of JSON, however deep."""
+    """Yield the texts in a value of JSON, however deep."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list | dict):
@@ -282,7 +295,7 @@ def texts_in(value) -> Iterator[str]:
 
 
 def inspect(record: dict) -> list[Problem]:
-    """What can be found wrong with a record without a look at its image files."""
+    """Find what is wrong with a record, without a look at its image files."""
     problems = [] if record.get("id") is not None else [Problem("no id", "")]
     names = image_names(record)
     for name in names:
@@ -303,7 +316,7 @@ def inspect(record: dict) -> list[Problem]:
 
 
 def turn_texts(turns) -> list[str]:
-    """What human and gpt say in turn, from the first word of human on: what gpt says before it answers nothing.
+    """List what human and gpt say in turn, from the first word of human on: what gpt says before it answers nothing.
 
     Raises:
         ValueError: no list of turns, an unknown role, two turns in a row of the same one, or a value that is no text.

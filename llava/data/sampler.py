@@ -13,7 +13,7 @@ from torch.utils.data import Sampler
 
 
 def split_to_even_chunks(indices: Sequence[int], lengths: Sequence[int], num_chunks: int) -> list[list[int]]:
-    """`indices` in `num_chunks` lists of equal count and, as far as a greedy choice can, equal total length.
+    """Divide `indices` into `num_chunks` lists of equal count and, as far as a greedy choice can, equal total length.
 
     Each index goes to the list that is shortest so far and not full. If the counts cannot be equal, they are dealt out
     in turn.
@@ -33,7 +33,7 @@ def split_to_even_chunks(indices: Sequence[int], lengths: Sequence[int], num_chu
 def get_length_grouped_indices(
     lengths: Sequence[int], batch_size: int, world_size: int, generator: torch.Generator | None = None
 ) -> list[int]:
-    """A random order in which every `batch_size` samples in a row are about equally long.
+    """Draw a random order in which every `batch_size` samples in a row are about equally long.
 
     Megabatches of `batch_size * world_size` samples are drawn; each is sorted, longest first, and dealt out so that all
     processes get as much. Without a generator torch's global one is used.
@@ -51,7 +51,7 @@ def get_length_grouped_indices(
 def get_modality_length_grouped_indices(
     lengths: Sequence[int], batch_size: int, world_size: int, generator: torch.Generator | None = None
 ) -> list[int]:
-    """As `get_length_grouped_indices`, in megabatches of one modality each, in random order.
+    """Draw an order as `get_length_grouped_indices` does, in megabatches of one modality each, in random order.
 
     Args:
         lengths: `modality_lengths` of the dataset: negative for samples without image.
@@ -99,6 +99,7 @@ class LengthGroupedSampler(Sampler[int]):
         self.generator, self.group_by_modality, self.seed, self.epoch = generator, group_by_modality, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order is drawn next."""
         self.epoch = epoch
 
     def __len__(self) -> int:

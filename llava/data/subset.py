@@ -16,7 +16,7 @@ from llava.utils.files import make_folder, require_apart
 
 
 def draw(records: Sequence[dict], fraction: float, seed: int = 0) -> list[int]:
-    """Indices of a random part of `records`, in their order, stratified by `source_of`.
+    """Draw a random part of `records`, stratified by `source_of`, and return its indices in their order.
 
     Every record draws a lot, and each source takes those of its records with the lowest lots, so a larger fraction
     with the same seed contains a smaller one, but for a record per source that rounding may move. The same on every
@@ -63,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def subset(args: argparse.Namespace) -> int:
+    """Draw a part of an instruction file, write it and print its sources; returns the exit status."""
     output = Path(args.output)
     if output.exists() and not args.overwrite:
         raise ValueError(f"{output} is already there. Choose another name, or replace it with --overwrite.")
@@ -80,7 +81,7 @@ def subset(args: argparse.Namespace) -> int:
 
 
 def table(records: Sequence[dict], drawn: Sequence[dict]) -> str:
-    """How many records of each source there are and were drawn, the largest first, then all and those of text alone."""
+    """Format how many records of each source there are and were drawn, then all records and those of text alone."""
     there, taken = (Counter(map(source_of, part)) for part in (records, drawn))
     textual, kept = (sum(not image_names(record) for record in part) for part in (records, drawn))
     rows = [(name, there[name], taken[name]) for name in sorted(there, key=lambda name: (-there[name], name))]
@@ -91,6 +92,7 @@ def table(records: Sequence[dict], drawn: Sequence[dict]) -> str:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line of `subset`."""
     parser = argparse.ArgumentParser(
         prog="python -m llava.data.subset",
         description="Draw a part of an instruction file in which every source keeps its share.",

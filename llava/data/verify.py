@@ -1,6 +1,6 @@
 """Can all of this be trained on? `python -m llava.data.verify DATA.json --image-folder DIR [--clean CLEAN.json]`.
 
-Looks at every record and every image file and tells what training would stumble over, apart from what is merely odd.
+Looks at every record and every image file and reports what would stop training, apart from what is merely odd.
 """
 
 import argparse
@@ -50,11 +50,11 @@ class Report:
 
     @property
     def notes(self) -> dict[str, int]:
-        """Records of each harmless kind."""
+        """Count the records of each harmless kind."""
         return count_kinds(self.odd)
 
     def summary(self, examples: int = 1) -> str:
-        """Kinds of problems, records of each, and the first `examples` of them."""
+        """Format the kinds of problems, the number of records of each, and the first `examples` of them."""
         total = f"{len(self.records):,} records"
         lines = (
             [f"{len(self.bad):,} of {total} cannot be trained on:"] if self.bad else [f"All {total} can be trained on."]
@@ -65,6 +65,7 @@ class Report:
         return "\n".join(lines)
 
     def _table(self, found: dict[int, list[Problem]], examples: int) -> Iterator[str]:
+        """Format each kind of problem with the number of its records and some examples, line by line."""
         for kind, count in count_kinds(found).items():
             yield f"  {kind:<24}{count:>9,}"
             having = (
@@ -74,7 +75,7 @@ class Report:
                 yield f"      record {index} (id {self.records[index].get('id')!r}){': ' * bool(detail)}{detail}"
 
     def clean(self) -> list[dict]:
-        """The records that can be trained on, with images named as their files are."""
+        """Return the records that can be trained on, with images named as their files are."""
         kept = []
         for index, record in enumerate(self.records):
             problems = self.bad.get(index, ())
@@ -84,11 +85,12 @@ class Report:
         return kept
 
     def _rename(self, record: dict) -> dict:
+        """Return a record with its images named as their files are."""
         names = [self.renamed.get(name, name) for name in image_names(record)]
         return record | {"image": names if isinstance(record["image"], list) else names[0]}
 
     def to_dict(self) -> dict:
-        """Everything found, for a JSON file."""
+        """Return everything found, for a JSON file."""
         return {
             "records": len(self.records),
             "bad_records": len(self.bad),
@@ -103,7 +105,7 @@ class Report:
 
 
 def count_kinds(found: dict[int, list[Problem]]) -> dict[str, int]:
-    """Records of each kind, the most frequent first."""
+    """Count the records of each kind of problem, the most frequent first."""
     kinds = Counter(kind for problems in found.values() for kind in {problem.kind for problem in problems})
     return dict(sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
 
@@ -128,15 +130,8 @@ def check(
     Raises:
         ValueError: there are images, but no such folder.
     """
-    found = defaultdict(list)
-    users = defaultdict(list)  # image name -> records
-    for index, record in enumerate(records):
-        found[index] += inspect(record)
-        for name in dict.fromkeys(name for name in image_names(record) if isinstance(name, str) and name):
-            users[name].append(index)
-    for index, problem in id_problems(records):
-        found[index].append(problem)
-
+    found = record_problems(records)
+    users = users_of_images(records)
     folder = image_folder or ""
     if users and not Path(folder).is_dir():
         raise ValueError(
@@ -151,17 +146,37 @@ def check(
             for index in users[name]:
                 found[index].append(seen.problem)
 
-    bad, odd = {}, {}
-    for index, problems in found.items():
-        if stopping := [problem for problem in problems if problem.kind not in HARMLESS]:
-            bad[index] = stopping
-        if harmless := [problem for problem in problems if problem.kind in HARMLESS]:
-            odd[index] = harmless
-    return Report(records, bad, odd, renamed)
+    return Report(records, part_of(found, harmless=False), part_of(found, harmless=True), renamed)
+
+
+def record_problems(records: Sequence[dict]) -> dict[int, list[Problem]]:
+    """Find what is wrong with each record, by its index, without a look at image files."""
+    found = {index: inspect(record) for index, record in enumerate(records)}
+    for index, problem in id_problems(records):
+        found[index].append(problem)
+    return found
+
+
+def users_of_images(records: Sequence[dict]) -> dict[str, list[int]]:
+    """List for each image name the indices of the records that use it."""
+    users = defaultdict(list)
+    for index, record in enumerate(records):
+        for name in dict.fromkeys(name for name in image_names(record) if isinstance(name, str) and name):
+            users[name].append(index)
+    return users
+
+
+def part_of(found: dict[int, list[Problem]], *, harmless: bool) -> dict[int, list[Problem]]:
+    """Keep of each record's problems the harmless ones or the others, and of the records those that have any."""
+    kept = {
+        index: [problem for problem in problems if (problem.kind in HARMLESS) is harmless]
+        for index, problems in found.items()
+    }
+    return {index: problems for index, problems in kept.items() if problems}
 
 
 def id_problems(records: Sequence[dict]) -> Iterator[tuple[int, Problem]]:
-    """Ids that come twice, and ids of another type than most have, each with the index of its record."""
+    """Find ids that come twice, and ids of another type than most have, each with the index of its record."""
     ids = {index: record["id"] for index, record in enumerate(records) if record.get("id") is not None}
     types = Counter(type(one).__name__ for one in ids.values()).most_common(1)
     first_use = {}
@@ -183,7 +198,7 @@ class Seen(NamedTuple):
 def look_at_all(
     names: list[str], folder: str | Path, decode: bool, num_workers: int, progress: Callable[..., Iterable] | None
 ) -> Iterator[Seen]:
-    """`look_at` for each name, in order, by threads."""
+    """Call `look_at` for each name, in order, by threads."""
     batches = [names[start : start + AT_ONCE] for start in range(0, len(names), AT_ONCE)]
     pool = ThreadPoolExecutor(num_workers, thread_name_prefix="verify")
     try:
@@ -194,7 +209,7 @@ def look_at_all(
 
 
 def look_at(folder: str | Path, name: str, decode: bool) -> Seen:
-    """Is the image there, under this name, and readable?"""
+    """Check whether an image is there, under this name, and readable."""
     path = os.path.join(folder, name)
     if is_file(path):
         return Seen(name, flaw(path, decode))
@@ -208,7 +223,7 @@ def look_at(folder: str | Path, name: str, decode: bool) -> Seen:
 
 
 def flaw(path: str, decode: bool) -> Problem | None:
-    """What is wrong with an image file that is there."""
+    """Return what is wrong with an image file that is there; None if nothing is."""
     try:
         with Image.open(path) as image:
             form, pixels = image.format, image.width * image.height
@@ -233,6 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def verify(args: argparse.Namespace) -> int:
+    """Check an instruction file, print what was found and write what was asked for; returns the exit status."""
     outputs = [Path(path) for path in (args.clean, args.report) if path]
     require_apart(outputs, [args.data])
     require_distinct({"--clean": args.clean, "--report": args.report})
@@ -263,6 +279,7 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line of `verify`."""
     parser = argparse.ArgumentParser(
         prog="python -m llava.data.verify",
         description="Check the records of an instruction file and the images they name.",

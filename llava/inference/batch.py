@@ -16,10 +16,11 @@ from transformers import GenerationConfig
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.inference.decoding import Decoding
 from llava.inference.preprocess import Picture
-from llava.model.engine import Engine, configure
+from llava.model.engine import Engine
 from llava.model.finite import NotFinite, explain
 from llava.model.graphs import OFF
 from llava.model.kv_cache import cache_bytes
+from llava.model.sampling import configure
 
 SHARED_BYTES = 8 * 2**30  # of keys and values that are kept beside a batch for the questions to come
 

@@ -17,8 +17,8 @@ from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.conversation import image_marker
 from llava.inference.decoding import Decoding
 from llava.mm_utils import process_images, tokenizer_image_token
-from llava.model.engine import configure
 from llava.model.finite import NotFinite, explain
+from llava.model.sampling import configure
 from visionzip_patch import VisionZipConfig
 from visionzip_patch.reducer import VisionZip
 
@@ -222,7 +222,7 @@ class ChatSession:
     @torch.inference_mode()
     def embed(self, keys: list[int]) -> Tensor:
         """Look up the embeddings of ids and keys, (T, C); of the first image, perhaps its last tokens only."""
-        embeds = self.sequences.engine.embed([max(0, key) for key in keys])
+        embeds = self.sequences.runner.embed([max(0, key) for key in keys])
         ids = torch.tensor(keys, device=embeds.device)
         for image in self.images:
             if count := keys.count(image.key):

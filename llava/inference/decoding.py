@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation, SeparatorStyle, choose_template, conv_templates, image_marker, token_id
 from llava.mm_utils import tokenizer_image_token
-from llava.model.engine import end_tokens
+from llava.model.sampling import end_tokens
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ EXPORTS = {
     "LlavaQwenConfig": "llava_qwen",
     "LlavaQwenForCausalLM": "llava_qwen",
 }
-__all__ = [*EXPORTS]  # `from llava.model import *` is how upstream's programs begin: it registers the Auto classes too
+# `from llava.model import *` is how upstream's programs begin: it registers the Auto classes too.
+__all__ = [*EXPORTS]  # pyright: ignore[reportUnsupportedDunderAll]  # a list that is computed
 
 
 def __getattr__(name: str):

@@ -1,7 +1,7 @@
 """LoRA adapters, whoever trained them, merged into our classes.
 
 An adapter speaks of modules by the names that they had in its training: LLaVA's, those of old transformers, or those of
-transformers' own LLaVA classes. Its weights are renamed to ours, and peft merges them, told module by module where they
+transformers' own LLaVA classes. Its weights are renamed to ours, and peft merges them, module by module where they
 go. Patterns of names in adapter_config.json serve to find out what a damaged file lacks.
 
 Source of the arithmetic: peft (LoRA arXiv 2106.09685, rank-stabilised 2312.03732, DoRA 2402.09353).
@@ -9,12 +9,14 @@ Source of the arithmetic: peft (LoRA arXiv 2106.09685, rank-stabilised 2312.0373
 
 import re
 from dataclasses import fields
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from llava.model.checkpoint import ADAPTER, TOWER_KEYS, Checkpoint
 from llava.model.finite import require_finite_weights
 from llava.model.hf_format import HF_KEYS
+from llava.model.vision import VisionMixin
 from llava.model.vocabulary import fit_vocabulary, make_room, untie
 from llava.model.weights import claim_tower, copy_weights, refuse, without_peft_prefix
 from llava.utils.files import read_object
@@ -34,10 +36,10 @@ OLDEST = 2  # of the styles of `name_in_training`
 ADVICE = "Check that the download is complete, and that this is the model that the adapter was trained on."
 OF_ADAPTER = re.compile(r"\.(lora_\w+|token_adapter)(\..+)?$")  # what follows a module's name in an adapter's keys
 
+Llava = TypeVar("Llava", bound=VisionMixin)
 
-def merge_adapter(
-    model: nn.Module, checkpoint: Checkpoint, base: Checkpoint, *, least: int
-) -> tuple[nn.Module, set[str]]:
+
+def merge_adapter(model: Llava, checkpoint: Checkpoint, base: Checkpoint, *, least: int) -> tuple[Llava, set[str]]:
     """Add the weights of an adapter to its base model, and take over those that it holds in full.
 
     Args:
@@ -93,7 +95,7 @@ def read_adapter_config(checkpoint: Checkpoint):
     """
     from peft import LoraConfig
 
-    file = checkpoint.find("adapter_config.json")
+    file = checkpoint.require("adapter_config.json")
     values = read_object(file)
     if values.get("peft_type") != "LORA":
         raise ValueError(f"{file} has peft_type={values.get('peft_type')!r}; LORA can be loaded.")
@@ -172,38 +174,57 @@ def for_our_names(config, base: Checkpoint, tensors: dict[str, Tensor], in_file:
     return config
 
 
-def check_names(model: nn.Module, config, base: Checkpoint, tensors: dict[str, Tensor], style: int, path: str) -> None:
+def check_names(
+    model: VisionMixin, config, base: Checkpoint, tensors: dict[str, Tensor], style: int, path: str
+) -> None:
     """Refuse an adapter with weights for no module of the model, or without those of one that it names.
 
     LLaVA puts the tower in after the adapter, so its layers bear names that the adapter's patterns match without being
     meant: they count only if there are weights of any of them.
     """
-    from peft.tuners.tuners_utils import check_target_module_exists
-
     given = {OF_ADAPTER.sub("", name) for name in tensors}
     knew_tower = base.kind == "hf" or any(name.startswith(TOWER_KEYS) for name in given)
-    saved = tuple(f".{name}" for name in config.modules_to_save or ())
     modules = dict(model.named_modules())
     strange = {key for key in tensors if OF_ADAPTER.search(key) and OF_ADAPTER.sub("", key) not in modules}
     refuse({f"base_model.model.{key}" for key in strange}, "not expected in", path, ADVICE)
     missing = {other for key in tensors if (other := other_half(key)) and other not in tensors}
     for name, module in modules.items():
-        if not name or is_unread(model, name) or (name.startswith(TOWER_KEYS) and not knew_tower):
-            continue
-        in_training = name_in_training(name, base, style)
-        is_target = isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d) and (
-            is_linear_target(module, name)
-            if config.target_modules == "all-linear"
-            else bool(check_target_module_exists(config, in_training))
-        )
-        if is_target and name not in given:
-            missing.add(f"{in_training}.lora_A.weight")
-        if f".{in_training}".endswith(saved):
-            missing |= {key for part, _ in module.named_parameters() if (key := f"{name}.{part}") not in tensors}
-        has_bias = getattr(module, "bias", None) is not None
-        if has_bias and (config.bias == "all" or (config.bias == "lora_only" and is_target)):
-            missing |= {f"{name}.bias"} - tensors.keys()
+        if name and not is_unread(model, name) and (knew_tower or not name.startswith(TOWER_KEYS)):
+            in_training = name_in_training(name, base, style)
+            has_lora = is_target(module, name, config, in_training)
+            if has_lora and name not in given:
+                missing.add(f"{in_training}.lora_A.weight")
+            missing |= whole_weights(module, name, config, in_training, has_lora=has_lora) - tensors.keys()
     refuse({f"base_model.model.{name}" for name in missing}, "missing from", path, ADVICE)
+
+
+def is_target(module: nn.Module, name: str, config, in_training: str) -> bool:
+    """Return whether an adapter's config gives a module LoRA weights.
+
+    Args:
+        module: of our model.
+        name: its name there.
+        config: peft's `LoraConfig`.
+        in_training: its name in the adapter's training.
+    """
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    if not isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d):
+        return False
+    if config.target_modules == "all-linear":
+        return is_linear_target(module, name)
+    return bool(check_target_module_exists(config, in_training))
+
+
+def whole_weights(module: nn.Module, name: str, config, in_training: str, *, has_lora: bool) -> set[str]:
+    """Name the weights of a module that an adapter holds in full, as its config says: saved modules, and biases."""
+    whole = set()
+    if f".{in_training}".endswith(tuple(f".{saved}" for saved in config.modules_to_save or ())):
+        whole = {f"{name}.{part}" for part, _ in module.named_parameters()}
+    has_bias = getattr(module, "bias", None) is not None
+    if has_bias and (config.bias == "all" or (config.bias == "lora_only" and has_lora)):
+        whole.add(f"{name}.bias")
+    return whole
 
 
 def other_half(name: str) -> str | None:
@@ -212,12 +233,13 @@ def other_half(name: str) -> str | None:
     return half and f"{name[: half.start(1)]}{'BA'['AB'.index(half[1])]}{name[half.end(1) :]}"
 
 
-def is_unread(model: nn.Module, name: str) -> bool:
-    """Tell whether a module is one of the tower's behind the layer that is read."""
-    return name.startswith(TOWER_KEYS) and not model.get_vision_tower().is_read(name.removeprefix(TOWER_KEYS))
+def is_unread(model: VisionMixin, name: str) -> bool:
+    """Return whether a module is one of the tower's behind the layer that is read."""
+    return name.startswith(TOWER_KEYS) and not model.require_vision_tower().is_read(name.removeprefix(TOWER_KEYS))
 
 
 def is_linear_target(module: nn.Module, name: str) -> bool:
+    """Return whether peft's "all-linear" means a module."""
     return isinstance(module, nn.Linear) and name != "lm_head"
 
 

@@ -19,7 +19,7 @@ from visionzip_patch.tiles import order_by_position
 
 
 class VisionFeatures(NamedTuple):
-    """What a vision tower tells of the crops of one image."""
+    """What a vision tower makes of the crops of one image."""
 
     tokens: Tensor  # (crops, N, C)
     position: Tensor | None  # (crops, N) of each token, see visionzip_patch.tiles; None: the whole grid, in order
@@ -35,8 +35,13 @@ POSSIBLE_ASPECTS = "square, pad, anyres or anyres_max_N (N tiles)"
 
 
 def is_anyres(config) -> bool:
-    """Tell whether a model's images are cut into tiles, as `config.image_aspect_ratio` says."""
+    """Return whether a model's images are cut into tiles, as `config.image_aspect_ratio` says."""
     return (getattr(config, "image_aspect_ratio", None) or "").startswith("anyres")
+
+
+def merge_type(config) -> str:
+    """Return how the crops of an image are joined, as `config.mm_patch_merge_type` says: "flat" without it."""
+    return getattr(config, "mm_patch_merge_type", None) or "flat"
 
 
 def most_tiles(config) -> int | None:
@@ -45,7 +50,7 @@ def most_tiles(config) -> int | None:
     return int(limit[1]) if limit else None
 
 
-def parse_pinpoints(pinpoints: Pinpoints, side: int | None = None) -> list[tuple[int, int]]:
+def parse_pinpoints(pinpoints: Pinpoints | None, side: int | None = None) -> list[tuple[int, int]]:
     """Read the resolutions, (width, height) in pixels, that a config lets an image be scaled to.
 
     Args:
@@ -63,8 +68,8 @@ def parse_pinpoints(pinpoints: Pinpoints, side: int | None = None) -> list[tuple
             raise ValueError(wrong_pinpoints(pinpoints))
         return [(side * col, side * row) for col in columns for row in rows]
     try:
-        pairs = ast.literal_eval(pinpoints) if isinstance(pinpoints, str) else pinpoints
-        pairs = [(width, height) for width, height in pairs]
+        values = ast.literal_eval(pinpoints) if isinstance(pinpoints, str) else pinpoints or []
+        pairs = [(width, height) for width, height in values]
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
         raise ValueError(wrong_pinpoints(pinpoints)) from error
     if not pairs or not all(type(size) is int and size > 0 for pair in pairs for size in pair):
@@ -73,6 +78,7 @@ def parse_pinpoints(pinpoints: Pinpoints, side: int | None = None) -> list[tuple
 
 
 def wrong_pinpoints(pinpoints) -> str:
+    """Describe what is expected in place of `pinpoints`, for an error."""
     found = repr(pinpoints)
     return (
         f"image_grid_pinpoints={found if len(found) < 100 else found[:100] + ' …'} are no resolutions: expected a list "
@@ -82,9 +88,14 @@ def wrong_pinpoints(pinpoints) -> str:
 
 
 def select_best_resolution(original_size: tuple[int, int], possible_resolutions: Pinpoints) -> tuple[int, int]:
-    """The resolution that keeps most of the image's pixels and, among those, wastes the least; ties go to the first.
+    """Choose the resolution that keeps most of an image's pixels and, among those, wastes the least.
 
-    Sizes are (width, height) in pixels.
+    Args:
+        original_size: (width, height) of the image in pixels.
+        possible_resolutions: (width, height) in pixels, see `parse_pinpoints`.
+
+    Returns:
+        (width, height) in pixels; of equally good ones, the first.
     """
     width, height = original_size
 
@@ -99,13 +110,22 @@ def select_best_resolution(original_size: tuple[int, int], possible_resolutions:
 def get_anyres_image_grid_shape(
     image_size: tuple[int, int], grid_pinpoints: Pinpoints, patch_size: int
 ) -> tuple[int, int]:
-    """(columns, rows) of the tiles of an image of (width, height) pixels; `patch_size` is the side of a tile."""
+    """Choose the grid of tiles for an image.
+
+    Args:
+        image_size: (width, height) of the image in pixels.
+        grid_pinpoints: the resolutions to choose from, see `parse_pinpoints`.
+        patch_size: pixels a side of a tile.
+
+    Returns:
+        (columns, rows) of the grid.
+    """
     width, height = select_best_resolution(image_size, parse_pinpoints(grid_pinpoints, patch_size))
     return width // patch_size, height // patch_size
 
 
 def unpad_slices(original_size: tuple[int, int], rows: int, cols: int) -> tuple[slice, slice]:
-    """The rows and columns of a feature grid that show the image and not the black bars around it.
+    """Return the rows and columns of a feature grid that show the image and not the black bars around it.
 
     The arithmetic is upstream's, float rounding included: an odd bar keeps one row or column too many, and a very long
     image can keep none.
@@ -122,6 +142,7 @@ def unpad_image(tensor: Tensor, original_size: tuple[int, int]) -> Tensor:
     """Cut the bars off the features of a padded image: (C, rows, cols) -> (C, fewer rows or fewer cols).
 
     Args:
+        tensor: features of a grid, (C, rows, cols).
         original_size: (width, height) of the image before it was padded.
     """
     rows, cols = unpad_slices(original_size, *tensor.shape[1:])
@@ -137,7 +158,7 @@ def pack(
     newline: Tensor | None = None,
     max_tiles: int | None = None,
 ) -> Tensor:
-    """All crops of one image as one run of tokens: (crops, N, C) -> (tokens, C).
+    """Join all crops of one image into one run of tokens: (crops, N, C) -> (tokens, C).
 
     Args:
         features: the image's crops, base first, already projected.
@@ -152,7 +173,8 @@ def pack(
     one another by position, then every tile's CLS, then every tile's merged tokens, as the published VisionZip does it.
 
     Raises:
-        ValueError: an unknown merge type, or a grid that does not have as many tiles as there are.
+        ValueError: an unknown merge type, no grid or newline where one is needed, or a grid that does not have as many
+            tiles as there are.
     """
     tokens, position, side = features
     if merge_type == "flat":
@@ -161,8 +183,8 @@ def pack(
         raise ValueError(f"mm_patch_merge_type={merge_type!r} is unknown; choose one of {', '.join(MERGE_TYPES)}.")
     unpad = merge_type == "spatial_unpad"
     if len(tokens) == 1:
-        return torch.cat([tokens[0], newline[None].to(tokens)]) if unpad else tokens[0]
-    if grid is None:
+        return torch.cat([tokens[0], require_newline(newline)[None].to(tokens)]) if unpad else tokens[0]
+    if grid is None or (unpad and image_size is None):
         raise ValueError(f"{len(tokens)} crops with mm_patch_merge_type={merge_type!r} need a grid: pass image_sizes.")
     cols, rows = grid
     if cols * rows != len(tokens) - 1:
@@ -175,11 +197,25 @@ def pack(
         return torch.cat([base, order_by_position(tiles, position[1:], cols, side)])
     whole = tiles.unflatten(0, (rows, cols)).unflatten(2, (side, side))  # (rows, cols, side, side, C)
     whole = whole.transpose(1, 2).flatten(0, 1).flatten(1, 2)  # (rows * side, cols * side, C)
-    if unpad:
+    if unpad and image_size is not None:
         by_row, by_col = unpad_slices(image_size, rows * side, cols * side)
         whole = limit(whole[by_row, by_col], max_tiles, side)
-        whole = torch.cat([whole, newline.to(whole).expand(len(whole), 1, -1)], dim=1)
+        whole = torch.cat([whole, require_newline(newline).to(whole).expand(len(whole), 1, -1)], dim=1)
     return torch.cat([base, whole.flatten(0, 1)])
+
+
+def require_newline(newline: Tensor | None) -> Tensor:
+    """Return the learned end of a row, (C,).
+
+    Raises:
+        ValueError: there is none.
+    """
+    if newline is None:
+        raise ValueError(
+            "mm_patch_merge_type='spatial_unpad' ends each row with image_newline, but this model has none. Use "
+            "'spatial', or a checkpoint that was trained with it."
+        )
+    return newline
 
 
 def limit(whole: Tensor, max_tiles: int | None, side: int) -> Tensor:

@@ -3,41 +3,35 @@
 import logging
 import re
 from collections.abc import Callable, Iterable
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from transformers import BitsAndBytesConfig
+from torch import Tensor
 
 from llava.model.adapter import merge_adapter
-from llava.model.checkpoint import (
-    HUB_ARGUMENTS,
-    NON_LORA,
-    PROJECTOR,
-    TOWER_KEYS,
-    WEIGHTS,
-    Checkpoint,
-    read_model,
-    weight_map,
-)
+from llava.model.checkpoint import NON_LORA, PROJECTOR, TOWER_KEYS, Checkpoint
 from llava.model.description import CLASSES, find_base, make_config
 from llava.model.engine import require_sdpa
 from llava.model.fields import owns_tower
 from llava.model.finite import require_finite_weights
 from llava.model.graphs import MODES, OFF
 from llava.model.hf_format import HF_KEYS
+from llava.model.hub import HUB_ARGUMENTS
+from llava.model.llava_arch import LlavaMetaForCausalLM
+from llava.model.placement import placement_of
 from llava.model.tokenizer import load_tokenizer
 from llava.model.values import check_small_file
+from llava.model.vision import VisionMixin
 from llava.model.vocabulary import add_image_tokens, fit_vocabulary, require_rows, untie, warn_of_untrained_tokens
+from llava.model.weight_files import WEIGHTS, read_model, weight_map
 from llava.model.weights import claim_tower, copy_weights, refuse, without_peft_prefix
 from visionzip_patch.config import VisionZipConfig
 from visionzip_patch.once import warn_once
 
 logger = logging.getLogger(__name__)
 
-NEVER_QUANTIZED = ["lm_head", "model.vision_tower", "model.mm_projector"]  # full names: parts would not match
 PROJECTOR_KEYS = "model.mm_projector."
+LAYER_OR_END = re.compile(r".*\.layers\.\d+\.|(?:[^.]+\.){4}")  # where a weight of a tower belongs: how its name begins
 
 
 def load_pretrained_model(
@@ -63,7 +57,8 @@ def load_pretrained_model(
         model_base: the language model that a projector-only or LoRA checkpoint belongs to; a LoRA checkpoint may name
             it itself.
         model_name: not needed; taken because upstream's callers pass it.
-        load_8bit, load_4bit: quantize the language model with bitsandbytes (4-bit: NF4); tower and projector stay.
+        load_8bit: quantize the language model to 8 bits with bitsandbytes; tower and projector stay.
+        load_4bit: quantize it to 4 bits (NF4).
         device_map: where the parts go, as in transformers; used if `device` is "cuda" and there is a GPU.
         device: "cuda" means a GPU if there is one, else the CPU; or any torch device, which then holds everything.
         use_flash_attn: the language model runs flash-attn 2; without it, SDPA.
@@ -72,7 +67,7 @@ def load_pretrained_model(
             "off", is transformers' own loop.
         overwrite_config: fields of config.json and the values to put in their place, under LLaVA's names; of a
             checkpoint in Hugging Face's format also under its own.
-        kwargs: `dtype` (or `torch_dtype`; default fp16 on a GPU, fp32 on a CPU), `attn_implementation`, `revision`,
+        **kwargs: `dtype` (or `torch_dtype`; default fp16 on a GPU, fp32 on a CPU), `attn_implementation`, `revision`,
             `token`, and what else `from_pretrained` takes. `multimodal`, which evaluators pass, is not needed.
 
     Returns:
@@ -106,7 +101,7 @@ def load_pretrained_model(
     tokenizer = load_tokenizer(source.path, **source.hub)
 
     # What was trained on top of it: in full, and as an adapter.
-    trained = trained_beside(checkpoint)
+    trained = read_trained(checkpoint)
     refuse(own_weights(model, checkpoint, trained) - trained.keys(), "missing from", checkpoint.path)
     fit_vocabulary(model, trained, least=len(tokenizer))
     untie(model, trained)
@@ -127,51 +122,23 @@ def load_pretrained_model(
         image_processor = tower.image_processor
 
     # Nothing that is not finite.
-    beside = trained.keys() | filled
+    on_top = trained.keys() | filled
     require_finite_weights(
-        model.named_parameters(), lambda name: source_of(name, model, checkpoint if name in beside else base)
+        model.named_parameters(), lambda name: source_of(name, model, checkpoint if name in on_top else base)
     )
     return tokenizer, model.eval(), image_processor, context_length(model.config)
 
 
-def placement_of(device, device_map, load_8bit, load_4bit, use_flash_attn, kwargs) -> dict:
-    """Arguments of `from_pretrained`: where the weights go, in which dtype, quantized or not."""
-    if load_8bit and load_4bit:
-        raise ValueError("load_8bit and load_4bit exclude each other.")
-    if (load_8bit or load_4bit) and not find_spec("bitsandbytes"):
-        raise ImportError("load_8bit and load_4bit need bitsandbytes: pip install bitsandbytes.")
-    if use_flash_attn and not find_spec("flash_attn"):
-        raise ImportError(
-            "use_flash_attn needs flash-attn: pip install --no-build-isolation flash-attn. Without the flag, "
-            "PyTorch's own attention (SDPA) runs."
-        )
-    device = torch.device(device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        device = torch.device("cpu")
-    if device != torch.device("cuda") or device_map is None:
-        device_map = {"": device}
-    places = device_map.values() if isinstance(device_map, dict) else [device_map]
-    on_cpu = all(str(place) == "cpu" for place in places)
-    placement = dict(kwargs)
-    dtype = placement.pop("torch_dtype", None) or placement.pop("dtype", None)
-    placement["dtype"] = dtype or (torch.float32 if on_cpu else torch.float16)
-    placement["device_map"] = device_map
-    if use_flash_attn:
-        placement["attn_implementation"] = "flash_attention_2"
-    if load_8bit or load_4bit:
-        placement["quantization_config"] = BitsAndBytesConfig(
-            load_in_8bit=load_8bit,
-            load_in_4bit=load_4bit,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=placement["dtype"],
-            llm_int8_skip_modules=NEVER_QUANTIZED,
-        )
-    return placement
+def load_weights(base: Checkpoint, config, placement: dict) -> tuple[LlavaMetaForCausalLM, set[str]]:
+    """Make our class, and read its weights.
 
+    Args:
+        base: where the weights are.
+        config: of our class.
+        placement: see `placement_of`.
 
-def load_weights(base: Checkpoint, config, placement: dict) -> tuple[nn.Module, set[str]]:
-    """Our class with the weights in `base`, and the names of those that `base` lacks.
+    Returns:
+        The model, and the names of weights that `base` lacks.
 
     Raises:
         ValueError: weights that the class has no place for, by name.
@@ -183,7 +150,7 @@ def load_weights(base: Checkpoint, config, placement: dict) -> tuple[nn.Module, 
     )
     ignored = ("rotary_emb.inv_freq",)  # old files hold this buffer
     tower = model.get_vision_tower()
-    if owns_tower(config):
+    if tower is not None and owns_tower(config):
         of_tower = {key for key in model.state_dict() if key.startswith(TOWER_KEYS)}
         if of_tower and of_tower <= absent:
             warn_once(
@@ -196,7 +163,7 @@ def load_weights(base: Checkpoint, config, placement: dict) -> tuple[nn.Module, 
             absent -= of_tower
         elif lacking := {key.removeprefix(TOWER_KEYS) for key in absent & of_tower}:
             absent = absent - of_tower | {TOWER_KEYS + key for key in tower.drop_unread(lacking)}
-    else:
+    if not owns_tower(config):
         ignored += (TOWER_KEYS,)
     if tower is not None and not tower.is_loaded:
         tower.load_model(dtype=model.dtype)
@@ -206,12 +173,12 @@ def load_weights(base: Checkpoint, config, placement: dict) -> tuple[nn.Module, 
     return model, absent
 
 
-def report_other_tower(model: nn.Module, base: Checkpoint, names: set[str]) -> None:
+def report_other_tower(model: VisionMixin, base: Checkpoint, names: set[str]) -> None:
     """Warn if a checkpoint holds weights of a tower, by `names`, that are not those of its mm_vision_tower.
 
     LLaVA uses mm_vision_tower where `unfreeze_mm_vision_tower` is false, and saves its weights all the same.
     """
-    own = dict(model.get_vision_tower().vision_tower.named_parameters())
+    own = dict(model.require_vision_tower().vision_tower.named_parameters())
     for name, theirs in base.tensors_of_model(names).items():
         ours = own.get(without_peft_prefix(name).removeprefix(TOWER_KEYS))
         if ours is None or ours.is_meta or ours.numel() != theirs.numel():  # also parts that ZeRO-3 has taken away
@@ -230,7 +197,7 @@ def report_other_tower(model: nn.Module, base: Checkpoint, names: set[str]) -> N
             return
 
 
-def trained_beside(checkpoint: Checkpoint) -> dict[str, Tensor]:
+def read_trained(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """Read what a projector-only or LoRA checkpoint holds in full: the projector, perhaps tower and vocabulary."""
     names = {"projector": PROJECTOR, "lora": NON_LORA}.get(checkpoint.kind, ())
     if checkpoint.kind != "projector" and not checkpoint.find(*names):
@@ -238,7 +205,7 @@ def trained_beside(checkpoint: Checkpoint) -> dict[str, Tensor]:
     return {without_peft_prefix(key): value for key, value in checkpoint.tensors(names).items()}
 
 
-def own_weights(model: nn.Module, checkpoint: Checkpoint, trained: dict[str, Tensor]) -> set[str]:
+def own_weights(model: VisionMixin, checkpoint: Checkpoint, trained: dict[str, Tensor]) -> set[str]:
     """Name the weights that a projector-only or LoRA checkpoint must hold, even where its base has them, too.
 
     These are the projector's, and of a tower all weights of the parts of which it holds some.
@@ -254,7 +221,7 @@ def own_weights(model: nn.Module, checkpoint: Checkpoint, trained: dict[str, Ten
 
     of_tower = {name for name in weights if name.startswith(TOWER_KEYS)}
     # Where whole layers were trained, each layer, and what is before or behind them, has to be whole; else each module.
-    layers = group(of_tower, lambda name: re.match(r"(.*\.layers\.\d+\.)|(?:[^.]+\.){4}", name)[0])
+    layers = group(of_tower, lambda name: found[0] if (found := LAYER_OR_END.match(name)) else name)
     is_by_layer = any(part <= trained.keys() for prefix, part in layers.items() if ".layers." in prefix)
     parts = layers if is_by_layer else group(of_tower, lambda name: name.rpartition(".")[0])
     return needed.union(*(part for part in parts.values() if not part.isdisjoint(trained)))
@@ -268,8 +235,8 @@ def group(names: Iterable[str], part_of: Callable[[str], str]) -> dict[str, set[
     return parts
 
 
-def source_of(name: str, model: nn.Module, checkpoint: Checkpoint) -> str:
-    """The file that a weight of `checkpoint`, or of its tower's folder, is in; its folder where that is not known."""
+def source_of(name: str, model: VisionMixin, checkpoint: Checkpoint) -> str:
+    """Return the file that a weight of `checkpoint`, or of its tower's folder, is in; the folder if it is not known."""
     if name.startswith(TOWER_KEYS) and not owns_tower(model.config):
         return model.config.mm_vision_tower
     if checkpoint.kind in ("projector", "lora") or (file := checkpoint.find(*WEIGHTS)) is None:
@@ -278,5 +245,5 @@ def source_of(name: str, model: nn.Module, checkpoint: Checkpoint) -> str:
 
 
 def context_length(config) -> int:
-    """Tokens that upstream lets a prompt and its answer have together."""
+    """Return how many tokens upstream lets a prompt and its answer have together."""
     return getattr(config, "max_sequence_length", None) or 2048

@@ -9,31 +9,26 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from transformers import PretrainedConfig
+from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from llava.constants import TEMPLATE_FIELDS
-from llava.model.checkpoint import (
-    CONTENTS,
-    Checkpoint,
-    language_model,
-    resolve_beside,
-    resolve_tower,
-)
+from llava.model.checkpoint import CONTENTS, Checkpoint, language_model, resolve_folder, resolve_tower
 from llava.model.fields import settle_tower
 from llava.model.hf_format import HF_FIELDS, from_hf_config
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
 from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
+from llava.model.library_errors import blaming
+from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.tower import VisionTower
-from llava.model.values import blaming
 from llava.utils.files import read_object
 from visionzip_patch.config import VisionZipConfig
 from visionzip_patch.once import warn_once
 
 logger = logging.getLogger(__name__)
 
-CLASSES = {
+CLASSES: dict[str, type[LlavaMetaForCausalLM]] = {
     "llava_llama": LlavaLlamaForCausalLM,
     "llava_mistral": LlavaMistralForCausalLM,
     "llava_qwen": LlavaQwenForCausalLM,
@@ -56,15 +51,23 @@ def read_config(model_path: str, model_base: str | None = None) -> tuple[Pretrai
 
 
 def find_base(checkpoint: Checkpoint, model_base: str | None) -> Checkpoint:
-    """Where the language model's weights are: the checkpoint itself, or what a projector or LoRA goes on."""
+    """Find out where the language model's weights are: in the checkpoint, or in what its projector or LoRA goes on.
+
+    Args:
+        checkpoint: what is loaded.
+        model_base: the folder or hub id that the user names; None: an adapter may name one.
+
+    Raises:
+        ValueError: a base is needed and not given, or it is no model.
+    """
     path, content = checkpoint.path, CONTENTS[checkpoint.kind]
     if checkpoint.kind not in ("projector", "lora"):
         if model_base is not None:
             warn_once(logger, "%s holds %s; model_base=%s is not used.", path, content, model_base)
         return checkpoint
     if model_base is None and checkpoint.kind == "lora":
-        model_base = read_object(checkpoint.find("adapter_config.json")).get("base_model_name_or_path")
-        model_base = resolve_beside(path, model_base) if model_base else None
+        model_base = read_object(checkpoint.require("adapter_config.json")).get("base_model_name_or_path")
+        model_base = resolve_folder(path, model_base) if model_base else None
     advice = "pass model_base (--model-base), the folder or hub id of the language model it was trained on."
     if not model_base:
         raise ValueError(f"{path!r} holds {content}: {advice}")
@@ -84,10 +87,11 @@ def make_config(
     visionzip: VisionZipConfig | dict | None = None,
     overwrite: dict | None = None,
 ) -> PretrainedConfig:
-    """Make the config of our class for a checkpoint, with the tower's place settled, and whose weights it has.
+    """Make the config of our class for a checkpoint; it says where the tower is, and whether it was trained.
 
     Args:
-        checkpoint, base: what is loaded, and where its language model is.
+        checkpoint: what is loaded.
+        base: where its language model is.
         visionzip: a setting in place of the checkpoint's.
         overwrite: fields in place of the checkpoint's, under LLaVA's names, or under those of its own format.
 
@@ -104,7 +108,7 @@ def make_config(
             raise ValueError(f"overwrite_config cannot give {source.path!r} another mm_vision_tower: its own is in it.")
     else:
         values = resolve_tower(source, base)
-    values = {**told_template(checkpoint), **values, **overwrite, **changed_rope(values, overwrite)}
+    values = {**template_fields(checkpoint), **values, **overwrite, **changed_rope(values, overwrite)}
     kind = language_model(values)
     if base is not checkpoint:
         own = from_hf_config(base) if base.kind == "hf" else base.config
@@ -121,7 +125,7 @@ def make_config(
             raise ValueError(f"{checkpoint.path!r} holds {CONTENTS[checkpoint.kind]}: there is nothing to zip.")
         values["visionzip"] = visionzip.to_dict()
     with blaming(f"config.json of {checkpoint.path!r} makes no model"):
-        config = CLASSES[kind].config_class.from_dict({**values, "model_type": kind})
+        config = CONFIG_MAPPING[kind].from_dict({**values, "model_type": kind})
     settle_tower(config, base)
     return config
 
@@ -164,15 +168,15 @@ def changed_rope(values: dict, overwrite: dict) -> dict:
     return {"rope_parameters": changed, "rope_theta": changed["rope_theta"], "rope_scaling": None}
 
 
-def told_template(checkpoint: Checkpoint) -> dict:
+def template_fields(checkpoint: Checkpoint) -> dict:
     """Find the fields that name a checkpoint's prompt template, whatever the format of its config.json.
 
     Training used to write it only into the settings of training.json.
     """
-    told = {field: checkpoint.config[field] for field in TEMPLATE_FIELDS if field in checkpoint.config}
+    recorded = {field: checkpoint.config[field] for field in TEMPLATE_FIELDS if field in checkpoint.config}
     report = Path(checkpoint.path, "training.json")
-    if told or not report.is_file():
-        return told
+    if recorded or not report.is_file():
+        return recorded
     with suppress(ValueError):  # a file of that name may be anybody's
         settings = read_object(report).get("settings")
         return {"conv_mode": settings.get("version")} if isinstance(settings, dict) else {}

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def matching(pattern: re.Pattern, expected: str) -> Kind:
+    """Describe a field whose text matches a pattern; `expected` says so in an error."""
     return Kind(expected, lambda value: isinstance(value, str) and pattern.fullmatch(value) is not None)
 
 
@@ -47,7 +48,7 @@ DECISIVE = {
     "mm_vision_tower_aux": absent("a second tower (Mini-Gemini)"),
     "image_grid": Kind("1, as Mini-Gemini's grids of crops cannot be loaded here", lambda value: value == 1),
     "image_global": absent("Mini-Gemini's global crop"),
-    "mm_image_tower": absent("a tower for images beside mm_vision_tower (Video-LLaVA)"),
+    "mm_image_tower": absent("a tower for images next to mm_vision_tower (Video-LLaVA)"),
     "mm_video_tower": absent("a tower for videos"),
     "mm_audio_tower": absent("a tower for sound"),
     "mm_speech_encoder": absent("an encoder of speech"),
@@ -145,12 +146,12 @@ def check_tower(config, tower) -> None:
 
 
 def owns_tower(config) -> bool:
-    """Whether the tower's weights belong to the checkpoint, as LLaVA-1.6's fine-tuned ones do."""
+    """Return whether the tower's weights belong to the checkpoint, as LLaVA-1.6's fine-tuned ones do."""
     return bool(getattr(config, "unfreeze_mm_vision_tower", False))
 
 
 def trained_its_tower(config, tower: VisionTower, base: Checkpoint) -> bool:
-    """Tell whether a model's tower was trained, so that its weights are the checkpoint's and not mm_vision_tower's.
+    """Find out whether a model's tower was trained, so that its weights are the checkpoint's and not mm_vision_tower's.
 
     LLaVA says so by `unfreeze_mm_vision_tower`, LLaVA-NeXT by `mm_tunable_parts`. Forks say nothing; but a checkpoint
     that holds a whole tower was saved with it.

@@ -1,8 +1,8 @@
 """Numbers that are not finite: refused with the place where they begin, in place of an answer that means nothing.
 
 Weights are looked at once, when they are loaded. While a model answers, only its logits are: what is not finite before
-them reaches them, and one number a row, the largest, tells. Where it began is looked for afterwards, by going through
-the model once more.
+them reaches them, and one number a row, the largest, shows it. Where it began is looked for afterwards, by going
+through the model once more.
 
 Shapes: B rows, T tokens of a row, C channels, V vocabulary.
 """
@@ -14,6 +14,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor
+
+from llava.model.vision import VisionMixin
 
 
 class NotFinite(ValueError):
@@ -47,7 +49,7 @@ def require_finite_weights(weights: Iterable[tuple[str, Tensor]], source: Callab
 
 
 def are_finite(logits: Tensor) -> Tensor:
-    """Tell which rows have an answer: (B, V) -> (B,) bool, on the same device.
+    """Check which rows have an answer: (B, V) -> (B,) bool, on the same device.
 
     The largest logit of a row is NaN if any is.
     """
@@ -55,16 +57,19 @@ def are_finite(logits: Tensor) -> Tensor:
 
 
 class FiniteLogits(LogitsProcessor):
-    """Watches over transformers' loop: the first logits are looked at at once, later ones at the end."""
+    """Checks the logits of transformers' loop: the first ones at once, later ones in `require`."""
 
     def __init__(self):
         self.sound: Tensor | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        sound, is_first = are_finite(scores), self.sound is None
-        self.sound = sound.all() if is_first else self.sound & sound.all()
-        if is_first:
+        """Note whether logits, (B, V), are finite, and replace those that are not by 0."""
+        sound = are_finite(scores)
+        if self.sound is None:
+            self.sound = sound.all()
             self.require()
+        else:
+            self.sound = self.sound & sound.all()
         return scores.where(sound[:, None], 0)  # sampling from NaN stops a GPU for good
 
     def require(self) -> None:
@@ -74,11 +79,12 @@ class FiniteLogits(LogitsProcessor):
 
 
 def explain(
-    model: nn.Module, rows: Iterable[Tensor], images: Iterable[Tensor] = (), known: NotFinite | None = None
+    model: VisionMixin, rows: Iterable[Tensor], images: Iterable[Tensor] = (), known: NotFinite | None = None
 ) -> NotFinite:
-    """Find out where a LLaVA model's numbers cease to be finite, and say it as an error to be raised.
+    """Find out where a LLaVA model's numbers cease to be finite, and return an error that names the place.
 
     Args:
+        model: the LLaVA model that gave the logits.
         rows: prompts as the language model gets them, (T, C) each.
         images: pixels of their images, (3, S, S) or (crops, 3, S, S) each, as far as they are known.
         known: what to say if there is nothing to find.
@@ -91,13 +97,13 @@ def explain(
     return NotFinite(f"The model's numbers are NaN or infinite from {place}: there is no answer. {way_out}")
 
 
-def faults(model: nn.Module, rows: Iterable[Tensor], images: Iterable[Tensor]) -> Iterator[str]:
-    """The places: first in the tower, then in the projector, then in the language model."""
-    tower, decoder = model.get_vision_tower(), model.get_model()
+def faults(model: VisionMixin, rows: Iterable[Tensor], images: Iterable[Tensor]) -> Iterator[str]:
+    """Yield the places where numbers cease to be finite: in the tower, in the projector, in the language model."""
+    decoder = model.get_model()
     for image in images:
         crops = image if image.ndim == 4 else image[None]
         encode = partial(model.encode_images, crops)
-        if place := first_fault(tower, "model.vision_tower", encode):
+        if place := first_fault(model.require_vision_tower(), "model.vision_tower", encode):
             yield f"the vision tower on ({place})"
         if place := first_fault(decoder.mm_projector, "model.mm_projector", encode):
             yield f"the projector on ({place})"
@@ -111,7 +117,16 @@ def faults(model: nn.Module, rows: Iterable[Tensor], images: Iterable[Tensor]) -
 
 @torch.inference_mode()
 def first_fault(module: nn.Module, name: str, run: Callable[[], object]) -> str | None:
-    """The part of `module`, which is called `name`, that is the first to make what is not finite while `run` runs."""
+    """Return the name of the part of `module` that is the first to return what is not finite while `run` runs.
+
+    Args:
+        module: whose parts are watched.
+        name: of `module` itself, with which the names of its parts begin.
+        run: calls `module`.
+
+    Returns:
+        The name; None if all is finite.
+    """
     found = []
 
     def watch(name: str):
@@ -133,10 +148,12 @@ def first_fault(module: nn.Module, name: str, run: Callable[[], object]) -> str 
 
 
 def advice(dtype: torch.dtype) -> str:
+    """Return what may help if numbers of this type are not finite."""
     if dtype == torch.float16:
         return "float16 holds nothing above 65504: load the model with dtype=bfloat16, or float32."
     return "Its weights are damaged, or its training had failed: fetch the checkpoint again, or take another."
 
 
 def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of a type as users write it: "float16"."""
     return str(dtype).removeprefix("torch.")

@@ -14,12 +14,14 @@ from visionzip_patch.once import warn_once
 logger = logging.getLogger(__name__)
 
 MODES = ("static", "graphs", "compile")
-OFF = "off"  # beside them, where a user chooses: none of this
+OFF = "off"  # a user's fourth choice: none of this
 WARM_UPS = 2  # before a capture: libraries choose kernels and take workspaces then
 SHAPES = 1024  # that may be compiled for in a process; torch gives up after 8
 
 
 class Captured(NamedTuple):
+    """A CUDA graph, and the tensors that it reads and writes at each replay."""
+
     graph: "torch.cuda.CUDAGraph"
     inputs: tuple[Tensor, ...]
     output: Tensor | tuple
@@ -43,9 +45,10 @@ class Graphs:
         self.pool, self.can_capture = None, True
 
     def run(self, key: Hashable, function: Callable, *inputs: Tensor):
-        """`function(*inputs)`. What comes back may be overwritten by the next call.
+        """Compute `function(*inputs)`. What comes back may be overwritten by the next call.
 
         Args:
+            *inputs: of the shapes that `key` stands for.
             key: of whatever decides what the function does, shapes of the inputs included.
             function: of tensors that keep their shapes; may also read, and write at the same place again, tensors that
                 stay where they are.
@@ -62,12 +65,15 @@ class Graphs:
         return self.prepared[key](*inputs)
 
     def prepare(self, function: Callable, inputs: tuple[Tensor, ...]) -> Callable:
+        """Return what computes `function` sooner for inputs of these shapes; where nothing does, `function` itself."""
         if self.mode == "compile":
+            from torch._dynamo.exc import FailOnRecompileLimitHit  # here: Dynamo takes seconds to import
+
             try:
                 function = compiled(function, inputs)
             except torch.OutOfMemoryError:
                 raise
-            except (RuntimeError, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
+            except (RuntimeError, FailOnRecompileLimitHit) as error:
                 self.mode = "static"
                 why = str(error).partition("\n")[0]
                 logger.warning("%s cannot be compiled, and runs as it is: %s", function_name(function), why)
@@ -90,6 +96,7 @@ class Graphs:
                 torch.cuda.set_stream(stream)  # a capture that fails leaves its own
 
     def capture(self, function: Callable, inputs: tuple[Tensor, ...]) -> Captured:
+        """Record a call of `function` on copies of `inputs` as a CUDA graph."""
         inputs = tuple(tensor.clone() for tensor in inputs)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -110,7 +117,7 @@ class Graphs:
 
 
 def compiled(function: Callable, inputs: tuple[Tensor, ...]) -> Callable:
-    """`function` as Inductor makes it for inputs of these shapes."""
+    """Compile `function` by Inductor for inputs of these shapes."""
     faster = torch.compile(function, dynamic=False, fullgraph=True)
     with torch._dynamo.config.patch(recompile_limit=SHAPES, accumulated_recompile_limit=SHAPES):
         faster(*inputs)
@@ -118,6 +125,7 @@ def compiled(function: Callable, inputs: tuple[Tensor, ...]) -> Callable:
 
 
 def replay(captured: Captured, *inputs: Tensor):
+    """Run a CUDA graph on new inputs, and return its output, which the next replay overwrites."""
     for static, tensor in zip(captured.inputs, inputs, strict=True):
         static.copy_(tensor)
     captured.graph.replay()
@@ -125,4 +133,5 @@ def replay(captured: Captured, *inputs: Tensor):
 
 
 def function_name(function: Callable) -> str:
+    """Return the name of a function, or of the one inside of a partial, for messages."""
     return getattr(getattr(function, "func", function), "__qualname__", repr(function))

@@ -3,7 +3,7 @@
 from transformers import CONFIG_MAPPING
 
 from llava.model.checkpoint import TOWER_KEYS, Checkpoint, language_model, processor_folder
-from llava.model.values import blaming
+from llava.model.library_errors import blaming
 
 # Hugging Face's names, old (hub) and new (saved by transformers 5), to ours. Applied in order, each at most once a key.
 HF_KEYS = {
@@ -23,7 +23,7 @@ HF_SELECT = {"default": "patch", "full": "cls_patch"}  # vision_feature_select_s
 
 
 def from_hf_config(checkpoint: Checkpoint) -> dict:
-    """A Hugging Face LLaVA or LLaVA-NeXT config under LLaVA's names.
+    """Translate a Hugging Face LLaVA or LLaVA-NeXT config into LLaVA's names.
 
     Raises:
         ValueError: a model type, projector or choice of layers that LLaVA's classes do not have.
@@ -73,4 +73,5 @@ def from_hf_config(checkpoint: Checkpoint) -> dict:
 
 
 def first_given(*values):
+    """Return the first value that is not None; None if all are."""
     return next((value for value in values if value is not None), None)

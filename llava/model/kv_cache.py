@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from llava.model.typed import Decoder
+
 
 class KVCache:
     """Room for B rows of S tokens in every layer of a decoder.
@@ -25,7 +27,7 @@ class KVCache:
     """
 
     @torch.inference_mode(False)  # an inference tensor could be written in inference mode only
-    def __init__(self, decoder: nn.Module, rows: int, slots: int):
+    def __init__(self, decoder: Decoder, rows: int, slots: int):
         self.counts = [0] * rows
         self.lengths = torch.zeros(rows, dtype=torch.long, device=execution_device(decoder.embed_tokens))
         shape, dtype = layer_shape(decoder, rows, slots), decoder.embed_tokens.weight.dtype
@@ -36,44 +38,48 @@ class KVCache:
 
     @property
     def rows(self) -> int:
+        """Return the number of rows, B."""
         return len(self.counts)
 
     @property
     def slots(self) -> int:
+        """Return how many tokens a row has room for, S."""
         return self.keys[0].shape[2]
 
     @property
     def longest(self) -> int:
+        """Return the number of tokens in the longest row."""
         return max(self.counts)
 
     @property
     def is_even(self) -> bool:
-        """Whether all rows hold the same number of tokens."""
+        """Return whether all rows hold the same number of tokens."""
         return min(self.counts) == self.longest
 
     @property
     def nbytes(self) -> int:
+        """Return how many bytes keys and values take."""
         return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Forget the tokens of all rows."""
         # Attention multiplies slots that are masked out by 0, and 0 times whatever memory held may be NaN.
         for tensor in (*self.keys, *self.values):
             tensor.zero_()
         self.set_counts([0] * self.rows)
 
     def set_counts(self, counts: Sequence[int]) -> None:
-        """Let row b hold `counts[b]` tokens: fewer than it held forgets the rest."""
+        """Set how many tokens each row holds; with fewer than before, the rest is forgotten."""
         self.counts = list(counts)
         self.lengths.copy_(torch.tensor(self.counts))
 
     def advance(self) -> None:
-        """One more token in each row; nothing waits for the device."""
+        """Count one more token in each row; nothing waits for the device."""
         self.counts = [count + 1 for count in self.counts]
         self.lengths += 1
 
     def copy_rows(self, source: "KVCache", rows: Sequence[int]) -> None:
-        """Begin row b with everything that row `rows[b]` of `source` holds."""
+        """Copy to each row b everything that row `rows[b]` of `source` holds."""
         width = source.longest
         index = torch.tensor(rows)
         for own, others in ((self.keys, source.keys), (self.values, source.values)):
@@ -100,7 +106,7 @@ class Extension(NamedTuple):
     window: int | None  # W; None: there is nothing but the new tokens
 
     def update(self, key: Tensor, value: Tensor, layer: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """key, value (B, H, T, K) -> those to attend to, (B, H, W, K)."""
+        """Put new keys and values into the cache, and return those to attend to: (B, H, T, K) -> (B, H, W, K)."""
         keys, values = self.cache.keys[layer], self.cache.values[layer]
         positions = self.positions.to(key.device)
         row = torch.arange(len(positions), device=key.device)[:, None]
@@ -111,26 +117,31 @@ class Extension(NamedTuple):
         return keys[:, :, : self.window], values[:, :, : self.window]
 
     def mask(self, sliding: int | None) -> Tensor:
-        """Who looks at whom, (B, 1, T, W) bool: each new token at itself and `sliding - 1`, or all, before it."""
-        slots = torch.arange(self.window, device=self.positions.device)
+        """Make the mask of attention, (B, 1, T, W) bool: True where a new token looks at a slot.
+
+        Args:
+            sliding: how many tokens a layer sees, the new one included; None: all before it.
+        """
+        window = self.cache.slots if self.window is None else self.window
+        slots = torch.arange(window, device=self.positions.device)
         last = self.positions[:, None, :, None]
         visible = slots <= last
         return visible if sliding is None else visible & (slots > last - sliding)
 
 
-def layer_shape(decoder: nn.Module, rows: int, slots: int) -> tuple[int, int, int, int]:
-    """Of the keys of a layer, and of its values: (B, H, S, K)."""
+def layer_shape(decoder: Decoder, rows: int, slots: int) -> tuple[int, int, int, int]:
+    """Return the shape of a layer's keys, and of its values: (B, H, S, K)."""
     config = decoder.config
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return rows, config.num_key_value_heads, slots, head
 
 
-def cache_bytes(decoder: nn.Module, rows: int, slots: int) -> int:
-    """What a `KVCache` takes."""
+def cache_bytes(decoder: Decoder, rows: int, slots: int) -> int:
+    """Return how many bytes a `KVCache` takes."""
     return 2 * len(decoder.layers) * prod(layer_shape(decoder, rows, slots)) * decoder.embed_tokens.weight.itemsize
 
 
 def execution_device(module: nn.Module) -> torch.device:
-    """Where a module computes; accelerate keeps parts that it has offloaded on "meta"."""
+    """Return the device that a module computes on; accelerate keeps parts that it has offloaded on "meta"."""
     device = next(module.parameters()).device
-    return torch.device(module._hf_hook.execution_device) if device.type == "meta" else device
+    return torch.device(vars(module)["_hf_hook"].execution_device) if device.type == "meta" else device

@@ -16,13 +16,15 @@ ROWS = 2048  # whose logits are held in fp32 at a time: 0.26 GB with 32,000 word
 
 
 def next_token_loss(head: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tensor, count=None) -> Tensor:
-    """Cross-entropy of labels (B, S) under the model's last hidden states (B, S, C); equals that of all logits.
+    """Compute the cross-entropy of labels under the model's last hidden states; equals that of all logits.
 
     Prompt, image and padding have no label, so most logits would be computed for nothing. `head` runs once whatever the
     batch holds: where parameters are sharded, processes that ran it a different number of times would wait for ever.
 
     Args:
         head: (K, C) -> logits (K, V).
+        hidden: (B, S, C), behind the last layer and its norm.
+        labels: (B, S), IGNORE_INDEX where nothing is trained.
         count: divides the sum of the losses; by default the number of labels in this batch. Give that of the whole
             global batch where the batch is one of several.
     """
@@ -37,4 +39,5 @@ def next_token_loss(head: Callable[[Tensor], Tensor], hidden: Tensor, labels: Te
 
 
 def summed_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Sum the cross-entropy of targets (K,) under logits (K, V), in fp32."""
     return F.cross_entropy(logits.to(torch.float32), target, reduction="sum")

@@ -16,7 +16,12 @@ WEIGHT_FILE = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin
 
 
 def upstream_keys(state: dict[str, Tensor], with_tower: bool) -> dict[str, Tensor]:
-    """A state dict under the names that upstream and serving engines read, with the `vision_model.` of old."""
+    """Rename a state dict to the names that upstream and serving engines read, with the `vision_model.` of old.
+
+    Args:
+        state: weights by our names.
+        with_tower: keep the vision tower's weights.
+    """
     named = {}
     for key, value in state.items():
         if key.startswith(TOWER_KEYS):
@@ -42,7 +47,7 @@ def without_idle_sampling(model) -> Iterator[None]:
 
 @contextmanager
 def all_or_nothing(target: str | os.PathLike) -> Iterator[Path]:
-    """A folder to save into, whose files then replace those in `target`; if the block fails, `target` stays as it was.
+    """Yield a folder whose files then replace those in `target`, which stays as it was if the block fails.
 
     Weights are moved before what names them, and weights of an earlier save that are left over are removed.
     """

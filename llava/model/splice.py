@@ -13,6 +13,8 @@ from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 
 
 class Spliced(NamedTuple):
+    """Rows of embeddings, text and images, padded to one length."""
+
     embeds: Tensor  # (B, S, C); zeros where padded
     mask: Tensor  # (B, S) bool: True where there is a token
     positions: Tensor  # (B, S) int64: 0, 1, 2, … over the tokens of a row; 0 where padded
@@ -86,6 +88,6 @@ def splice(
 
 
 def consecutive(first: Tensor, slots: Tensor) -> Tensor:
-    """Consecutive indices from `first[t]`, `slots[t]` of them, for each t: (T,), (T,) -> (sum of slots,)."""
+    """List consecutive indices from `first[t]`, `slots[t]` of them, for each t: (T,), (T,) -> (sum of slots,)."""
     offset = torch.arange(int(slots.sum())) - (slots.cumsum(0) - slots).repeat_interleave(slots)
     return first.repeat_interleave(slots) + offset

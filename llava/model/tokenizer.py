@@ -17,8 +17,9 @@ from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-from llava.model.checkpoint import HUB_ARGUMENTS, find
-from llava.model.values import blaming, check_small_file
+from llava.model.hub import HUB_ARGUMENTS, find
+from llava.model.library_errors import blaming
+from llava.model.values import check_small_file
 
 TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 LLAMA_CLASSES = (None, "LlamaTokenizer", "LlamaTokenizerFast")  # None: the config of some old folders names no class

@@ -1,26 +1,19 @@
 """What the small JSON files of a checkpoint may hold: a kind and a range for each field that a library reads.
 
-A file is looked at before anything is built from it. A library that is told of "many" layers fails deep inside, and one
-that is told of 10**12 never ends. What passes here and fails there after all is the file's fault still: `blaming` says
-so. The fields of LLaVA's own are not here but in `fields`.
+A file is looked at before anything is built from it. A library that is asked for "many" layers fails deep inside, and
+one that is asked for 10**12 never ends. What passes here and fails there after all is the file's fault still: `blaming`
+says so. The fields of LLaVA's own are not here but in `fields`.
 """
 
 import os
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from llava.utils.files import read_object
-
-OURS = ("llava", "visionzip_patch")
-DEVICE_ERRORS = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
 
 
 class Kind(NamedTuple):
@@ -31,20 +24,25 @@ class Kind(NamedTuple):
 
 
 def whole(least: int, most: int) -> Kind:
+    """Describe a whole number in a range, both ends included."""
     return Kind(f"a whole number from {least} to {most}", lambda value: type(value) is int and least <= value <= most)
 
 
 def number(least: float, most: float) -> Kind:
+    """Describe a number in a range, both ends included."""
     return Kind(
         f"a number from {least:g} to {most:g}", lambda value: type(value) in (int, float) and least <= value <= most
     )
 
 
 def one_of(*names: str) -> Kind:
+    """Describe a text that is one of some names."""
     return Kind(f"one of {', '.join(names)}", lambda value: isinstance(value, str) and value in names)
 
 
 def list_of(kind: Kind, length: int | None = None) -> Kind:
+    """Describe a list, of any length unless it is given, with entries of one kind."""
+
     def fits(value) -> bool:
         return (
             isinstance(value, list)
@@ -56,10 +54,12 @@ def list_of(kind: Kind, length: int | None = None) -> Kind:
 
 
 def either(*kinds: Kind) -> Kind:
+    """Describe a value of one of several kinds."""
     return Kind(", or ".join(kind.expected for kind in kinds), lambda value: any(kind.fits(value) for kind in kinds))
 
 
 def table_of(kind: Kind) -> Kind:
+    """Describe an object whose values are of one kind, whatever their names."""
     return Kind(
         f"an object whose values are each {kind.expected}",
         lambda value: isinstance(value, dict) and all(map(kind.fits, value.values())),
@@ -216,7 +216,14 @@ SMALL_FILES = {
 
 
 def check_small_file(file: str | None) -> None:
-    """Read one of `SMALL_FILES`, if it is there, and refuse what no library could use. Raises ValueError."""
+    """Read one of `SMALL_FILES`, if it is there, and refuse what no library could use.
+
+    Args:
+        file: its path; None if it is not there.
+
+    Raises:
+        ValueError: it is no JSON object, or a field is of another kind, or out of range.
+    """
     if file is None:
         return
     values, kinds = read_object(file), SMALL_FILES[os.path.basename(file)]
@@ -226,7 +233,7 @@ def check_small_file(file: str | None) -> None:
 
 
 def check_config(values: Mapping, where: str) -> None:
-    """Refuse a model's config.json whose language model or vision tower cannot be built, as far as values tell.
+    """Refuse a model's config.json whose language model or vision tower cannot be built, as far as values show.
 
     Raises:
         ValueError: a field is of another kind, or out of range; file and field, what was found and what is possible are
@@ -239,7 +246,7 @@ def check_config(values: Mapping, where: str) -> None:
 
 
 def check_tower_config(values: Mapping, where: str) -> None:
-    """As `check_config`, of a vision tower's own."""
+    """Refuse a vision tower's config.json that no tower can be built from, as `check_config` does a model's."""
     if isinstance(values.get("vision_config"), dict):
         values, where = values["vision_config"], f"{where}, vision_config"
     check_part(values, TOWER, where)
@@ -265,40 +272,19 @@ def check_part(values: Mapping, kinds: dict[str, Kind], where: str) -> None:
 
 
 def check_values(values: Mapping, kinds: dict[str, Kind], where: str) -> None:
-    """Raise ValueError at the first field of `values` that is not of its kind."""
+    """Refuse values that are not of their kinds.
+
+    Args:
+        values: fields of a JSON object.
+        kinds: what each field may be; other fields may be anything.
+        where: the file, for an error.
+
+    Raises:
+        ValueError: the first field that is not of its kind is named.
+    """
     for name, kind in kinds.items():
         value = values.get(name)
         if value is not None and not kind.fits(value):
             found = repr(value)
             found = found if len(found) <= 80 else f"{found[:80]} …"
             raise ValueError(f"{where}: {name} is {found}; expected {kind.expected}.")
-
-
-@contextmanager
-def blaming(what: str) -> Iterator[None]:
-    """Tell whatever a library makes of a user's files as a ValueError: "`what`: the reason".
-
-    For calls of transformers, tokenizers and peft alone. Missing packages and full memory are told as they are, and so
-    is what goes wrong in a line of our own, where libraries call us back.
-    """
-    try:
-        yield
-    except (ImportError, MemoryError, torch.OutOfMemoryError, *DEVICE_ERRORS):
-        raise
-    except ValueError as error:
-        raise ValueError(f"{what}: {reason(error)}") from error
-    except Exception as error:  # they raise anything, KeyError and ZeroDivisionError as well
-        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-        if frame.f_globals["__name__"].partition(".")[0] in OURS:
-            raise
-        raise ValueError(f"{what}: {reason(error)}") from error
-
-
-def reason(error: Exception) -> str:
-    """What an error of a library says, in a sentence."""
-    if isinstance(error, StrictDataclassError) and error.__cause__:
-        error = error.__cause__
-    said = str(error).strip()
-    if isinstance(error, ValueError) and said:
-        return said
-    return f"{type(error).__name__} ({said.partition(chr(10))[0].rstrip('.')})."

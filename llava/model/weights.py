@@ -6,7 +6,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from llava.model.checkpoint import TOWER_KEYS, load_tensors
+from llava.model.checkpoint import TOWER_KEYS
+from llava.model.typed import CausalLM
+from llava.model.weight_files import load_tensors
 
 WHOLE = (  # advice where a whole checkpoint is at fault
     "Its config.json does not describe these weights: check that the download is complete, and mm_projector_type, "
@@ -16,13 +18,22 @@ PROJECTOR_PART = "mm_projector."  # of a name, behind what depends on who is ask
 
 
 def without_peft_prefix(key: str) -> str:
-    """peft's `base_model.model.model.x` -> `model.x`; a tower's keys without the `vision_model.` of old."""
+    """Return a weight's name in our classes: without peft's `base_model.model.`, or a tower's old `vision_model.`."""
     key = re.sub(r"^(?:base_model\.)?(?:model\.)?(?=(?:model|lm_head)\.)", "", key)
     return key.replace(f"{TOWER_KEYS}vision_model.", TOWER_KEYS)
 
 
 def copy_weights(model: nn.Module, tensors: dict[str, Tensor], path: str) -> None:
-    """Copy tensors into a model by name; a name that it lacks, or another shape, is an error."""
+    """Copy tensors into a model by name.
+
+    Args:
+        model: whose parameters are filled in.
+        tensors: by the names of parameters.
+        path: where they are from, for errors.
+
+    Raises:
+        ValueError: a name that the model lacks, another shape, or a weight that is offloaded.
+    """
     own = dict(model.named_parameters(remove_duplicate=False))
     refuse(tensors.keys() - own.keys(), "not expected in", path)
     for key, value in tensors.items():
@@ -57,8 +68,8 @@ def load_projector(model: nn.Module, file: str) -> None:
     copy_weights(model, {own.get(name, given[name])[0]: value for name, (_, value) in given.items()}, file)
 
 
-def claim_tower(model: nn.Module, names: Iterable[str]) -> None:
-    """Say in a model's config that the tower is its own, if weights of it are among `names`, which training wrote.
+def claim_tower(model: CausalLM, names: Iterable[str]) -> None:
+    """Note in a model's config that the tower is its own, if weights of it are among `names`, which training wrote.
 
     It is no longer that of `mm_vision_tower` then, and has to be saved with the model.
     """

@@ -72,7 +72,7 @@ class ModelSize(NamedTuple):
     @classmethod
     def from_config(cls, config, tower) -> "ModelSize":
         """Read the sizes from a LLaVA config and its tower, as `llava.model.description.read_config` returns them."""
-        from llava.model.anyres import is_anyres
+        from llava.model.anyres import is_anyres  # imports torch, which is there already where there is a tower
 
         vision = tower.cfg_only
         return cls(

@@ -11,11 +11,12 @@ from transformers import BitsAndBytesConfig
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from llava.conversation import SeparatorStyle, choose_template, conv_templates
-from llava.model.builder import NEVER_QUANTIZED, PROJECTOR_KEYS, load_weights, source_of
+from llava.model.builder import PROJECTOR_KEYS, load_weights, source_of
 from llava.model.checkpoint import CONTENTS, Checkpoint
 from llava.model.description import make_config
 from llava.model.finite import require_finite_weights
 from llava.model.multimodal_encoder.builder import vision_config
+from llava.model.placement import NEVER_QUANTIZED
 from llava.model.tokenizer import load_tokenizer
 from llava.model.vocabulary import add_image_tokens, require_rows
 from llava.model.weights import load_projector, refuse

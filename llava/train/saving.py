@@ -13,8 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from llava.model.checkpoint import ADAPTER, NON_LORA, PROJECTOR, WEIGHTS, find, load_tensors, weight_map
+from llava.model.checkpoint import ADAPTER, NON_LORA, PROJECTOR
+from llava.model.hub import find
 from llava.model.tokenizer import save_tokenizer
+from llava.model.weight_files import WEIGHTS, load_tensors, weight_map
 from llava.model.weights import copy_weights, refuse
 from llava.train.sharding import collect, gathered
 

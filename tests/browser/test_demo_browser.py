@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from llava.model import engine
+from llava.model import sequences
 from llava.serve.demo import parse_arguments
 
 pytestmark = pytest.mark.browser
@@ -90,7 +90,7 @@ def slow_words(monkeypatch):
         time.sleep(0.03)
         return torch.tensor([300])
 
-    monkeypatch.setattr(engine, "choose", choose)
+    monkeypatch.setattr(sequences, "choose", choose)
 
 
 def shoot(page, name: str, **options) -> None:

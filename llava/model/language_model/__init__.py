@@ -1,0 +1,1 @@
+"""LLaVA on LLaMA, Mistral and Qwen2."""

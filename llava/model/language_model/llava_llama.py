@@ -1,26 +1,32 @@
-from torch import nn
+"""LLaVA on LLaMA: its names, and no code of its own.
+
+The three families are written out, not made by a factory: pickles, the Auto classes and type checkers look for a class
+statement in the module that a class says it is from.
+"""
+
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 
 
 class LlavaConfig(LlamaConfig):
+    """A LLaMA config with LLaVA's fields."""
+
     model_type = "llava_llama"
 
 
 class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
+    """A LLaMA decoder with a vision tower and a projector."""
+
     config_class = LlavaConfig
 
 
-class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
-    config_class = LlavaConfig
+# forward and generate take images where transformers' take other arguments, as upstream's do.
+class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):  # pyright: ignore[reportIncompatibleMethodOverride]
+    """A LLaMA language model that takes images."""
 
-    def __init__(self, config: LlavaConfig):
-        super(LlamaForCausalLM, self).__init__(config)
-        self.model = LlavaLlamaModel(config)
-        self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+    config_class = LlavaConfig
+    decoder_class = LlavaLlamaModel
 
 
 # As upstream: importing the class lets the Auto classes read its checkpoints.

@@ -3,7 +3,7 @@
 from pathlib import Path
 from types import SimpleNamespace
 
-from llava.model.checkpoint import find
+from llava.model.hub import find
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_encoder.siglip_encoder import SiglipVisionTower
 from llava.model.multimodal_encoder.tower import VisionTower
@@ -22,9 +22,12 @@ TOWERS = {
 
 
 def build_vision_tower(config, delay_load: bool = False, **kwargs) -> VisionTower:
-    """The tower of a LLaVA config: `mm_vision_tower` (or `vision_tower`) is a folder or a hub id.
+    """Make the vision tower of a LLaVA config. A VisionZip setting in `config.visionzip` is attached.
 
-    A setting in `config.visionzip` is attached.
+    Args:
+        config: `mm_vision_tower` (or `vision_tower`) is a folder or a hub id.
+        delay_load: leave the weights for `load_model`.
+        **kwargs: passed on to the tower's class.
 
     Raises:
         ValueError: no such tower, or one of a kind that is not known, with the kinds that are.
@@ -40,8 +43,15 @@ def build_vision_tower(config, delay_load: bool = False, **kwargs) -> VisionTowe
     return tower
 
 
-def read_tower_config(name: str) -> dict:
-    """A tower's config.json. Raises ValueError: there is none, or no tower can be built as it says."""
+def read_tower_config(name: str | None) -> dict:
+    """Read a tower's config.json.
+
+    Args:
+        name: folder or hub id.
+
+    Raises:
+        ValueError: there is none, or no tower can be built as it says.
+    """
     if not isinstance(name, str) or not (file := find(name, "config.json", {})):
         raise ValueError(
             f"mm_vision_tower={name!r} is neither a folder with a config.json nor a model id that can be reached. "
@@ -53,7 +63,7 @@ def read_tower_config(name: str) -> dict:
 
 
 def vision_config(model_args) -> dict:
-    """What a config says of how a language model sees, from arguments with upstream's names.
+    """Translate arguments with upstream's names into the fields of a config that say how a language model sees.
 
     Args:
         model_args: `vision_tower`, a folder or hub id. May have `mm_projector_type` (None is mlp2x_gelu, and without

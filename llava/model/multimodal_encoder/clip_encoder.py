@@ -1,3 +1,5 @@
+"""CLIP as a vision tower."""
+
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig
 from transformers import CLIPVisionModel as Encoder
@@ -18,4 +20,5 @@ class CLIPVisionTower(VisionTower):
     has_cls = True
 
     def embed(self, pixels: Tensor) -> Tensor:
+        """Compute the input of the first layer: (B, 3, S, S) -> (B, 1 + P, C)."""
         return self.vision_tower.pre_layrnorm(self.vision_tower.embeddings(pixels))

@@ -3,8 +3,10 @@
 import torch
 from PIL import Image
 
-from llava.model.checkpoint import PROCESSOR, find
-from llava.model.values import blaming, check_small_file
+from llava.model.checkpoint import PROCESSOR
+from llava.model.hub import find
+from llava.model.library_errors import blaming
+from llava.model.values import check_small_file
 
 
 def read_processor(processor_class: type, source: str, side: int):

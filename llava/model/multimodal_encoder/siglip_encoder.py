@@ -1,3 +1,5 @@
+"""SigLIP as a vision tower."""
+
 from transformers import SiglipImageProcessorPil, SiglipVisionConfig
 from transformers import SiglipVisionModel as Encoder
 

@@ -9,19 +9,35 @@ Shapes: B crops, S pixels a side, P patches, L tokens (1 + P with CLS), N tokens
 import re
 from collections.abc import Collection, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from llava.model.anyres import VisionFeatures
-from llava.model.checkpoint import read_model
+from llava.model.library_errors import blaming
 from llava.model.multimodal_encoder.processor import read_processor
-from llava.model.values import blaming
+from llava.model.weight_files import read_model
 from visionzip_patch.encoder import layers_to_run, queries_keys, run_layers
 from visionzip_patch.evidence import Evidence, attention_evidence
 from visionzip_patch.reducer import VisionZip
 from visionzip_patch.selection import Selection
+
+if TYPE_CHECKING:
+
+    class Layers(nn.Module):
+        """The stack of layers of an encoder, as transformers has it."""
+
+        layers: nn.ModuleList
+
+    class Encoder(PreTrainedModel):
+        """A vision encoder of transformers, with the parts that are run one by one."""
+
+        config: Any  # of CLIP or SigLIP: hidden_size, image_size, patch_size, num_hidden_layers
+        embeddings: nn.Module
+        pre_layrnorm: nn.Module  # of CLIP alone
+        encoder: Layers
 
 
 class AlsoNested:
@@ -34,11 +50,12 @@ class AlsoNested:
 
     @property
     def vision_model(self):
+        """Return the encoder itself."""
         return self
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """Tell transformers that what it knows of its own class holds for this one."""
+        """Return False: what transformers knows of its own class holds for this one."""
         return False
 
 
@@ -54,11 +71,12 @@ class VisionTower(nn.Module):
         reducer: None, or what chooses tokens (`visionzip_patch`). It belongs to this tower only.
     """
 
-    model_class: type
+    model_class: type[PreTrainedModel]
     config_class: type
     processor_class: type
     has_cls: bool
-    vision_tower: Any  # the encoder, once it is there
+    vision_tower: "Encoder"
+    reducer: VisionZip | None
     gives = frozenset({"saliency", "keys", "features"})  # of the evidence that selectors read
 
     def __init__(self, vision_tower: str, args, delay_load: bool = False):
@@ -70,7 +88,7 @@ class VisionTower(nn.Module):
             raise ValueError(f"mm_vision_select_feature={self.select_feature!r} is unknown; choose patch or cls_patch.")
         self.reducer: VisionZip | None = None
         self.is_loaded = False
-        self.image_processor = None
+        self.image_processor: Any = None  # of transformers, for CLIP or SigLIP
         inline = getattr(args, "mm_vision_tower_config", None)  # of a checkpoint that carries its own tower
         with blaming(f"The config.json of mm_vision_tower={vision_tower!r} makes no vision tower"):
             self.cfg_only = self.config_class(**inline) if inline else self.config_class.from_pretrained(vision_tower)
@@ -83,9 +101,10 @@ class VisionTower(nn.Module):
         if self.is_loaded:
             return
         self.image_processor = self.read_processor()
-        self.vision_tower, absent, strange = read_model(
+        encoder, absent, strange = read_model(
             self.model_class, self.vision_tower_name, device_map=device_map, dtype=dtype or torch.float32
         )
+        self.vision_tower = cast("Encoder", encoder)
         if further := [name for name in strange if re.match(r"(vision_model\.)?encoder\.layers\.", name)]:
             raise ValueError(
                 f"mm_vision_tower={self.vision_tower_name!r} has {len(further)} weights of layers that its config.json "
@@ -99,6 +118,7 @@ class VisionTower(nn.Module):
         self.adopt(self.vision_tower)
 
     def read_processor(self):
+        """Read the image processor of the tower's folder, or of the checkpoint that carries the tower."""
         source = self.cfg_only.name_or_path or self.vision_tower_name  # a checkpoint with its own tower may have it
         return read_processor(self.processor_class, source, self.cfg_only.image_size)
 
@@ -109,9 +129,9 @@ class VisionTower(nn.Module):
             encoder = self.model_class(self.cfg_only)
         self.adopt(encoder)
 
-    def adopt(self, encoder: nn.Module) -> None:
+    def adopt(self, encoder: PreTrainedModel) -> None:
         """Take an encoder as this tower's, frozen."""
-        self.vision_tower = encoder.requires_grad_(False)
+        self.vision_tower = cast("Encoder", encoder.requires_grad_(False))
         self.is_loaded = True
 
     def drop(self) -> None:
@@ -140,13 +160,13 @@ class VisionTower(nn.Module):
         return {name for name in absent if self.is_read(name)}
 
     def is_read(self, name: str) -> bool:
-        """Tell whether a module or weight of the encoder, by its name, has a part in the tokens."""
+        """Check by its name whether a module or weight of the encoder has a part in the tokens."""
         if layer := re.match(r"encoder\.layers\.(\d+)", name):
             return int(layer[1]) < self.depth
         return name.split(".")[0] in ("embeddings", "pre_layrnorm", "encoder")
 
     def forward(self, images: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
-        """Tokens of each crop: (B, 3, S, S) -> (B, N, C); a list of (3, S, S) or (crops, 3, S, S) -> a list."""
+        """Encode crops: (B, 3, S, S) -> (B, N, C); a list of (3, S, S) or (crops, 3, S, S) -> a list."""
         if isinstance(images, Tensor):
             return self.features(images).tokens
         crops = [image if image.ndim == 4 else image[None] for image in images]
@@ -156,7 +176,15 @@ class VisionTower(nn.Module):
         ]
 
     def features(self, pixels: Tensor, crops: int = 1) -> VisionFeatures:
-        """Encode crops, (B, 3, S, S); `crops` of them make up one image, which matters to a budget per image."""
+        """Encode crops, and keep where their tokens come from.
+
+        Args:
+            pixels: (B, 3, S, S).
+            crops: how many of the B make up one image, which matters to a budget per image.
+
+        Returns:
+            Tokens (B, N, C), and their positions (B, N) if there is a reducer.
+        """
         before, after = self.hidden_states(pixels)
         if self.reducer is None:
             return VisionFeatures(self.whole(after), None, self.num_patches_per_side)
@@ -173,17 +201,26 @@ class VisionTower(nn.Module):
         return [VisionFeatures(tokens, position, side) for tokens, position in reduced]
 
     def evidence(self, before: Tensor, after: Tensor) -> Evidence:
-        """What selectors may look at, from input and output of the layer that is read: (B, L, C), (B, L, C)."""
+        """Collect what selectors may look at.
+
+        Args:
+            before: the input of the layer that is read, (B, L, C).
+            after: its output, (B, L, C).
+        """
         return attention_evidence(after, partial(queries_keys, self.selected_layer, before), has_cls=self.has_cls)
 
     def select(self, images: Tensor) -> Selection:
-        """Which tokens the reducer keeps of each crop, (B, 3, S, S)."""
+        """Choose tokens of each crop, (B, 3, S, S), as the reducer does.
+
+        Raises:
+            ValueError: there is no reducer.
+        """
         if self.reducer is None:
             raise ValueError("This vision tower has no reducer: call visionzip(model, ...) first.")
         return self.reducer.select(self.evidence(*self.hidden_states(images)))
 
     def hidden_states(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Input and output of the layer that is read: (B, 3, S, S) -> (B, L, C), (B, L, C).
+        """Compute input and output of the layer that is read: (B, 3, S, S) -> (B, L, C), (B, L, C).
 
         A frozen encoder leaves nothing behind for a backward pass, and recomputes nothing in it.
         """
@@ -193,11 +230,11 @@ class VisionTower(nn.Module):
             return run_layers(self.layers[: self.depth], hidden)
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """Input of the first layer, (B, L, C)."""
+        """Compute the input of the first layer: (B, 3, S, S) -> (B, L, C)."""
         return self.vision_tower.embeddings(pixels)
 
     def whole(self, hidden: Tensor) -> Tensor:
-        """What `select_feature` takes of all tokens: (B, L, C) -> (B, P, C) or (B, L, C)."""
+        """Take those of all tokens that `select_feature` asks for: (B, L, C) -> (B, P, C) or (B, L, C)."""
         return hidden[:, 1:] if self.has_cls and self.select_feature == "patch" else hidden
 
     def feature_select(self, image_forward_outs) -> Tensor:
@@ -209,38 +246,46 @@ class VisionTower(nn.Module):
 
     @property
     def layers(self) -> nn.ModuleList:
+        """Return all layers of the encoder."""
         return self.vision_tower.encoder.layers
 
     @property
     def selected_layer(self) -> Any:
+        """Return the layer whose output is read: an encoder layer of CLIP or SigLIP."""
         return self.layers[self.depth - 1]
 
     @property
     def dtype(self) -> torch.dtype:
+        """Return the type of the encoder's weights, which pixels are turned into."""
         return next(self.vision_tower.parameters()).dtype
 
     @property
     def device(self) -> torch.device:
-        """Where pixels go; what accelerate offloads (device "meta") fetches its inputs by itself."""
+        """Return where pixels go; what accelerate offloads (device "meta") fetches its inputs by itself."""
         device = next(self.vision_tower.parameters()).device
         return torch.device("cpu") if device.type == "meta" else device
 
     @property
     def config(self) -> Any:
+        """Return the encoder's config, CLIP's or SigLIP's."""
         return self.vision_tower.config if self.is_loaded else self.cfg_only
 
     @property
     def hidden_size(self) -> int:
+        """Return the number of channels of a token, C."""
         return self.config.hidden_size
 
     @property
     def num_patches_per_side(self) -> int:
+        """Return the number of patches in a row of a crop."""
         return self.config.image_size // self.config.patch_size
 
     @property
     def num_patches(self) -> int:
+        """Return the number of patches of a crop, P."""
         return self.num_patches_per_side**2
 
     @property
     def dummy_feature(self) -> Tensor:
+        """Return a token of zeros, (1, C), as upstream's tower does."""
         return torch.zeros(1, self.hidden_size, device=self.device, dtype=self.dtype)

@@ -257,7 +257,7 @@ class Request:
         model = self.setting.model
         with self.variant.on(model):
             tokens = model.get_vision_tower()(self.crops)
-        return partial(model._project, tokens)
+        return partial(model.project, tokens)
 
     def prefill(self) -> Callable:
         """Make a function from the embeddings of the whole prompt to the logits that follow it."""

@@ -10,7 +10,7 @@ from llava.conversation import conv_templates
 from llava.inference.chat import ChatSession
 from llava.inference.decoding import Decoding
 from llava.mm_utils import process_images, tokenizer_image_token
-from llava.model import engine
+from llava.model import sequences
 from visionzip_patch import zipped
 
 TOKENS = 576  # of an image
@@ -74,7 +74,7 @@ def says(loaded, monkeypatch):
 
     def make(text: str) -> None:
         ids = iter([*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id])
-        monkeypatch.setattr(engine, "choose", lambda logits, config: torch.tensor([next(ids)]))
+        monkeypatch.setattr(sequences, "choose", lambda logits, config: torch.tensor([next(ids)]))
 
     return make
 
@@ -116,7 +116,7 @@ def test_a_turn_costs_what_is_new_in_it_and_no_more(loaded, chat, pictures, monk
     encode, encoded, costs = model.image_features, [], []
     monkeypatch.setattr(model, "image_features", lambda *args: encoded.append(args) or encode(*args))
     (word,) = tokenizer("yellow", add_special_tokens=False).input_ids
-    monkeypatch.setattr(engine, "choose", lambda logits, config: torch.tensor([word]))
+    monkeypatch.setattr(sequences, "choose", lambda logits, config: torch.tensor([word]))
     session = chat(max_new_tokens=4)
     for turn in range(20):
         assert "".join(session.ask("What is it?", pictures[: turn == 0])) == "yellow yellow yellow yellow"
@@ -207,7 +207,7 @@ def test_an_answer_interrupted_before_its_first_piece_is_no_turn(chat, monkeypat
     session = chat()
     said = "".join(session.ask("What is it?"))
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "choose", interrupt)
+        patch.setattr(sequences, "choose", interrupt)
         with pytest.raises(KeyboardInterrupt):
             list(session.ask("Why?"))
     assert texts(session) == ["What is it?", said]

@@ -117,3 +117,16 @@ def test_a_range_of_grids_is_every_number_of_columns_and_rows_between():
 def test_what_is_no_list_of_resolutions_is_refused_by_name(pinpoints):
     with pytest.raises(ValueError, match="image_grid_pinpoints="):
         parse_pinpoints(pinpoints, 14)
+
+
+@pytest.mark.parametrize("crops", [1, 3])
+def test_rows_without_a_learned_end_are_refused(crops):
+    features = VisionFeatures(torch.ones(crops, 4, 5), None, side=2)
+    with pytest.raises(ValueError, match="image_newline, but this model has none"):
+        pack(features, merge_type="spatial_unpad", grid=(2, 1), image_size=(20, 10))
+
+
+def test_unpadding_needs_the_size_of_the_image():
+    features = VisionFeatures(torch.ones(3, 4, 5), None, side=2)
+    with pytest.raises(ValueError, match="pass image_sizes"):
+        pack(features, merge_type="spatial_unpad", grid=(2, 1), newline=torch.ones(5))

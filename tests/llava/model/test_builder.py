@@ -156,6 +156,9 @@ def test_a_language_model_without_vision(golden):
     assert processor is None
     assert model.get_vision_tower() is None
     assert model.generate(torch.tensor([[1, 5, 9]]), do_sample=False, max_new_tokens=3).shape == (1, 3)
+    for encode in (model.encode_images, model.image_features):
+        with pytest.raises(ValueError, match="this model has no vision tower"):
+            encode(torch.zeros(1, 3, 56, 56))
 
 
 # Whole checkpoints

@@ -13,9 +13,11 @@ from PIL import Image
 from transformers import GenerationConfig, GenerationMixin, StoppingCriteria, TextStreamer
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.model.engine import NEUTRAL, SPARE, Engine, bucket, configure
+from llava.model.engine import SPARE, Engine
 from llava.model.graphs import MODES, Graphs
 from llava.model.kv_cache import KVCache
+from llava.model.runner import bucket
+from llava.model.sampling import NEUTRAL, configure
 from visionzip_patch import visionzip, zipped
 
 IMG = IMAGE_TOKEN_INDEX

@@ -57,6 +57,20 @@ def test_a_change_of_what_an_image_becomes_takes_effect(checkpoint, monkeypatch,
     assert not caplog.records
 
 
+@pytest.mark.parametrize("change", ["encode_images", "hook on the tower"])
+def test_a_change_takes_effect_where_the_engine_would_run_the_tower(checkpoint, images, change):
+    _, model = checkpoint(**PINPOINTS)
+    engine, given = model.engine("graphs"), (images["images"], images.get("image_sizes"))
+    (before,) = engine.image_features(*given)
+    if change == "encode_images":
+        model.encode_images = twice(model.encode_images)
+        expected = 2 * before
+    else:
+        model.get_vision_tower().register_forward_hook(lambda module, args, output: 0 * output)
+        expected = model.project(torch.zeros(1, 1, model.config.mm_hidden_size))[0].expand_as(before)
+    torch.testing.assert_close(engine.image_features(*given)[0], expected)
+
+
 def test_a_change_that_takes_no_effect_is_told_once(checkpoint, caplog, images):
     _, model = checkpoint(**PINPOINTS)
     before = ask(model, images)

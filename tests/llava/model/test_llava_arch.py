@@ -5,7 +5,7 @@ import torch
 from transformers import DynamicCache
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from llava.model.llava_arch import infer_mask
+from llava.model.multimodal import infer_mask
 from visionzip_patch import visionzip
 
 IMG = IMAGE_TOKEN_INDEX
@@ -129,6 +129,12 @@ def test_other_wrong_calls_are_explained(tiny_llava):
         model.generate(ids)
     with pytest.raises(ValueError, match="from input_ids and images"):
         model.generate(inputs_embeds=torch.zeros(1, 3, 48))
+    with pytest.raises(ValueError, match=r"generate\(\) got no input_ids"):
+        model.generate(images=pixels(1))
+    with pytest.raises(ValueError, match="neither input_ids nor inputs_embeds"):
+        model(images=pixels(1))
+    with pytest.raises(ValueError, match="loss_only=True needs labels"):
+        model(ids, images=pixels(1), loss_only=True)
     with pytest.raises(ValueError, match="1 images but 2 image_sizes"):
         model(ids, images=[pixels(1)], image_sizes=[(1, 1), (2, 2)])
 

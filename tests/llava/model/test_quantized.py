@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from llava.model import builder
+from llava.model import placement
 from llava.model.builder import load_pretrained_model
 
 # bitsandbytes quantizes in blocks of 64.
@@ -60,14 +60,14 @@ def test_lora_on_a_quantized_base(golden):
 
 @pytest.mark.parametrize("bits", ["8bit", "4bit"])
 def test_without_bitsandbytes(checkpoint, monkeypatch, bits):
-    monkeypatch.setattr(builder, "find_spec", lambda name: None)
+    monkeypatch.setattr(placement, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"need bitsandbytes: pip install bitsandbytes"):
         load(checkpoint()[0], **{f"load_{bits}": True})
 
 
 @pytest.mark.parametrize("flag", ["use_flash_attn", "use_flash_attention_2"])
 def test_without_flash_attn(checkpoint, monkeypatch, flag):
-    monkeypatch.setattr(builder, "find_spec", lambda name: None)
+    monkeypatch.setattr(placement, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"needs flash-attn: pip install .*flash-attn.*SDPA"):
         load(checkpoint()[0], **{flag: True})
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llava.model.builder import load_pretrained_model
-from llava.model.values import blaming
+from llava.model.library_errors import blaming
 from llava.utils.files import read_object, without_contradiction
 
 GONE = object()

@@ -18,7 +18,7 @@ from PIL import Image
 
 from llava import mm_utils
 from llava.inference.embedded import EMBEDDED_CHECKPOINT
-from llava.model import engine
+from llava.model import sequences
 from llava.serve import loading, terminal
 from llava.serve.cli import load_image, main
 from visionzip_patch import VisionZipConfig
@@ -60,7 +60,7 @@ def stops(monkeypatch):
     """From now on Ctrl-C is pressed when so many tokens were chosen: `stops(after=2)`."""
 
     def make(after: int):
-        choose, left = engine.choose, [after]
+        choose, left = sequences.choose, [after]
 
         def choose_or_stop(*args):
             left[0] -= 1
@@ -68,7 +68,7 @@ def stops(monkeypatch):
                 raise KeyboardInterrupt
             return choose(*args)
 
-        monkeypatch.setattr(engine, "choose", choose_or_stop)
+        monkeypatch.setattr(sequences, "choose", choose_or_stop)
 
     return make
 
@@ -195,7 +195,7 @@ def test_out_of_memory_is_said(chat, monkeypatch):
     def fail(*_):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(engine, "choose", fail)
+    monkeypatch.setattr(sequences, "choose", fail)
     status, out, err = chat(WORD, "/full")
     assert status == 1
     assert "From now on: all tokens" in out

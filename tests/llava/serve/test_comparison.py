@@ -11,7 +11,7 @@ from PIL import Image
 
 from llava.inference.chat import ChatSession
 from llava.inference.decoding import Decoding
-from llava.model import engine
+from llava.model import sequences
 from llava.model.builder import load_pretrained_model
 from llava.serve.comparison import Comparison, ComparisonServer
 from llava.visualize import KEPT
@@ -213,7 +213,7 @@ def test_an_error_of_the_second_side_takes_back_the_first(comparison, monkeypatc
 
 
 def test_stop_ends_one_answer_and_keeps_what_was_said(comparison, monkeypatch):
-    monkeypatch.setattr(engine, "choose", lambda logits, config: torch.tensor([300]))
+    monkeypatch.setattr(sequences, "choose", lambda logits, config: torch.tensor([300]))
     stream = comparison.ask("What is it?")
     next(stream)
     comparison.stop()
