@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from llava.eval.answers import AnswerFile, describe_settings, settings_of
-from llava.eval.cli import choose_data, require_images
+from llava.eval.data_options import choose_data, require_images
 from llava.eval.generate import answer_and_merge
 from llava.eval.options import EvalOptions, choose_budgets, choose_paths
 from llava.eval.questions import Question

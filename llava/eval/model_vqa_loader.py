@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TypeVar
 
-from llava.eval.cli import require_images
+from llava.eval.data_options import require_images
 from llava.eval.questions import Question, read_questions
 from llava.inference.budget import add_budget_options, choose_budget
 from llava.utils.cli import (

@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from llava.eval.cli import add_data_options
+from llava.eval.data_options import add_data_options
 from llava.eval.tasks import TASKS
 from llava.inference.budget import add_budget_options
 from llava.utils.cli import EXIT_STATUSES, add_conv_mode, add_verbose, positive, run_command, whole

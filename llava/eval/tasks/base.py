@@ -9,14 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from llava.eval.hub.tables import Source
+from llava.eval.judging.endpoint import Judge
 from llava.eval.metrics.tally import Tally
 from llava.eval.questions import Question, read_questions
-
-if TYPE_CHECKING:
-    from llava.eval.judging.endpoint import Judge
 
 LONG = 1024  # tokens; LLaVA asks for free answers so
 EVAL_ZIP = (
@@ -127,7 +125,7 @@ class Graded(Protocol):
 
     def __init__(self, folder: Path, rules: Path, answers: Rows): ...
 
-    def grade(self, judge: "Judge", name: str) -> dict[str, Any]:
+    def grade(self, judge: Judge, name: str) -> dict[str, Any]:
         """Have one answer graded."""
         ...
 

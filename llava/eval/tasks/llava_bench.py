@@ -5,17 +5,14 @@ https://huggingface.co/datasets/liuhaotian/llava-bench-in-the-wild
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from llava.eval.hub.tables import Part, Source
 from llava.eval.hub.write import Files, save, to_lines
+from llava.eval.judging.endpoint import Judge
 from llava.eval.metrics import judged
 from llava.eval.metrics.vqa import rows_by_id
 from llava.eval.tasks.base import LONG, Data, Rows, Task, judged_by
 from llava.utils.files import read_json, read_jsonl
-
-if TYPE_CHECKING:
-    from llava.eval.judging.endpoint import Judge
 
 
 class LLaVABench:
@@ -43,7 +40,7 @@ class LLaVABench:
         self.reviews = {str(review.row["question_id"]): review for review in reviews}
         self.prompts = {name: review.prompt for name, review in self.reviews.items()}
 
-    def grade(self, judge: "Judge", name: str) -> dict:
+    def grade(self, judge: Judge, name: str) -> dict:
         """Have one answer graded."""
         reply = judge.ask(self.prompts[name], system=judged.REVIEWER, temperature=0.2, max_tokens=1024)
         return {**self.reviews[name].reviewed(reply.text), "model": reply.model}

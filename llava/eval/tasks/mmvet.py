@@ -5,18 +5,15 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from llava.eval.hub.tables import Part, Source
 from llava.eval.hub.write import Files, save, to_lines
 from llava.eval.hub.write import to_json as to_text
+from llava.eval.judging.endpoint import Judge
 from llava.eval.metrics import judged
 from llava.eval.metrics.vqa import rows_by_id
 from llava.eval.tasks.base import LONG, Data, Rows, Submission, Task, files, judged_by, to_json
 from llava.utils.files import read_bytes, read_json
-
-if TYPE_CHECKING:
-    from llava.eval.judging.endpoint import Judge
 
 
 class MMVet:
@@ -43,7 +40,7 @@ class MMVet:
             for name, question in self.questions.items()
         }
 
-    def grade(self, judge: "Judge", name: str) -> dict:
+    def grade(self, judge: Judge, name: str) -> dict:
         """Have one answer graded."""
         for attempt, temperature in enumerate(judged.TEMPERATURES):
             prompt = self.prompts[name] + judged.INSIST * (attempt > 0)
