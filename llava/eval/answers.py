@@ -41,7 +41,7 @@ from visionzip_patch.config import with_current_names
 
 logger = logging.getLogger(__name__)
 
-WAYS_OUT = "Choose another answers file, or --overwrite to throw the old answers away."
+WAYS_OUT = "Choose another answers file, or --overwrite to discard the old answers."
 
 
 class Refused(NamedTuple):
@@ -203,7 +203,7 @@ class AnswerFile:
                 content = content[self.file.write(content) :]
         except OSError as error:
             raise ValueError(
-                f"{self.own}: cannot be written ({error.strerror}). What is in it is kept: mend that, and the same "
+                f"{self.own}: cannot be written ({error.strerror}). What is in it is kept: fix that, and the same "
                 f"command goes on from there."
             ) from error
         self.rows.update({row["metadata"]["row"]: row for row in rows})

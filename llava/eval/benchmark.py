@@ -14,11 +14,7 @@ from llava.eval.questions import Question
 from llava.eval.results import print_report, summarize
 from llava.eval.tasks import TASKS
 from llava.eval.tasks.base import Data, Task, naming_files
-from llava.inference.budget import (
-    budget_name,
-    most_crops,
-    set_budget,
-)
+from llava.inference.budget import budget_name, most_crops, set_budget
 from llava.inference.decoding import Decoding
 from llava.inference.embedded import EMBEDDED_CHECKPOINT, playground
 from llava.inference.loading import load, read_tokenizer
@@ -35,7 +31,7 @@ from visionzip_patch import VisionZipConfig
 
 @dataclass(frozen=True)
 class Run:
-    """What is the same for all budgets of a run."""
+    """What all budgets of a run share."""
 
     options: EvalOptions
     task: Task

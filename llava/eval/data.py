@@ -6,10 +6,11 @@ With `--fetch` it makes those that are missing from Hugging Face data sets first
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from llava.eval.hub.fetch import fetch
 from llava.eval.tasks import TASKS
-from llava.eval.tasks.base import Data, Task, is_there
+from llava.eval.tasks.base import Task, is_there
 from llava.inference.embedded import playground
 from llava.utils.cli import add_verbose, run_command
 from llava.utils.tables import to_table
@@ -24,35 +25,45 @@ def show(args: argparse.Namespace) -> int:
     """Print where the files of benchmarks belong and which are there; returns the exit status."""
     if args.fetch is not None:
         fetch_tasks(args.task, args.fetch)
-    lines, lacking, notes, ready = [["task", "what", "where", "there"]], [], [], []
-    for task in [TASKS[name] for name in args.task or TASKS]:
-        if not (data := task.embedded if args.embedded else task.data):
-            continue
-        data = data.below(playground())
-        parts = [(what, path) for what, path in data.parts() if not (task.packed and what == "images")]
-        there = ["yes" if is_there(path) else "empty" if path.exists() else "no" for _, path in parts]
-        lines += [[task.name, what, str(path), state] for (what, path), state in zip(parts, there, strict=True)]
-        if set(there) == {"yes"}:
-            ready.append(task.name)
-        else:
-            lacking.append(f"\n{task.name}: {task.how_to_fetch(embedded=args.embedded)}")
-        if task.judge:  # answers can be made without its judge's rules
-            line, note = show_rules(task, data)
-            lines.append(line)
-            notes += note
+    tasks = [TASKS[name] for name in args.task or TASKS]
+    all_parts = {task: parts for task in tasks if (parts := parts_of(task, embedded=args.embedded))}
+    rules = {task: path for task in all_parts if (path := rules_of(task, embedded=args.embedded))}
+    lacking = [task for task, parts in all_parts.items() if not all(is_there(path) for _, path in parts)]
     if args.ready:
-        print("\n".join(ready))
+        print("\n".join(task.name for task in all_parts if task not in lacking))
         return 0
-    print("\n".join([to_table(lines, left=4), *lacking, *notes]))
+    lines = [["task", "what", "where", "there"]]
+    for task, parts in all_parts.items():
+        lines += [[task.name, what, str(path), state_of(path)] for what, path in parts]
+        if task in rules:
+            lines.append([task.name, "judge's rules", str(rules[task]), state_of(rules[task])])
+    notes = [f"\n{task.name}: {task.how_to_fetch(embedded=args.embedded)}" for task in lacking]
+    notes += [how_to_fetch_rules(task, path) for task, path in rules.items() if not path.exists()]
+    print("\n".join([to_table(lines, left=4), *notes]))
     return 1 if lacking else 0
 
 
-def show_rules(task: Task, data: Data) -> tuple[list[str], list[str]]:
-    """Say where the rules of a task's judge belong: a line of the table, and how to get them if they are missing."""
-    rules = data.answers.parent / task.judge.RULES
-    line = [task.name, "judge's rules", str(rules), "yes" if rules.exists() else "no"]
-    note = f"\n{task.name}: for the judge, {task.judge.RULES} to {rules.parent}: {task.judge.SOURCE}"
-    return line, [] if rules.exists() else [note]
+def parts_of(task: Task, *, embedded: bool) -> list[tuple[str, Path]]:
+    """List what each file of a task holds and where it belongs; none if it has no embedded files."""
+    data = task.embedded if embedded else task.data
+    parts = data.below(playground()).parts() if data else []
+    return [(what, path) for what, path in parts if not (task.packed and what == "images")]
+
+
+def rules_of(task: Task, *, embedded: bool) -> Path | None:
+    """Name the file with the rules of a task's judge, without which answers can be made, but not graded."""
+    data = task.embedded if embedded else task.data
+    return data.below(playground()).answers.parent / task.judge.RULES if data and task.judge else None
+
+
+def how_to_fetch_rules(task: Task, rules: Path) -> str:
+    """Say how to get the rules of a task's judge."""
+    return f"\n{task.name}: for the judge, {rules.name} to {rules.parent}: {task.judge.SOURCE}"
+
+
+def state_of(path: Path) -> str:
+    """Say whether a file or folder is there: yes, no, or empty."""
+    return "yes" if is_there(path) else "empty" if path.exists() else "no"
 
 
 def fetch_tasks(names: Sequence[str], source: str | bool) -> None:

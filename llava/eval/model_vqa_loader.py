@@ -180,7 +180,7 @@ def make_parser(
     add_decoding_options(parser, max_new_tokens=max_new_tokens)
     add("--batch-size", type=positive, default=16, help="questions at a time")
     add("--skip-bad", action="store_true", help="leave out questions whose image cannot be used, and count them")
-    add("--overwrite", action="store_true", help="throw earlier answers away instead of going on from them")
+    add("--overwrite", action="store_true", help="discard earlier answers instead of going on from them")
     add_verbose(parser)
     add_budget_options(parser, default="what the checkpoint carries, else all tokens")
     return parser

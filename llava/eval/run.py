@@ -52,7 +52,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument_group("output (default: playground/results/TASK/CHECKPOINT/BUDGET.jsonl)").add_argument
     add("--answers-file", metavar="FILE", help="JSONL of the answers; FILE.result.json gets the score")
     add("--out", metavar="DIR", help="folder for BUDGET.jsonl and its result")
-    add("--overwrite", action="store_true", help="throw earlier answers away instead of going on from them")
+    add("--overwrite", action="store_true", help="discard earlier answers instead of going on from them")
 
     group = parser.add_argument_group("model")
     add_conv_mode(group)

@@ -4,10 +4,11 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from llava.utils.files import to_line, write_bytes
 
-Rows = Iterable[Mapping]
+Records = Iterable[Mapping[str, Any]]  # rows of a table of the hub; images are the bytes of their files
 Files = dict[Path, str]  # file -> its text, in the order in which they are to be written
 
 
@@ -33,7 +34,7 @@ def save_unnamed(folder: Path, image: bytes | None) -> str:
     return save(folder, name, image)
 
 
-def to_lines(rows: Iterable[dict]) -> str:
+def to_lines(rows: Iterable[Mapping]) -> str:
     """Write rows as JSON, one in a line."""
     return "".join(map(to_line, rows))
 

@@ -76,7 +76,7 @@ class Judge:
                 cause = getattr(error, "reason", error)
                 if not self.is_there and isinstance(cause, (ConnectionRefusedError, socket.gaierror)):
                     raise ValueError(
-                        f"{self.url}: nobody is there ({cause}). Start the server, or mend the address."
+                        f"{self.url}: nobody is there ({cause}). Start the server, or fix the address."
                     ) from None
             else:
                 self.is_there = True

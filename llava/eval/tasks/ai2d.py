@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from llava.eval.hub.tables import Part, Source
-from llava.eval.hub.write import Files, save_unnamed, to_lines
+from llava.eval.hub.write import Files, Records, save_unnamed, to_lines
 from llava.eval.metrics.tally import tally
 from llava.eval.questions import Fields, Question, read_entries
 from llava.eval.tasks.base import Data, Rows, Task, answered_in, percent
@@ -54,7 +54,7 @@ def chosen(text: str) -> str:
     return first[1] if first else text.translate(UNPUNCTUATED).strip().upper()
 
 
-def convert(data: Data, rows) -> Files:
+def convert(data: Data, rows: Records) -> Files:
     """Write test.jsonl from the data set. It leaves out ids and names of images, so they are made up here."""
     entries = []
     for number, row in enumerate(rows):

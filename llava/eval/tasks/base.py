@@ -253,6 +253,6 @@ def percent(parts: Mapping[str, Tally]) -> dict[str, float]:
     return {name: 100 * part.accuracy for name, part in parts.items() if part.count}
 
 
-def to_json(content) -> bytes:
-    """Encode a submission."""
+def to_json_bytes(content) -> bytes:
+    """Write one JSON value, as the content of a submission."""
     return json.dumps(content, ensure_ascii=False).encode()

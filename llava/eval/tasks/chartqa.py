@@ -6,7 +6,7 @@ Asked and scored as by lmms-eval's task `chartqa`.
 from pathlib import Path
 
 from llava.eval.hub.tables import Part, Source
-from llava.eval.hub.write import Files, save_unnamed, to_json
+from llava.eval.hub.write import Files, Records, save_unnamed, to_json
 from llava.eval.metrics.tally import tally, tally_by
 from llava.eval.questions import Fields, Question, read_entries
 from llava.eval.tasks.base import Data, Rows, Task, answered_in, percent
@@ -68,7 +68,7 @@ def to_number(text: str) -> float | None:
         return None
 
 
-def convert(data: Data, rows) -> Files:
+def convert(data: Data, rows: Records) -> Files:
     """Write ChartQA's two files from the data set. It leaves out the names of images, so they are made up here."""
     entries = {part: [] for part in PARTS}
     for row in rows:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from llava.eval.hub.tables import Part, Source
-from llava.eval.hub.write import Files, save, to_lines
+from llava.eval.hub.write import Files, Records, save, to_lines
 from llava.eval.judging.endpoint import Judge
 from llava.eval.metrics import judged
 from llava.eval.metrics.vqa import rows_by_id
@@ -70,7 +70,7 @@ def read_rules(path: Path) -> dict[str, dict]:
     return rules
 
 
-def convert(data: Data, rows) -> Files:
+def convert(data: Data, rows: Records) -> Files:
     """Write LLaVA-Bench's three files from the data set."""
     questions, references, contexts = [], [], {}
     for row in rows:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llava.eval.hub.tables import Part, Source
-from llava.eval.hub.write import Files
+from llava.eval.hub.write import Files, Records
 from llava.eval.metrics import mmbench
 from llava.eval.metrics.mmbench import LETTERS, ROTATION, is_empty, options_of
 from llava.eval.questions import Fields, Question, read_entries
@@ -136,7 +136,7 @@ def to_xlsx(rows: Sequence[Mapping]) -> bytes:
     return content.getvalue()
 
 
-def convert(data: Data, rows) -> Files:
+def convert(data: Data, rows: Records) -> Files:
     """Write a TSV file with the images in it, each once: rotations name the row that has it.
 
     The data set is of a later release than the file that LLaVA's scripts name, so some questions differ.

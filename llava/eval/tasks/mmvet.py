@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from llava.eval.hub.tables import Part, Source
-from llava.eval.hub.write import Files, save, to_lines
-from llava.eval.hub.write import to_json as to_text
+from llava.eval.hub.write import Files, Records, save, to_json, to_lines
 from llava.eval.judging.endpoint import Judge
 from llava.eval.metrics import judged
 from llava.eval.metrics.vqa import rows_by_id
-from llava.eval.tasks.base import LONG, Data, Rows, Submission, Task, files, judged_by, to_json
+from llava.eval.tasks.base import LONG, Data, Rows, Submission, Task, files, judged_by, to_json_bytes
 from llava.utils.files import read_bytes, read_json
 
 
@@ -85,10 +84,10 @@ def read_table(path: Path) -> str:
 
 def submit(data: Data, rows: Rows) -> bytes:
     """Make the file that MM-Vet's authors' judge takes."""
-    return to_json(judged.mmvet_answers(rows))
+    return to_json_bytes(judged.mmvet_answers(rows))
 
 
-def convert(data: Data, rows) -> Files:
+def convert(data: Data, rows: Records) -> Files:
     """Write MM-Vet's and LLaVA's files from the data set."""
     questions, truths = [], {}
     for row in rows:
@@ -97,7 +96,7 @@ def convert(data: Data, rows) -> Files:
         questions.append({"question_id": int(number), "image": image, "text": row["question"]})
         known = {"imagename": image, "question": row["question"], "answer": row["answer"]}
         truths[f"v1_{number}"] = known | {"capability": row["capability"].split(",")}
-    return {data.annotation_file: to_text(truths), data.question_file: to_lines(questions)}
+    return {data.annotation_file: to_json(truths), data.question_file: to_lines(questions)}
 
 
 TASKS = (

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from llava.eval.hub.tables import Part, Source
-from llava.eval.hub.write import Files, save, to_json
+from llava.eval.hub.write import Files, Records, save, to_json
 from llava.eval.metrics import scienceqa
 from llava.eval.questions import Fields, Question, read_entries
 from llava.eval.tasks.base import Data, Rows, Task, answered_in, files, percent, signs
@@ -38,7 +38,7 @@ def score(data: Data, rows: Rows) -> dict[str, float]:
     return percent({"accuracy with image": result.with_image, "accuracy": result.overall})
 
 
-def convert(data: Data, rows) -> Files:
+def convert(data: Data, rows: Records) -> Files:
     """Write the test split. The data set leaves out ScienceQA's own ids, so questions are numbered."""
     entries, problems = [], {}
     for number, row in enumerate(rows):
