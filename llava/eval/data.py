@@ -7,6 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from llava.eval.hub.fetch import fetch
 from llava.eval.tasks import TASKS
@@ -27,7 +28,7 @@ def show(args: argparse.Namespace) -> int:
         fetch_tasks(args.task, args.fetch)
     tasks = [TASKS[name] for name in args.task or TASKS]
     all_parts = {task: parts for task in tasks if (parts := parts_of(task, embedded=args.embedded))}
-    rules = {task: path for task in all_parts if (path := rules_of(task, embedded=args.embedded))}
+    rules = {task: found for task in all_parts if (found := rules_of(task, embedded=args.embedded))}
     lacking = [task for task, parts in all_parts.items() if not all(is_there(path) for _, path in parts)]
     if args.ready:
         print("\n".join(task.name for task in all_parts if task not in lacking))
@@ -36,9 +37,14 @@ def show(args: argparse.Namespace) -> int:
     for task, parts in all_parts.items():
         lines += [[task.name, what, str(path), state_of(path)] for what, path in parts]
         if task in rules:
-            lines.append([task.name, "judge's rules", str(rules[task]), state_of(rules[task])])
+            path, _ = rules[task]
+            lines.append([task.name, "judge's rules", str(path), state_of(path)])
     notes = [f"\n{task.name}: {task.how_to_fetch(embedded=args.embedded)}" for task in lacking]
-    notes += [how_to_fetch_rules(task, path) for task, path in rules.items() if not path.exists()]
+    notes += [
+        f"\n{task.name}: for the judge, {path.name} to {path.parent}: {source}"
+        for task, (path, source) in rules.items()
+        if not path.exists()
+    ]
     print("\n".join([to_table(lines, left=4), *notes]))
     return 1 if lacking else 0
 
@@ -50,15 +56,15 @@ def parts_of(task: Task, *, embedded: bool) -> list[tuple[str, Path]]:
     return [(what, path) for what, path in parts if not (task.packed and what == "images")]
 
 
-def rules_of(task: Task, *, embedded: bool) -> Path | None:
-    """Name the file with the rules of a task's judge, without which answers can be made, but not graded."""
+def rules_of(task: Task, *, embedded: bool) -> tuple[Path, str] | None:
+    """Name the file with the rules of a task's judge, and where it comes from; None without a judge.
+
+    Answers can be made without it, but not graded.
+    """
     data = task.embedded if embedded else task.data
-    return data.below(playground()).answers.parent / task.judge.RULES if data and task.judge else None
-
-
-def how_to_fetch_rules(task: Task, rules: Path) -> str:
-    """Say how to get the rules of a task's judge."""
-    return f"\n{task.name}: for the judge, {rules.name} to {rules.parent}: {task.judge.SOURCE}"
+    if not data or not task.judge:
+        return None
+    return data.below(playground()).answers.parent / task.judge.RULES, task.judge.SOURCE
 
 
 def state_of(path: Path) -> str:
@@ -66,7 +72,7 @@ def state_of(path: Path) -> str:
     return "yes" if is_there(path) else "empty" if path.exists() else "no"
 
 
-def fetch_tasks(names: Sequence[str], source: str | bool) -> None:
+def fetch_tasks(names: Sequence[str], source: str | Literal[False]) -> None:
     """Fetch the files of tasks, and report what was written."""
     for name in names:
         written = fetch(TASKS[name], TASKS[name].data.below(playground()), source or None)

@@ -100,10 +100,8 @@ def judge_notes(results: Sequence[dict]) -> list[str]:
     ]
 
 
-def paper_rows(paper: PaperModel | None, row: Row) -> list[PaperRow]:
+def paper_rows(paper: PaperModel, row: Row) -> list[PaperRow]:
     """Find the paper's rows of as many tokens."""
-    if paper is None:
-        return []
     tokens = paper.visual_tokens if row.budget == WHOLE else row.most_tokens
     return [line for line in paper.rows if line.tokens == tokens]
 
@@ -117,7 +115,8 @@ def to_markdown(table: Table, tasks: Sequence[str]) -> str:
         shared = row.shared_with(whole)
         average = average_text(row.relative_to(whole), len(shared), len(whole.scores) if whole else 0)
         lines.append([row.budget, f"{row.tokens:.0f}", *cells, average])
-        lines += [paper_line(paper, line, row, tasks, shared) for line in paper_rows(paper, row)]
+        if paper:
+            lines += [paper_line(paper, line, row, tasks, shared) for line in paper_rows(paper, row)]
     notes = []
     if any(FEWER.search(line[-1]) for line in lines):
         notes.append("(1 of 2) the average is over 1 of the 2 benchmarks of the row that it is compared with")

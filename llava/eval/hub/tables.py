@@ -110,16 +110,16 @@ def open_folder(folder: Path, part: Part) -> Table:
     Raises:
         ValueError: the folder has no such table.
     """
-    from datasets import load_from_disk
+    from datasets import Dataset, DatasetDict
 
     saved = folder / part.config if part.config and (folder / part.config).is_dir() else folder
     if (saved / "dataset_dict.json").is_file():
-        splits = load_from_disk(str(saved))
+        splits = DatasetDict.load_from_disk(str(saved))
         if part.split not in splits:
-            raise ValueError(f"there is no {part}, only {', '.join(splits)}.")
+            raise ValueError(f"there is no {part}, only {', '.join(map(str, splits))}.")
         return Table(part, splits[part.split], splits[part.split].num_rows)
     if (saved / "state.json").is_file():
-        dataset = load_from_disk(str(saved))
+        dataset = Dataset.load_from_disk(str(saved))
         return Table(part, dataset, dataset.num_rows)
     if files := parquet_files(folder, part):
         return read_parquet(files, part)

@@ -34,7 +34,7 @@ def save_unnamed(folder: Path, image: bytes | None) -> str:
     return save(folder, name, image)
 
 
-def to_lines(rows: Iterable[Mapping]) -> str:
+def to_lines(rows: Iterable[dict]) -> str:
     """Write rows as JSON, one in a line."""
     return "".join(map(to_line, rows))
 

@@ -106,11 +106,11 @@ class Judge:
         if self.key:  # a redirect may lead to another host, which shall not see the key
             request.add_unredirected_header("Authorization", f"Bearer {self.key}")
         try:
-            response = urllib.request.urlopen(request, timeout=self.timeout)
-        except urllib.error.HTTPError as error:
-            response = error  # an answer too, of another status
-        with response:
-            return response.status, response.read()
+            with urllib.request.urlopen(request, timeout=self.timeout) as response:
+                return response.status, response.read()
+        except urllib.error.HTTPError as answer:  # of another status
+            with answer:
+                return answer.code, answer.read()
 
     def read(self, body: bytes) -> Reply:
         """Read a completion. Raises ValueError where the endpoint has answered something else."""

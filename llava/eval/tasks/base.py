@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from llava.eval.hub.tables import Source
 from llava.eval.judging.endpoint import Judge
@@ -115,10 +115,10 @@ class Graded(Protocol):
     Made from the folder of the benchmark's files, the file with its rules for the judge, and the answers.
     """
 
-    RULES: str  # name of the file with the rules
-    SOURCE: str  # where that comes from
-    UNREADABLE: str  # what a grade that cannot be read counts as
-    REPEATS: bool  # whether everything may be graded several times
+    RULES: ClassVar[str]  # name of the file with the rules
+    SOURCE: ClassVar[str]  # where that comes from
+    UNREADABLE: ClassVar[str]  # what a grade that cannot be read counts as
+    REPEATS: ClassVar[bool]  # whether everything may be graded several times
 
     asked: int  # questions of the benchmark, answered or not
     prompts: dict[str, str]  # of each answered question
@@ -204,7 +204,7 @@ def files(
     return Data(
         root / questions,
         root / images,
-        annotation and root / annotation,
+        root / annotation if annotation else None,
         fetch=(EVAL_ZIP, *fetch),
         spellings=tuple(f"data/eval/{spelling}" for spelling in spellings),
         also=also,

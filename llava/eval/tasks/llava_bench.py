@@ -5,6 +5,7 @@ https://huggingface.co/datasets/liuhaotian/llava-bench-in-the-wild
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 from llava.eval.hub.tables import Part, Source
 from llava.eval.hub.write import Files, Records, save, to_lines
@@ -24,10 +25,10 @@ class LLaVABench:
         answers: rows with `question_id` and `text`.
     """
 
-    RULES = "rule.json"
-    SOURCE = "https://raw.githubusercontent.com/haotian-liu/LLaVA/main/llava/eval/table/rule.json"
-    UNREADABLE = "-1 for both answers"
-    REPEATS = False
+    RULES: ClassVar[str] = "rule.json"
+    SOURCE: ClassVar[str] = "https://raw.githubusercontent.com/haotian-liu/LLaVA/main/llava/eval/table/rule.json"
+    UNREADABLE: ClassVar[str] = "-1 for both answers"
+    REPEATS: ClassVar[bool] = False
 
     def __init__(self, folder: Path, rules: Path, answers: Rows):
         names = ("questions.jsonl", "context.jsonl", "answers_gpt4.jsonl")
@@ -81,7 +82,7 @@ def convert(data: Data, rows: Records) -> Files:
         contexts[image] = {"image": image, "caption": row["caption"]}
     return {
         data.question_file.with_name("context.jsonl"): to_lines(contexts.values()),
-        data.annotation_file: to_lines(references),
+        data.answers: to_lines(references),
         data.question_file: to_lines(questions),
     }
 

@@ -126,7 +126,7 @@ def to_xlsx(rows: Sequence[Mapping]) -> bytes:
         return (ILLEGAL_CHARACTERS_RE.sub("", value) or None) if isinstance(value, str) else value
 
     workbook = Workbook()
-    sheet = workbook.active
+    sheet = workbook.worksheets[0]
     for row in (rows[0], *(row.values() for row in rows)):
         sheet.append([cell_value(value) for value in row])
     for cell in (cell for line in sheet for cell in line if isinstance(cell.value, str)):
@@ -143,7 +143,9 @@ def convert(data: Data, rows: Records) -> Files:
     """
     columns = ("index", "question", "hint", *LETTERS, "answer", "category", "l2-category", "source", "image")
     text, seen = io.StringIO(), set()
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", delimiter="\t", lineterminator="\n")
+    writer: csv.DictWriter[str] = csv.DictWriter(
+        text, columns, extrasaction="ignore", delimiter="\t", lineterminator="\n"
+    )
     writer.writeheader()
     for row in rows:
         first = row["index"] % ROTATION

@@ -5,6 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 from llava.eval.hub.tables import Part, Source
 from llava.eval.hub.write import Files, Records, save, to_json, to_lines
@@ -24,10 +25,10 @@ class MMVet:
         answers: rows with `question_id` and `text`.
     """
 
-    RULES = "mm-vet_evaluator.py"
-    SOURCE = "https://raw.githubusercontent.com/yuweihao/MM-Vet/main/mm-vet_evaluator.py"
-    UNREADABLE = "0"
-    REPEATS = True
+    RULES: ClassVar[str] = "mm-vet_evaluator.py"
+    SOURCE: ClassVar[str] = "https://raw.githubusercontent.com/yuweihao/MM-Vet/main/mm-vet_evaluator.py"
+    UNREADABLE: ClassVar[str] = "0"
+    REPEATS: ClassVar[bool] = True
 
     def __init__(self, folder: Path, rules: Path, answers: Rows):
         table, questions, texts = read_table(rules), read_json(folder / "mm-vet.json"), judged.mmvet_answers(answers)
@@ -71,7 +72,7 @@ def read_table(path: Path) -> str:
     if path.suffix == ".py":
         try:
             statements = [node for node in ast.parse(table).body if isinstance(node, ast.Assign)]
-            (value,) = [node.value for node in statements if ast.unparse(node.targets) == "prompt"]
+            (value,) = [node.value for node in statements if [*map(ast.unparse, node.targets)] == ["prompt"]]
             table = str(ast.literal_eval(value))
         except (SyntaxError, ValueError):
             raise ValueError(
@@ -96,7 +97,7 @@ def convert(data: Data, rows: Records) -> Files:
         questions.append({"question_id": int(number), "image": image, "text": row["question"]})
         known = {"imagename": image, "question": row["question"], "answer": row["answer"]}
         truths[f"v1_{number}"] = known | {"capability": row["capability"].split(",")}
-    return {data.annotation_file: to_json(truths), data.question_file: to_lines(questions)}
+    return {data.answers: to_json(truths), data.question_file: to_lines(questions)}
 
 
 TASKS = (

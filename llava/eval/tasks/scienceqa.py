@@ -1,6 +1,7 @@
 """ScienceQA: school questions with choices, some with an image. https://scienceqa.github.io"""
 
 from pathlib import Path
+from typing import Any
 
 from llava.eval.hub.tables import Part, Source
 from llava.eval.hub.write import Files, Records, save, to_json
@@ -46,7 +47,7 @@ def convert(data: Data, rows: Records) -> Files:
         letters = [chr(ord("A") + i) for i in range(len(choices))]
         lines = [f"Context: {row['hint']}"] * bool(row["hint"]) + [row["question"]]
         lines += [f"{letter}. {choice}" for letter, choice in zip(letters, choices, strict=True)]
-        entry = {"id": key}
+        entry: dict[str, Any] = {"id": key}
         if row["image"]:
             entry["image"] = save(data.image_folder, f"{key}/image.png", row["image"])
             lines.insert(0, "<image>")
