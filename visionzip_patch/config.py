@@ -51,6 +51,10 @@ class VisionZipConfig:
             )
         if isinstance(self.selector, str):
             object.__setattr__(self, "selector", FORMER.get(self.selector, self.selector))
+        self.check()
+
+    def check(self) -> None:
+        """Raise ValueError for a value that no vision tower could satisfy."""
         numbers = PUBLISHED if self.tokens_per_image is None else ("tokens_per_image",)
         for name in (*numbers, "seed"):
             value = getattr(self, name)

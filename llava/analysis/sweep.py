@@ -31,7 +31,7 @@ USUAL = "visionzip,random,uniform"
 SHARES = (2, 4, 8, 16, 32)  # of the tower's patches: a half to a thirty-second
 
 
-class Row(NamedTuple):
+class SweepRow(NamedTuple):
     """One line of sweep.csv; accuracies are % of the questions, `on_signs` % of the kept patches."""
 
     selector: str
@@ -60,11 +60,11 @@ def sweep(args: argparse.Namespace) -> int:
     checkpoint = args.checkpoint or str(playground() / EMBEDDED_CHECKPOINT)
     name = get_model_name_from_path(checkpoint)
     out = make_folder(args.out or playground() / "results/sweep" / name)
-    require_own([out / f"sweep.{kind}" for kind in ("csv", "json", "png")], ",".join(Row._fields))
+    require_own([out / f"sweep.{kind}" for kind in ("csv", "json", "png")], ",".join(SweepRow._fields))
     evaluation = prepare(args, checkpoint, TASKS["textvqa"])
 
     full = evaluation.measure(None)
-    rows = [Row("full", full.tokens, full.tokens, 0, full.accuracy, full.accuracy, full.accuracy, full.on_objects)]
+    rows = [SweepRow("full", full.tokens, full.tokens, 0, full.accuracy, full.accuracy, full.accuracy, full.on_objects)]
     settings = [(selector, evaluation.patches // share) for share in SHARES for selector in args.selectors]
     with tqdm(settings, unit="setting", dynamic_ncols=True) as bar:
         for selector, tokens in bar:
@@ -80,7 +80,7 @@ def sweep(args: argparse.Namespace) -> int:
     return 0
 
 
-def measure_selector(evaluation: "InMemoryEval", selector: str, tokens: int, seeds: int) -> Row:
+def measure_selector(evaluation: "InMemoryEval", selector: str, tokens: int, seeds: int) -> SweepRow:
     """Measure one selector at one budget, averaged over seeds."""
     from visionzip_patch import VisionZipConfig
 
@@ -89,7 +89,7 @@ def measure_selector(evaluation: "InMemoryEval", selector: str, tokens: int, see
     accuracy = [one.accuracy for one in measured]
     on_objects = [one.on_objects for one in measured if one.on_objects is not None]
     split = budgets[0].per_crop(1, evaluation.patches)
-    return Row(
+    return SweepRow(
         selector,
         measured[0].tokens,
         *split,
@@ -100,7 +100,7 @@ def measure_selector(evaluation: "InMemoryEval", selector: str, tokens: int, see
     )
 
 
-def describe(args: argparse.Namespace, name: str, evaluation: "InMemoryEval", rows: list[Row]) -> dict:
+def describe(args: argparse.Namespace, name: str, evaluation: "InMemoryEval", rows: list[SweepRow]) -> dict:
     """Describe the sweep and its results, ready for JSON."""
     from llava.utils.environment import versions
 
@@ -114,24 +114,24 @@ def describe(args: argparse.Namespace, name: str, evaluation: "InMemoryEval", ro
     }
 
 
-def to_csv(rows: list[Row]) -> str:
+def to_csv(rows: list[SweepRow]) -> str:
     """Write the rows as CSV, floats with three digits after the point."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Row._fields)
+    writer.writerow(SweepRow._fields)
     writer.writerows([f"{value:.3f}" if isinstance(value, float) else value for value in row] for row in rows)
     return text.getvalue()
 
 
-def names_in(rows: list[Row]) -> list[str]:
+def names_in(rows: list[SweepRow]) -> list[str]:
     """List the selectors that were measured, in their order."""
     return list(dict.fromkeys(row.selector for row in rows))
 
 
-def to_markdown(rows: list[Row], patches: int) -> str:
+def to_markdown(rows: list[SweepRow], patches: int) -> str:
     """Write a table, a line per budget: accuracy by selector in %, in brackets the share of kept patches on a sign."""
 
-    def cell(row: Row) -> str:
+    def cell(row: SweepRow) -> str:
         return f"{row.accuracy:.1f}" + ("" if row.on_signs is None else f" ({row.on_signs:.0f})")
 
     full, *others = rows
@@ -150,7 +150,7 @@ def to_markdown(rows: list[Row], patches: int) -> str:
     return "\n".join(lines)
 
 
-def draw(plt, rows: list[Row], evaluation: "InMemoryEval", path: Path) -> None:
+def draw(plt, rows: list[SweepRow], evaluation: "InMemoryEval", path: Path) -> None:
     """Draw accuracy and, where known, the share of kept patches on objects, over the tokens per image."""
     full, *others = rows
     panels = 1 if evaluation.on_object is None else 2

@@ -11,7 +11,7 @@ EXPORTS = {
     "load": "loading",
     "read_picture": "preprocess",
 }
-__all__ = [*EXPORTS]
+__all__ = [*EXPORTS]  # pyright: ignore[reportUnsupportedDunderAll]  # a list that is computed
 
 
 def __getattr__(name: str):

@@ -1,4 +1,4 @@
-"""The VisionZip budget of a command: its options, what they ask for, and whether a checkpoint can give it.
+"""Read the VisionZip budget of a command: its options, what they ask for, and whether a checkpoint can give it.
 
 All commands mean the same by the same options:
 
@@ -51,7 +51,7 @@ def to_flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def asked_counts(args: Any, spell: Callable[[str], str] = to_flag) -> dict[str, int]:
+def asked_counts(args: Any, spell: Callable[[str], str] = to_flag) -> dict[str, Any]:
     """Read the token counts that were asked for, as arguments of `VisionZipConfig`; empty if none were.
 
     Args:
@@ -80,7 +80,7 @@ def asked_counts(args: Any, spell: Callable[[str], str] = to_flag) -> dict[str, 
 
 
 def usual_partner(name: str, value: int) -> tuple[str, int]:
-    """The other count of a budget and what it usually is: 54 dominant tokens go with 10 contextual ones."""
+    """Name the other count of a budget and what it usually is: 54 dominant tokens go with 10 contextual ones."""
     if name == "dominant":
         return "contextual", round(value * USUAL[1] / USUAL[0])
     return "dominant", round(value * USUAL[0] / USUAL[1]) or USUAL[0]
@@ -155,12 +155,12 @@ def counts_per_crop(args: Any, default: tuple[int, int], *, crops: int, availabl
 
 
 def carried_budget(tower) -> "VisionZipConfig | None":
-    """The budget that a checkpoint's tower carries, if any."""
+    """Return the budget that a checkpoint's tower carries, if any."""
     return tower.reducer.config if tower.reducer else None
 
 
 def usual_budget(tower, ninths: int = 1) -> "VisionZipConfig":
-    """Tokens for a ninth of the tower's patches, or for several: 54 + 10 of 576 as in the paper, 6 + 1 of 64."""
+    """Choose tokens for a ninth of the tower's patches, or for several: 54 + 10 of 576 as in the paper, 6 + 1 of 64."""
     from visionzip_patch import VisionZipConfig
 
     tokens = VisionZipConfig(tokens_per_image=max(1, ninths * tower.num_patches // 9))
@@ -208,7 +208,7 @@ def require_possible(budget: "VisionZipConfig", config, tower) -> None:
 
 
 def most_crops(config, tower) -> int:
-    """Crops of the largest grid that an image can be cut into."""
+    """Count the crops of the largest grid that an image can be cut into."""
     from llava.model.anyres import is_anyres, parse_pinpoints
 
     if not is_anyres(config):

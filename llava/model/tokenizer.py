@@ -76,6 +76,7 @@ def save_tokenizer(tokenizer, folder: str | Path) -> None:
 
 
 def load_llama(path: str | Path, model_file: str, config: dict, kwargs: dict) -> LlamaTokenizer:
+    """Load a SentencePiece tokenizer of Llama's kind so that ids are those of transformers 4, `legacy` or not."""
     prefix = [normalizers.Prepend("▁")] if has_dummy_prefix(model_file) else []
     legacy = kwargs.get("legacy", config.get("legacy"))
     legacy = True if legacy is None else legacy

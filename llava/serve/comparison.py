@@ -19,7 +19,7 @@ from llava.inference.chat import ChatSession
 from llava.inference.decoding import Decoding
 from llava.mm_utils import process_images
 from llava.model.kv_cache import cache_bytes
-from llava.serve.timing import Cost, TimedAnswer
+from llava.serve.timing import AnswerCost, TimedAnswer
 from llava.visualize import KEPT, Patch, View, make_view, patch_at
 from llava.visualize.crops import crops_of, meaning_of, squares_of
 from visionzip_patch import VisionZipConfig
@@ -60,7 +60,7 @@ class Answer(NamedTuple):
     """The answer of one side, and what it took."""
 
     text: str
-    cost: Cost
+    cost: AnswerCost
     cache_bytes: int  # keys and values of this side's conversation so far
     peak_bytes: int | None  # the most GPU memory in use, weights and other conversations included; None without a GPU
 

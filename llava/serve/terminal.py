@@ -18,7 +18,7 @@ from llava.inference.chat import ChatSession
 from llava.inference.embedded import playground
 from llava.mm_utils import fetch_image, upright
 from llava.serve.loading import read_options
-from llava.serve.timing import Cost, TimedAnswer
+from llava.serve.timing import AnswerCost, TimedAnswer
 from llava.utils.cli import QUESTIONS_REFUSED
 from llava.utils.environment import describe_device
 from llava.utils.files import UNSEALED, is_sealed, read_bytes, seal, write_bytes
@@ -59,7 +59,7 @@ class Turn(NamedTuple):
     answer: str
     stopped: bool  # by the user
     budget: str
-    cost: Cost
+    cost: AnswerCost
 
     def effort(self) -> str:
         """Describe in words what the turn took."""

@@ -9,7 +9,7 @@ from PIL import Image
 from llava.inference.chat import ChatSession
 
 
-class Cost(NamedTuple):
+class AnswerCost(NamedTuple):
     """What an answer took so far."""
 
     visual_tokens: int  # of all pictures of the conversation
@@ -43,12 +43,12 @@ class TimedAnswer(Iterator[str]):
     def close(self) -> None:
         self.stream.close()
 
-    def cost(self) -> Cost:
+    def cost(self) -> AnswerCost:
         """Return what the answer took so far; at least one piece must have been asked for."""
         assert self.first is not None, "no piece has been asked for"
         session, (first, words) = self.session, self.first
         more = session.answered - words
-        return Cost(
+        return AnswerCost(
             visual_tokens=sum(len(shown.tokens) for shown in session.images),
             computed=session.computed,
             reused=session.reused,

@@ -17,7 +17,8 @@ from llava.data.dataset import LazySupervisedDataset
 from llava.data.records import image_names, other_media, questions_of, read_records
 from llava.data.subset import draw
 from llava.data.verify import check
-from llava.encode.store import FeatureCache, build_cache, cache_key, open_cache
+from llava.encode.build import build_cache
+from llava.encode.store import FeatureCache, cache_key, open_cache
 from llava.model.fields import owns_tower
 from llava.model.save import all_or_nothing
 from llava.train.arguments import TrainingArguments

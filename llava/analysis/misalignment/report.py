@@ -26,7 +26,7 @@ CHOOSERS = {  # who chooses the patches; only the last is a selector of VisionZi
 COLORS = {"tower": "tab:blue", "last": "tab:orange", "text": "tab:green", "random": "tab:grey"}
 
 
-class Row(NamedTuple):
+class MisalignmentRow(NamedTuple):
     """One line of misalignment.csv: accuracies in % of the questions, the last two in % of the chosen patches."""
 
     selector: str  # "all" for the picture as it is
@@ -41,7 +41,7 @@ class Row(NamedTuple):
 
 def analyse(args: argparse.Namespace) -> int:
     """Measure every choice and write the results; returns the exit status."""
-    job = begin("misalignment", args, {"misalignment": Row})
+    job = begin("misalignment", args, {"misalignment": MisalignmentRow})
     evaluation = prepare(args, job.checkpoint, TASKS["textvqa"])
     depth = len(evaluation.model.get_model().layers)
     if args.llm_layer > depth:
@@ -56,7 +56,7 @@ def analyse(args: argparse.Namespace) -> int:
     return 0
 
 
-def measure(masked_eval: MaskedEval, args: argparse.Namespace) -> Iterator[Row]:
+def measure(masked_eval: MaskedEval, args: argparse.Namespace) -> Iterator[MisalignmentRow]:
     """Measure with all tokens, then at every budget with every selector, without the mask and with it."""
     saliency = [masked_eval.images[prompt.image].saliency for prompt in masked_eval.prompts]
     passes = 2 + 2 * len(SHARES) * (len(CHOOSERS) - 1 + args.seeds)  # one to look, one with all patches
@@ -85,7 +85,7 @@ def measure_choice(
     masked: Sequence[Tensor],
     share: int,
     bar: tqdm,
-) -> Row:
+) -> MisalignmentRow:
     """Measure one selector at one budget, averaged over seeds.
 
     Args:
@@ -109,7 +109,7 @@ def measure_choice(
         if masked_eval.evaluation.on_object is not None:
             objects = dict(zip(masked_eval.images, masked_eval.evaluation.on_object, strict=True))
             on_objects.append(share_within(chosen, [objects[prompt.image] for prompt in masked_eval.prompts]))
-    return Row(
+    return MisalignmentRow(
         selector,
         round(fmean(int(mask.sum()) for mask in masked)),
         round(fmean(counts)),
@@ -134,7 +134,7 @@ def share_within(chosen: Sequence[Tensor], places: Sequence[Tensor]) -> float:
     return 100 * within / sum(map(len, chosen))
 
 
-def to_markdown(rows: Sequence[Row]) -> str:
+def to_markdown(rows: Sequence[MisalignmentRow]) -> str:
     """Write a table of accuracy by tokens and selector, in brackets the part of the choice that is also the tower's."""
     full, *others = rows
     lines = [["tokens", "masked", *CHOOSERS.values()]]
@@ -146,7 +146,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
     return f"{head} patches\nare also among as many of the tower's favourites.\n\n{to_table(lines, left=0)}"
 
 
-def draw(plt, rows: Sequence[Row], title: str):
+def draw(plt, rows: Sequence[MisalignmentRow], title: str):
     """Draw accuracy without and with the mask, and the share of each choice that is also the tower's."""
     full, *others = rows
     free = [row for row in others if not row.masked]

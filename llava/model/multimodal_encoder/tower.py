@@ -86,7 +86,7 @@ class VisionTower(nn.Module):
         self.select_feature = getattr(args, "mm_vision_select_feature", None) or "patch"
         if self.select_feature not in ("patch", "cls_patch"):
             raise ValueError(f"mm_vision_select_feature={self.select_feature!r} is unknown; choose patch or cls_patch.")
-        self.reducer: VisionZip | None = None
+        self.reducer = None
         self.is_loaded = False
         self.image_processor: Any = None  # of transformers, for CLIP or SigLIP
         inline = getattr(args, "mm_vision_tower_config", None)  # of a checkpoint that carries its own tower

@@ -76,7 +76,7 @@ class Setting(NamedTuple):
     patience: float  # seconds that one stage of all variants may take
 
 
-class Cost(NamedTuple):
+class StageCost(NamedTuple):
     """The calculated cost of a stage."""
 
     flops: float  # FLOP
@@ -85,7 +85,7 @@ class Cost(NamedTuple):
     expected: float  # seconds, with what kernels and launches take
 
     @classmethod
-    def of(cls, ops: Sequence[Op], device: Device, launches: bool) -> "Cost":
+    def of(cls, ops: Sequence[Op], device: Device, launches: bool) -> "StageCost":
         """Sum up operations; without `launches`, starting them is free."""
         flops, moved = (sum(getattr(op, name) * op.count for op in ops) for name in ("flops", "bytes"))
         return cls(flops, moved, roofline(ops, device), predicted(ops, device, launches=launches))
@@ -100,7 +100,7 @@ class RequestMeasurement(NamedTuple):
     tokens: int  # of an image, that the language model gets
     stages: dict[str, Timing | None]  # by STAGES; None: out of memory
     per_token: float | None  # seconds of a decoding step
-    costs: dict[str, Cost]  # by stage: counted work, limits, predictions
+    costs: dict[str, StageCost]  # by stage: counted work, limits, predictions
     kv_bytes: int
     prepared: float  # seconds spent on graphs and compiling
 
@@ -315,7 +315,7 @@ class Request:
         """Put what was measured next to what is calculated."""
         setting, per_token = self.setting, median(self.steps) if stages["answer"] else None
         batch = len(self.images)
-        costs = {stage: Cost.of(ops, device, self.engine.is_static) for stage, ops in self.work().items()}
+        costs = {stage: StageCost.of(ops, device, self.engine.is_static) for stage, ops in self.work().items()}
         kept = kv_bytes(setting.size, self.image_tokens + setting.text, batch, setting.dtype.itemsize)
         return RequestMeasurement(
             setting.name, self.variant.name, batch, self.image_tokens, stages, per_token, costs, kept, self.prepared

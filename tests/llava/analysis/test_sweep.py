@@ -52,8 +52,8 @@ def test_accuracy_is_that_of_the_evaluation(swept, tmp_path):
 
 
 def test_markdown_has_a_line_per_budget():
-    rows = [sweep.Row("full", 64, 64, 0, 90.0, 90.0, 90.0, 17.0)]
-    rows += [sweep.Row(name, 8, 7, 1, 80.0, 79.0, 81.0, 50.0) for name in ("visionzip", "random", "uniform")]
+    rows = [sweep.SweepRow("full", 64, 64, 0, 90.0, 90.0, 90.0, 17.0)]
+    rows += [sweep.SweepRow(name, 8, 7, 1, 80.0, 79.0, 81.0, 50.0) for name in ("visionzip", "random", "uniform")]
     lines = sweep.to_markdown(rows, 64).splitlines()
     assert lines[2].endswith("| VisionZip | random | uniform |")
     assert lines[-1] == "| 8 | 7 + 1 | 80.0 (50) | 80.0 (50) | 80.0 (50) |"
@@ -65,8 +65,8 @@ def test_markdown_has_a_line_per_budget():
 def test_any_selectors_of_the_table_can_be_compared(capsys):
     assert sweep.parse_arguments(["--selectors", "uniform, visionzip"]).selectors == ["uniform", "visionzip"]
     assert sweep.parse_arguments([]).selectors == ["visionzip", "random", "uniform"]
-    rows = [sweep.Row("full", 64, 64, 0, 90.0, 90.0, 90.0, None)]
-    rows += [sweep.Row("uniform", tokens, tokens, 0, 80.0, 80.0, 80.0, None) for tokens in (32, 16)]
+    rows = [sweep.SweepRow("full", 64, 64, 0, 90.0, 90.0, 90.0, None)]
+    rows += [sweep.SweepRow("uniform", tokens, tokens, 0, 80.0, 80.0, 80.0, None) for tokens in (32, 16)]
     table = sweep.to_markdown(rows, 64).splitlines()
     assert table[2:3] + table[5:] == [
         "| tokens per image | kept + merged | uniform |",
@@ -104,6 +104,6 @@ def test_the_documented_results_are_not_where_results_go_by_default(monkeypatch,
 def test_the_readme_shows_what_the_sweep_wrote():
     root = Path(__file__).parents[3]
     written = json.loads((root / "docs/embedded/sweep.json").read_text())
-    rows = [sweep.Row(**row) for row in written["rows"]]
+    rows = [sweep.SweepRow(**row) for row in written["rows"]]
     shown = re.search(r"<!-- sweep -->\n(.*)\n<!-- /sweep -->", (root / "README.md").read_text(), re.DOTALL)
     assert shown[1] == sweep.to_markdown(rows, patches=64)

@@ -19,8 +19,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.encode import store
-from llava.encode.store import FeatureCache, build_cache, cache_key, open_cache
+from llava.encode import build as building
+from llava.encode.build import build_cache
+from llava.encode.store import FeatureCache, cache_key, open_cache
 from llava.inference.preprocess import read_picture
 from visionzip_patch import unzip, visionzip
 
@@ -365,20 +366,20 @@ def test_no_folder_is_no_cache(tmp_path, model):
 
 
 def test_the_size_is_told_beforehand(build, caplog, monkeypatch):
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**12))
-    with caplog.at_level(logging.INFO, logger=store.__name__):
+    monkeypatch.setattr(building.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**12))
+    with caplog.at_level(logging.INFO, logger=building.__name__):
         build()
     (record,) = caplog.records
     assert record.levelno == logging.INFO
     assert record.args[:2] == (7, 7 * (6 * 32 * 4) / 1e9)  # images x tokens x C x bytes
 
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
+    monkeypatch.setattr(building.shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
     build([NAMES[0], "../" + f"images/{NAMES[1]}"])
     assert caplog.records[-1].levelno == logging.WARNING
 
 
 def test_a_large_shard_ends_early(build, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "SHARD_BYTES", 2 * 6 * 32 * 4)
+    monkeypatch.setattr(building, "SHARD_BYTES", 2 * 6 * 32 * 4)
     build(images_per_shard=1000)
     assert len(shards(tmp_path / "cache")) == 4
 
@@ -432,7 +433,7 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
 from llava.model.builder import load_pretrained_model
-from llava.encode.store import build_cache
+from llava.encode.build import build_cache
 from visionzip_patch import visionzip
 
 _, model, processor, _ = load_pretrained_model({checkpoint!r}, device="cpu")
@@ -455,7 +456,7 @@ def test_sigkill_at_any_image_and_again_until_done(golden, images, tmp_path):
     from llava.model.builder import load_pretrained_model
 
     checkpoint, cache = str(golden / "models/llava-v1.5-tiny"), tmp_path / "cache"
-    values = {"root": str(Path(store.__file__).parents[2]), "checkpoint": checkpoint, "folder": str(cache)}
+    values = {"root": str(Path(building.__file__).parents[2]), "checkpoint": checkpoint, "folder": str(cache)}
     ends, held = [], []
     model, processor = load_pretrained_model(checkpoint, device="cpu")[1:3]
     key = cache_key(visionzip(model, dominant=4, contextual=2), processor)

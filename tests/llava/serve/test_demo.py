@@ -17,10 +17,10 @@ from llava.model.builder import load_pretrained_model
 from llava.serve import demo, markup, samples, web
 from llava.serve.comparison import Answer, ComparisonServer, Turn
 from llava.serve.handlers import handlers
-from llava.serve.timing import Cost
+from llava.serve.timing import AnswerCost
 from visionzip_patch import VisionZipConfig
 
-COST = Cost(visual_tokens=64, computed=121, reused=0, first_ms=41.26, ms_per_token=3.0)
+COST = AnswerCost(visual_tokens=64, computed=121, reused=0, first_ms=41.26, ms_per_token=3.0)
 ANSWER = Answer("a <b>cat</b> & more", COST, cache_bytes=1536, peak_bytes=None)
 
 
