@@ -1,4 +1,6 @@
-"""A model for lmms-eval, which has to be installed:
+"""The model `llava_visionzip` for lmms-eval.
+
+Where lmms-eval is installed:
 
     python -m lmms_eval --model llava_visionzip --model_args pretrained=CHECKPOINT,dominant=54,contextual=10 \
         --tasks pope --batch_size 16

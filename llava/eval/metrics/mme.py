@@ -84,7 +84,7 @@ class MMEResult(NamedTuple):
 
 
 def parse_answer(text: str) -> str:
-    """ "yes" or "no" if the first four letters contain it, in any case, else "other", as published numbers count it.
+    """Read "yes" or "no" if the first four letters contain it, in any case, else "other", as published numbers do.
 
     So "Not", "None" and "Know" are "no", and "The answer is yes" is "other".
     """

@@ -1,4 +1,6 @@
-"""AI2D: multiple choice on diagrams of school books, the test set. https://prior.allenai.org/projects/diagrams
+"""AI2D: multiple choice on diagrams of school books, the test set.
+
+https://prior.allenai.org/projects/diagrams
 
 Asked and scored as by lmms-eval's task `ai2d`.
 """

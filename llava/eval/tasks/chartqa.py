@@ -1,4 +1,6 @@
-"""ChartQA: questions about charts, written by people and by a machine. https://github.com/vis-nlp/ChartQA
+"""ChartQA: questions about charts, written by people and by a machine.
+
+https://github.com/vis-nlp/ChartQA
 
 Asked and scored as by lmms-eval's task `chartqa`.
 """

@@ -1,4 +1,7 @@
-"""GQA: questions about scene graphs, test-dev balanced. https://cs.stanford.edu/people/dorarad/gqa"""
+"""GQA: questions about scene graphs, test-dev balanced.
+
+https://cs.stanford.edu/people/dorarad/gqa
+"""
 
 from llava.eval.hub.tables import Part, Source
 from llava.eval.hub.write import Files, Records, save, to_json, to_lines

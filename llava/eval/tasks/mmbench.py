@@ -1,4 +1,6 @@
-"""MMBench: multiple choice, each question asked with its options in every rotation. https://github.com/open-compass/MMBench
+"""MMBench: multiple choice, each question asked with its options in every rotation.
+
+https://github.com/open-compass/MMBench
 
 Its TSV files hold questions, options and images, all in one.
 """

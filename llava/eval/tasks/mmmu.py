@@ -1,4 +1,7 @@
-"""MMMU: college exams in thirty subjects, several images to a question. https://mmmu-benchmark.github.io"""
+"""MMMU: college exams in thirty subjects, several images to a question.
+
+https://mmmu-benchmark.github.io
+"""
 
 import re
 from pathlib import Path

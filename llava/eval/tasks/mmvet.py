@@ -1,4 +1,7 @@
-"""MM-Vet: open questions that need several abilities at once, graded by a judge. https://github.com/yuweihao/MM-Vet"""
+"""MM-Vet: open questions that need several abilities at once, graded by a judge.
+
+https://github.com/yuweihao/MM-Vet
+"""
 
 import ast
 import re

@@ -1,4 +1,7 @@
-"""POPE: is an object in the picture, yes or no, of objects drawn in three ways. https://github.com/AoiDragon/POPE"""
+"""POPE: is an object in the picture, yes or no, of objects drawn in three ways.
+
+https://github.com/AoiDragon/POPE
+"""
 
 from pathlib import Path
 from statistics import fmean

@@ -1,4 +1,7 @@
-"""ScienceQA: school questions with choices, some with an image. https://scienceqa.github.io"""
+"""ScienceQA: school questions with choices, some with an image.
+
+https://scienceqa.github.io
+"""
 
 from pathlib import Path
 from typing import Any

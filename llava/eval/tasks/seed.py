@@ -1,4 +1,7 @@
-"""SEED-Bench: multiple choice on images and video frames. https://github.com/AILab-CVLab/SEED-Bench"""
+"""SEED-Bench: multiple choice on images and video frames.
+
+https://github.com/AILab-CVLab/SEED-Bench
+"""
 
 from llava.eval.hub.tables import Part, Source
 from llava.eval.hub.write import Files, Records, save, to_json, to_lines

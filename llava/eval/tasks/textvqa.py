@@ -1,4 +1,7 @@
-"""TextVQA: words in photographs, ten reference answers each. https://textvqa.org"""
+"""TextVQA: words in photographs, ten reference answers each.
+
+https://textvqa.org
+"""
 
 from llava.eval import eval_textvqa
 from llava.eval.hub.tables import Part, Source

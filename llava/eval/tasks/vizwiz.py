@@ -1,4 +1,6 @@
-"""VizWiz: photographs and questions of people who are blind. https://vizwiz.org/tasks-and-datasets/vqa
+"""VizWiz: photographs and questions of people who are blind.
+
+https://vizwiz.org/tasks-and-datasets/vqa
 
 `vizwiz` scores the validation set here, as the test set has no public answers; `vizwiz_test` makes the server's file.
 """

@@ -1,4 +1,6 @@
-"""VQAv2: questions about COCO images, ten reference answers each. https://visualqa.org
+"""VQAv2: questions about COCO images, ten reference answers each.
+
+https://visualqa.org
 
 `vqav2` scores the validation set here; `vqav2_test` makes the file for the server, which alone knows the answers.
 """
