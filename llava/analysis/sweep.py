@@ -19,7 +19,7 @@ from tqdm import tqdm
 from llava.eval.data_options import add_data_options
 from llava.eval.tasks import TASKS
 from llava.inference.embedded import EMBEDDED_CHECKPOINT, playground
-from llava.utils.cli import add_conv_mode, add_verbose, positive, run_command
+from llava.utils.cli import add_conv_mode, add_verbose, positive, program, run_command
 from llava.utils.files import make_folder, require_own, write_json, write_text
 from llava.utils.plots import pyplot
 from visionzip_patch.selectors import SELECTORS
@@ -192,7 +192,7 @@ def read_selectors(text: str) -> list[str]:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m llava.analysis.sweep",
+        prog=program("llava.analysis.sweep"),
         description="Accuracy at a half to a thirty-second of an image's tokens, as several selectors choose them.",
     )
     add = parser.add_argument

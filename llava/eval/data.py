@@ -7,13 +7,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from llava.eval.hub.fetch import fetch
 from llava.eval.tasks import TASKS
 from llava.eval.tasks.base import Task, is_there
 from llava.inference.embedded import playground
-from llava.utils.cli import add_verbose, run_command
+from llava.utils.cli import add_verbose, program, run_command
 from llava.utils.tables import to_table
 
 
@@ -22,52 +22,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(show, parse_arguments(argv))
 
 
+class State(NamedTuple):
+    """Which files of a task are there."""
+
+    task: Task
+    lines: list[list[str]]  # of the table, a line for each file
+    is_complete: bool  # so that its questions can be answered
+    rules: str  # how to get the rules of its judge; empty where they are there, or it has none
+
+
 def show(args: argparse.Namespace) -> int:
     """Print where the files of benchmarks belong and which are there; returns the exit status."""
     if args.fetch is not None:
         fetch_tasks(args.task, args.fetch)
-    tasks = [TASKS[name] for name in args.task or TASKS]
-    all_parts = {task: parts for task in tasks if (parts := parts_of(task, embedded=args.embedded))}
-    rules = {task: found for task in all_parts if (found := rules_of(task, embedded=args.embedded))}
-    lacking = [task for task, parts in all_parts.items() if not all(is_there(path) for _, path in parts)]
+    states = [look_up(TASKS[name], embedded=args.embedded) for name in args.task or TASKS]
     if args.ready:
-        print("\n".join(task.name for task in all_parts if task not in lacking))
+        print("\n".join(state.task.name for state in states if state.is_complete))
         return 0
-    lines = [["task", "what", "where", "there"]]
-    for task, parts in all_parts.items():
-        lines += [[task.name, what, str(path), state_of(path)] for what, path in parts]
-        if task in rules:
-            path, _ = rules[task]
-            lines.append([task.name, "judge's rules", str(path), state_of(path)])
+    lacking = [state.task for state in states if state.lines and not state.is_complete]
+    lines = [["task", "what", "where", "there"], *(line for state in states for line in state.lines)]
     notes = [f"\n{task.name}: {task.how_to_fetch(embedded=args.embedded)}" for task in lacking]
-    notes += [
-        f"\n{task.name}: for the judge, {path.name} to {path.parent}: {source}"
-        for task, (path, source) in rules.items()
-        if not path.exists()
-    ]
+    notes += [state.rules for state in states if state.rules]
     print("\n".join([to_table(lines, left=4), *notes]))
     return 1 if lacking else 0
 
 
-def parts_of(task: Task, *, embedded: bool) -> list[tuple[str, Path]]:
-    """List what each file of a task holds and where it belongs; none if it has no embedded files."""
+def look_up(task: Task, *, embedded: bool) -> State:
+    """Find out which files of a task are there, or which of the embedded ones, if it has any."""
     data = task.embedded if embedded else task.data
-    parts = data.below(playground()).parts() if data else []
-    return [(what, path) for what, path in parts if not (task.packed and what == "images")]
+    if data is None:
+        return State(task, [], is_complete=False, rules="")
+    data = data.below(playground())
+    parts = [(what, path) for what, path in data.parts() if not (task.packed and what == "images")]
+    lines = [[task.name, what, str(path), say_if_there(path)] for what, path in parts]
+    is_complete, note = all(is_there(path) for _, path in parts), ""
+    if task.judge:  # answers can be made without its rules
+        rules = data.answers.parent / task.judge.RULES
+        lines.append([task.name, "judge's rules", str(rules), "yes" if rules.exists() else "no"])
+        if not rules.exists():
+            note = f"\n{task.name}: for the judge, {rules.name} to {rules.parent}: {task.judge.SOURCE}"
+    return State(task, lines, is_complete, note)
 
 
-def rules_of(task: Task, *, embedded: bool) -> tuple[Path, str] | None:
-    """Name the file with the rules of a task's judge, and where it comes from; None without a judge.
-
-    Answers can be made without it, but not graded.
-    """
-    data = task.embedded if embedded else task.data
-    if not data or not task.judge:
-        return None
-    return data.below(playground()).answers.parent / task.judge.RULES, task.judge.SOURCE
-
-
-def state_of(path: Path) -> str:
+def say_if_there(path: Path) -> str:
     """Say whether a file or folder is there: yes, no, or empty."""
     return "yes" if is_there(path) else "empty" if path.exists() else "no"
 
@@ -83,7 +80,7 @@ def fetch_tasks(names: Sequence[str], source: str | Literal[False]) -> None:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the flags, which must go together."""
     parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.data",
+        prog=program("llava.eval.data"),
         description="Which files of the benchmarks are there, where they belong, and where they come from. "
         "Exit status 1 if one is missing.",
     )

@@ -19,7 +19,7 @@ from llava.eval.judging.grade import Verdict, grade_all, to_verdict
 from llava.eval.tasks import TASKS
 from llava.eval.tasks.base import Graded
 from llava.inference.embedded import playground
-from llava.utils.cli import EXIT_STATUSES, QUESTIONS_REFUSED, add_verbose, positive, print_once, run_command
+from llava.utils.cli import EXIT_STATUSES, QUESTIONS_REFUSED, add_verbose, positive, print_once, program, run_command
 from llava.utils.files import read_json, read_jsonl, shorten, write_json
 from llava.utils.tables import to_table
 
@@ -158,7 +158,7 @@ def read_answers(path: Path) -> list[dict]:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the flags of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.judge",
+        prog=program("llava.eval.judge"),
         usage="%(prog)s TASK ANSWERS ... --base-url URL --model NAME [option ...]",
         description="Let a language model grade the answers to a benchmark, and add the grades up as the benchmark's "
         "own script does. An interrupted run goes on with the same command. Grades of different judges do not compare.",

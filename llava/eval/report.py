@@ -19,7 +19,7 @@ from llava.eval.paper import PAPER, PaperModel, PaperRow
 from llava.eval.rows import WHOLE, Row, Table, read_results, to_tables
 from llava.eval.tasks import TASKS
 from llava.inference.embedded import playground
-from llava.utils.cli import add_verbose, print_once, run_command
+from llava.utils.cli import add_verbose, print_once, program, run_command
 from llava.utils.files import make_folder, require_own, write_text
 from llava.utils.plots import pyplot
 from llava.utils.tables import to_table
@@ -224,7 +224,7 @@ def paper_curves(tables: Sequence[Table]) -> dict[str, list[tuple[int, float | N
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the flags of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.report",
+        prog=program("llava.eval.report"),
         description="Put all results of a folder into one table, with the paper's where as many tokens were used.",
     )
     parser.add_argument(

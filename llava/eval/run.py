@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from llava.eval.data_options import add_data_options
 from llava.eval.tasks import TASKS
 from llava.inference.budget import add_budget_options
-from llava.utils.cli import EXIT_STATUSES, add_conv_mode, add_verbose, positive, run_command, whole
+from llava.utils.cli import EXIT_STATUSES, add_conv_mode, add_verbose, positive, program, run_command, whole
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the flags of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.run",
+        prog=program("llava.eval.run"),
         usage="%(prog)s TASK [CHECKPOINT] [--dominant D --contextual C] [option ...]; --help lists them",
         description="Answer the questions of a benchmark with a LLaVA checkpoint and score them. "
         "An interrupted run goes on with the same command; one of the embedded model starts again.",

@@ -3,7 +3,12 @@
 from pathlib import Path
 
 SOURCE_ROOT = Path(__file__).resolve().parents[2]
-EMBEDDED_CHECKPOINT = "checkpoints/llava-signs"  # relative to playground/
+
+# Relative to playground/:
+EMBEDDED_CHECKPOINT = "checkpoints/llava-signs"
+EMBEDDED_DATA = "data/eval/signs"  # pictures, and questions about them
+EMBEDDED_IMAGES = f"{EMBEDDED_DATA}/train_images"
+EMBEDDED_PICTURE = f"{EMBEDDED_IMAGES}/sign000000000.png"
 
 
 def playground() -> Path:

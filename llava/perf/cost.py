@@ -42,7 +42,7 @@ from llava.perf.roofline import (
     tower_ops,
 )
 from llava.perf.sizes import SIZES, ModelSize, find_size
-from llava.utils.cli import add_verbose, positive, run_command
+from llava.utils.cli import add_verbose, positive, program, run_command
 from llava.utils.tables import format_number, to_table
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -195,7 +195,7 @@ def describe(device: Device) -> str:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m llava.perf.cost",
+        prog=program("llava.perf.cost"),
         description="Calculate what a request costs with all tokens and with VisionZip.",
     )
     add = parser.add_argument

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from llava.eval.run_llava import load_image as load_image  # upstream has it here
 from llava.inference.budget import add_budget_options
 from llava.serve.options import add_talk_options
-from llava.utils.cli import EXIT_STATUSES, run_command
+from llava.utils.cli import EXIT_STATUSES, program, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m llava.serve.cli",
+        prog=program("llava.serve.cli"),
         description="Talk with a LLaVA checkpoint about pictures. /help in the chat lists its commands; questions may "
         "come from a pipe, one a line.",
         epilog=EXIT_STATUSES,

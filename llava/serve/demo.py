@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from llava.inference.budget import add_budget_options
 from llava.serve.options import add_talk_options
-from llava.utils.cli import EXIT_STATUSES, add_verbose, positive, run_command
+from llava.utils.cli import EXIT_STATUSES, add_verbose, positive, program, run_command
 
 LAST_PORT = 65535
 
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m llava.serve.demo",
+        prog=program("llava.serve.demo"),
         description="Serve a web page: one picture, two conversations about it, with all its tokens and with few. "
         "Ctrl-C ends it.",
         epilog=EXIT_STATUSES,

@@ -6,11 +6,10 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from llava.inference.embedded import playground
+from llava.inference.embedded import EMBEDDED_DATA, EMBEDDED_IMAGES, playground
 from llava.mm_utils import decode_image, find_pictures, upright
 from llava.utils.files import read_json
 
-SIGNS = "data/eval/signs"  # relative to playground/
 SAMPLES, QUESTIONS = 8, 4  # of each sample
 
 
@@ -23,12 +22,12 @@ class Sample(NamedTuple):
 
 def list_samples(folder: str | None) -> list[Sample]:
     """List the first pictures of a folder, or embedded ones with the questions that their data asks about them."""
-    home = Path(folder).expanduser() if folder else playground() / SIGNS / "train_images"
+    home = Path(folder).expanduser() if folder else playground() / EMBEDDED_IMAGES
     paths = find_pictures(home)[:SAMPLES]
     if folder:
         return [Sample(path, []) for path in paths]
     asked: dict[str, list[str]] = {}
-    for row in read_json(playground() / SIGNS / "TextVQA_0.5.1_val.json")["data"]:
+    for row in read_json(playground() / EMBEDDED_DATA / "TextVQA_0.5.1_val.json")["data"]:
         asked.setdefault(row["image_id"], []).append(row["question"])
     return [Sample(path, asked[path.stem][:QUESTIONS]) for path in paths]
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from llava.inference.budget import budget_name, choose_budget, require_possible, set_budget
 from llava.inference.chat import ChatSession
-from llava.inference.embedded import playground
+from llava.inference.embedded import EMBEDDED_PICTURE, playground
 from llava.mm_utils import fetch_image, upright
 from llava.serve.loading import read_options
 from llava.serve.timing import AnswerCost, TimedAnswer
@@ -23,8 +23,6 @@ from llava.utils.cli import QUESTIONS_REFUSED
 from llava.utils.environment import describe_device
 from llava.utils.files import UNSEALED, is_sealed, read_bytes, seal, write_bytes
 from visionzip_patch import VisionZipConfig
-
-EMBEDDED_PICTURE = "data/eval/signs/train_images/sign000000000.png"  # relative to playground/
 
 HELP = """\
 /image PATH    show a picture with the next question: a file or a URL

@@ -22,7 +22,7 @@ from llava.inference.budget import asked_counts
 from llava.train.arguments import KINDS, DataArguments, ModelArguments, TrainingArguments, known_names, own_names
 from llava.train.coherence import require_coherence
 from llava.train.recipe import find_file, read_recipe, similar, to_options
-from llava.utils.cli import add_verbose
+from llava.utils.cli import add_verbose, program
 from visionzip_patch import VisionZipConfig
 
 # What decides the result of a run, apart from the model's arguments.
@@ -159,7 +159,7 @@ def make_parser() -> Parser:
     """Make the parser of all options of a run."""
     parser = Parser(
         KINDS,
-        prog="python -m llava.train.train",
+        prog=program("llava.train.train"),
         usage="%(prog)s [--recipe FILE] --model_name_or_path MODEL --data_path FILE --output_dir DIR [option ...]",
         description="Tune LLaVA with VisionZip. An interrupted run goes on with the same command.",
         epilog="--help-all lists also what transformers.TrainingArguments has: --learning_rate, --num_train_epochs, "

@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import TextIO
 
 from llava.utils.processes import current_shard
@@ -23,6 +24,24 @@ EXIT_STATUSES = "Exit status: 0 done, 1 some questions not answered, 2 bad reque
 PATHS = ("model_path", "model_base", "image_folder", "question_file", "answers_file")  # options of upstream's commands
 
 logger = logging.getLogger(__name__)
+
+
+_program: ContextVar[str | None] = ContextVar("program", default=None)
+
+
+@contextlib.contextmanager
+def named_program(name: str) -> Iterator[None]:
+    """Let usage lines inside the block say `name`, as the user has typed it."""
+    token = _program.set(name)
+    try:
+        yield
+    finally:
+        _program.reset(token)
+
+
+def program(module: str) -> str:
+    """Return how the user has called a command: by the name of `named_program`, else `python -m MODULE`."""
+    return _program.get() or f"python -m {module}"
 
 
 def run_command(command: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:

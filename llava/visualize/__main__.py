@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from llava.inference.budget import add_budget_options
-from llava.utils.cli import EXIT_STATUSES, add_verbose, positive, run_command
+from llava.utils.cli import EXIT_STATUSES, add_verbose, positive, program, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m llava.visualize",
+        prog=program("llava.visualize"),
         description="Draw what the vision tower looks at, and what VisionZip keeps and merges: a PNG and an HTML page. "
         "Several images, a folder or a video are frames side by side.",
         epilog=EXIT_STATUSES,

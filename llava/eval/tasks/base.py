@@ -15,6 +15,7 @@ from llava.eval.hub.tables import Source
 from llava.eval.judging.endpoint import Judge
 from llava.eval.metrics.tally import Tally
 from llava.eval.questions import Question, read_questions
+from llava.inference.embedded import EMBEDDED_DATA, EMBEDDED_IMAGES
 
 LONG = 1024  # tokens; LLaVA asks for free answers so
 EVAL_ZIP = (
@@ -213,9 +214,9 @@ def files(
 
 def signs(questions: str, annotation: str, also: tuple[str, ...] = ()) -> Data:
     """Name the embedded pictures, and questions about them."""
-    root = Path("data/eval/signs")
-    fetch = "these files come with the project: restore playground/data/eval/signs from its repository"
-    return Data(root / questions, root / "train_images", root / annotation, fetch=(fetch,), also=also)
+    root = Path(EMBEDDED_DATA)
+    fetch = f"these files come with the project: restore playground/{root} from its repository"
+    return Data(root / questions, Path(EMBEDDED_IMAGES), root / annotation, fetch=(fetch,), also=also)
 
 
 def judged_by(task: str) -> str:

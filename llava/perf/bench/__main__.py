@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from llava.perf.sizes import SIZES
-from llava.utils.cli import add_verbose, not_negative, positive, print_once, run_command
+from llava.utils.cli import add_verbose, not_negative, positive, print_once, program, run_command
 from llava.utils.files import make_folder, require_own, write_json, write_text
 
 PARTS = ("stages", "workload", "growth")
@@ -219,7 +219,7 @@ def budget(text: str) -> tuple[int, int]:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m llava.perf.bench",
+        prog=program("llava.perf.bench"),
         description="Time, memory and counted work of requests and of whole runs, several ways side by side.",
     )
     add = parser.add_argument

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from llava.inference.chat import ChatSession
 from llava.inference.decoding import Decoding
-from llava.inference.embedded import EMBEDDED_CHECKPOINT, playground
+from llava.inference.embedded import EMBEDDED_CHECKPOINT, EMBEDDED_DATA, playground
 from llava.perf.bench.stages import Request, Setting, Variant, sample_image
 from llava.perf.bench.timing import compare, synchronize
 from llava.perf.bench.workload import draw_images, pope_shaped, together
@@ -141,7 +141,7 @@ def double_processes() -> Growth:
             launch = ["-m", "llava.utils.launch", "--nproc_per_node", str(count)]
             command = [sys.executable, *launch, "-m", "llava.eval.run"]
             checkpoint = str(playground() / EMBEDDED_CHECKPOINT)
-            data = playground() / "data/eval/signs"
+            data = playground() / EMBEDDED_DATA
             options = ["--question-file", str(data / "llava_textvqa_val_v051_ocr.jsonl")]
             options += ["--image-folder", str(data / "train_images"), "--out", folder, "--num-workers", "0"]
             options += ["--annotation-file", str(data / "TextVQA_0.5.1_val.json"), "--device", "cpu"]
