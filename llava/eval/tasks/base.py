@@ -164,6 +164,7 @@ class Task:
         submission: the file that the benchmark's own server or judge takes, if it takes one.
         judge: how a language model grades the answers, if it does.
         elsewhere: who scores the answers or that file, and where.
+        paper: its column in the paper's table, as spelled there; empty where the paper does not report it.
         note: what has to be known to compare a score with the paper's.
     """
 
@@ -182,6 +183,7 @@ class Task:
     submission: Submission | None = None
     judge: type[Graded] | None = None
     elsewhere: str = ""
+    paper: str = ""
     note: str = ""
 
     def how_to_fetch(self, *, embedded: bool = False) -> str:

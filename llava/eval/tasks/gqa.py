@@ -48,5 +48,6 @@ TASKS = (
         source=Source("GQA", convert, SOURCE_PARTS),
         metric=score,
         headline="accuracy",
+        paper="GQA",
     ),
 )

@@ -112,6 +112,7 @@ TASKS = (
         max_new_tokens=LONG,
         judge=LLaVABench,
         elsewhere=judged_by("llava_bench"),
+        paper="LLaVA-B",
         note="LLaVA-Bench: the paper's judge was gpt-4-0314.",
     ),
 )

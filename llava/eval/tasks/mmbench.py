@@ -178,6 +178,7 @@ def release(name: str, about: str, file: str, config: str, suffix: str) -> Task:
         prompt_suffix=suffix,
         submission=Submission(submit, ".xlsx"),
         elsewhere="MMBench's server scores the submission too: https://opencompass.org.cn/leaderboard-multimodal",
+        paper="MMB" * (config == "en"),
         note="MMBench: letters found in the answers here, the official server in the paper." * (config == "en"),
     )
 

@@ -75,6 +75,7 @@ TASKS = (
         metric=score,
         headline="total",
         unit="points",
+        paper="MME",
         note="MME: perception + cognition, of 2800.",
     ),
 )

@@ -75,6 +75,7 @@ TASKS = (
         metric=score,
         headline="accuracy",
         read=read_mmmu,
+        paper="MMMU",
         note="MMMU: the validation set. Letters that cannot be read are drawn, always alike. With all tokens, four "
         "images and more can exceed a context of 2048 tokens; the end of such a prompt is cut off.",
     ),

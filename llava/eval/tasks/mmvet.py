@@ -121,6 +121,7 @@ TASKS = (
         judge=MMVet,
         elsewhere=f"{judged_by('mmvet')} Or hand the submission to its authors' judge: "
         "https://huggingface.co/spaces/whyu/MM-Vet_Evaluator",
+        paper="MMVet",
         note="MM-Vet: the paper's judge was gpt-4-0613.",
     ),
 )

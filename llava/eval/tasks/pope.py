@@ -78,6 +78,7 @@ TASKS = (
         source=Source("POPE", convert, (Part("question answer category image_source image", "test"),), whole=True),
         metric=score,
         headline="F1",
+        paper="POPE",
         note="POPE: F1, the mean of its three lists.",
     ),
 )

@@ -82,6 +82,7 @@ TASKS = (
         headline="accuracy with image",
         read=read_scienceqa,
         prompt_suffix=LETTER,
+        paper="SQA",
         note="ScienceQA: questions with an image, as in the paper.",
     ),
 )

@@ -48,6 +48,7 @@ TASKS = (
         source=Source("SEED-Bench", convert, (Part(COLUMNS, "test"),)),
         metric=score,
         headline="accuracy",
+        paper="SEED",
         note="SEED-Bench: with video frames, as in the paper.",
     ),
 )

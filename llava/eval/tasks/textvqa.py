@@ -41,6 +41,7 @@ TASKS = (
         ),
         metric=score,
         headline="accuracy",
+        paper="TextVQA",
         note="TextVQA: the paper asks with LLaVA's reference OCR tokens (llava_textvqa_val_v051_ocr.jsonl).",
     ),
 )

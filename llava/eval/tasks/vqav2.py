@@ -79,6 +79,7 @@ TASKS = (
         headline="accuracy",
         read=read_vqav2,
         prompt_suffix=SHORT,
+        paper="VQAv2",
         note="VQAv2: the validation set here, the server's test-dev in the paper; do not compare them.",
     ),
     Task(
