@@ -41,6 +41,9 @@ def test_calculated_figures(arguments, shown, capsys):
 def test_every_benchmark_is_in_the_docs():
     text = (ROOT / "docs/EVALUATION.md").read_text(encoding="utf-8")
     assert [name for name in TASKS if f"`{name}.sh`" not in text] == []
+    readme = section(ROOT / "README.md", "Real checkpoints and data")
+    (listed,) = re.findall(r"\n\n([^.]*) each have a\s+script", readme)
+    assert {*re.split(r",?\s+and\s+|,\s+", listed)} == {task.title for task in TASKS.values()}
 
 
 def test_the_papers_scores_in_the_readme():

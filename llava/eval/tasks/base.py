@@ -147,6 +147,7 @@ class Task:
 
     Args:
         name: what the user types.
+        title: what its authors call it; tasks of one benchmark have the same.
         about: what it asks for, in a few words.
         data: its files, relative to playground/.
         metric: files and answers -> scores by name; ValueError if they do not belong together. Only answered questions
@@ -169,6 +170,7 @@ class Task:
     """
 
     name: str
+    title: str
     about: str
     data: Data
     metric: Callable[[Data, Rows], dict[str, float]] | None

@@ -38,6 +38,7 @@ def convert(data: Data, images, rows) -> Files:
 TASKS = (
     Task(
         name="gqa",
+        title="GQA",
         about="objects, attributes and relations in photographs",
         data=files(
             *("gqa", "llava_gqa_testdev_balanced.jsonl", "data/images", "data/testdev_balanced_questions.json"),

@@ -92,6 +92,7 @@ def convert(data: Data, rows) -> Files:
 TASKS = (
     Task(
         name="llava_bench",
+        title="LLaVA-Bench",
         about="open questions in the wild, reviewed by a judge",
         data=Data(
             Path("data/eval/llava-bench-in-the-wild/questions.jsonl"),

@@ -65,6 +65,7 @@ def convert(data: Data, rows) -> Files:
 TASKS = (
     Task(
         name="mme",
+        title="MME",
         about="perception and cognition, yes or no",
         data=files(
             *("MME", "llava_mme.jsonl", "MME_Benchmark_release_version", "MME_Benchmark_release_version"),

@@ -61,6 +61,7 @@ def convert(data: Data, rows) -> Files:
 TASKS = (
     Task(
         name="mmmu",
+        title="MMMU",
         about="college exams, the validation set",
         data=Data(
             Path("data/eval/mmmu/validation.jsonl"),

@@ -106,6 +106,7 @@ def convert(data: Data, rows) -> Files:
 TASKS = (
     Task(
         name="mmvet",
+        title="MM-Vet",
         about="open questions that need several abilities, graded by a judge",
         data=files(
             *("mm-vet", "llava-mm-vet.jsonl", "images", "mm-vet.json"),

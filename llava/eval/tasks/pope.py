@@ -65,6 +65,7 @@ def convert(data: Data, rows) -> Files:
 TASKS = (
     Task(
         name="pope",
+        title="POPE",
         about="whether an object is there, yes or no",
         data=files(
             *("pope", "llava_pope_test.jsonl", "val2014", "coco"),

@@ -62,6 +62,7 @@ def convert(data: Data, rows) -> Files:
 TASKS = (
     Task(
         name="scienceqa",
+        title="ScienceQA",
         about="school questions with choices",
         data=files(
             *("scienceqa", "llava_test_CQM-A.json", "images/test", "problems.json"),

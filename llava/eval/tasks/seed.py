@@ -39,6 +39,7 @@ def convert(data: Data, rows) -> Files:
 TASKS = (
     Task(
         name="seed",
+        title="SEED-Bench",
         about="multiple choice on images and video frames",
         data=files(
             *("seed_bench", "llava-seed-bench.jsonl", ".", "SEED-Bench.json"),

@@ -27,6 +27,7 @@ def convert(data: Data, rows) -> Files:
 TASKS = (
     Task(
         name="textvqa",
+        title="TextVQA",
         about="words in photographs, with OCR tokens in the prompt",
         data=files(
             *("textvqa", "llava_textvqa_val_v051_ocr.jsonl", "train_images", "TextVQA_0.5.1_val.json"),

@@ -48,6 +48,7 @@ def convert(data: Data, rows) -> Files:
 TASKS = (
     Task(
         name="vizwiz",
+        title="VizWiz",
         about="questions of people who are blind, the validation set",
         data=Data(
             Path("data/eval/vizwiz/val.json"),
@@ -66,6 +67,7 @@ TASKS = (
     ),
     Task(
         name="vizwiz_test",
+        title="VizWiz",
         about="questions of people who are blind, a file for VizWiz's server",
         data=files(
             *("vizwiz", "llava_test.jsonl", "test", None),

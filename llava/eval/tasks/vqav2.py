@@ -58,6 +58,7 @@ def convert(data: Data, rows) -> Files:
 TASKS = (
     Task(
         name="vqav2",
+        title="VQAv2",
         about="open questions about photographs, the validation set",
         data=Data(
             Path("data/eval/vqav2/v2_OpenEnded_mscoco_val2014_questions.json"),
@@ -84,6 +85,7 @@ TASKS = (
     ),
     Task(
         name="vqav2_test",
+        title="VQAv2",
         about="open questions about photographs, a file for VQAv2's server",
         data=files(
             "vqav2",
