@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from llava.eval.cli import choose_data, require_images
+from llava.eval.data_options import choose_data, require_images
 from llava.eval.generate import make_chunks
 from llava.eval.questions import Question, read_questions
 from llava.eval.tasks.base import Data, Task
@@ -120,7 +120,7 @@ def prepare(args: argparse.Namespace, checkpoint: str, task: Task) -> InMemoryEv
 
     Args:
         args: `checkpoint`, None for the embedded one; `device`, `limit`, `conv_mode`, `max_new_tokens`, `batch_size`,
-            and the options of `llava.eval.cli.add_data_options`.
+            and the options of `llava.eval.data_options.add_data_options`.
         checkpoint: folder or hub id.
         task: what is asked.
 

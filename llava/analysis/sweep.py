@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tqdm import tqdm
 
-from llava.eval.cli import add_data_options
+from llava.eval.data_options import add_data_options
 from llava.eval.tasks import TASKS
 from llava.inference.embedded import EMBEDDED_CHECKPOINT, playground
 from llava.utils.cli import add_conv_mode, add_verbose, positive, program, run_command

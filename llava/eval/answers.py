@@ -2,10 +2,10 @@
 
     NAME.jsonl               one row per question, in upstream's fields; grows during the run, sorted at its end
     NAME.jsonl.meta.json     the settings these answers were made with; other settings may not add to them
-    NAME.jsonl.result.json   the score, written by who scores; thrown away with the answers
-    NAME.jsonl.submission.*  the answers as the benchmark's server takes them, likewise
+    NAME.jsonl.result.json   the score, written by who scores; deleted with the answers
+    NAME.jsonl.submission.*  the answers as the benchmark's server takes them, deleted with them too
     NAME.jsonl.part-R-of-N   what process R of N has answered; process 0 merges the parts into NAME.jsonl
-    NAME.jsonl.time.json     what the answers have taken until now, over all starts; at the end that is in the result
+    NAME.jsonl.time.json     the seconds that the answers took so far, over all starts; at the end the result has them
 
 `metadata` of an answer holds its `row` in the question file and `image_tokens`, the visual tokens that the model saw,
 those of all images together. A question is known by its row together with its id and prompt: in TextVQA the id is that
@@ -41,11 +41,11 @@ from visionzip_patch.config import with_current_names
 
 logger = logging.getLogger(__name__)
 
-WAYS_OUT = "Choose another answers file, or --overwrite to throw the old answers away."
+WAYS_OUT = "Choose another answers file, or --overwrite to discard the old answers."
 
 
 class Refused(NamedTuple):
-    """A question without an answer, and why."""
+    """A question without an answer, and the reason."""
 
     question: Question
     reason: str
@@ -54,8 +54,20 @@ class Refused(NamedTuple):
 def describe_settings(
     checkpoint: str, model_base: str | None, tower: str, questions: list[Question], image_folder: str | Path, **others
 ) -> dict:
-    """What must be equal for answers of two runs to be mixed, as an `AnswerFile` takes it; `others` are added."""
-    # null for no image: so the hash of questions about one image or none is what it was before there were several.
+    """Collect what must be equal for two runs to share answers, as an `AnswerFile` takes it.
+
+    Args:
+        checkpoint: folder or hub id.
+        model_base: language model that the checkpoint goes on, if any.
+        tower: folder or hub id of the vision tower.
+        questions: all that are asked.
+        image_folder: what their images are relative to.
+        others: further settings, added as they are.
+
+    Returns:
+        the settings, as JSON can hold them: among them fingerprints of the weights and a digest of the questions.
+    """
+    # No image is written as null: digests stay those of files from before a question could have several images.
     content = json.dumps([(q.question_id, *(q.images or [None]), q.text) for q in questions])
     return {
         "checkpoint": str(Path(checkpoint).resolve()) if Path(checkpoint).exists() else checkpoint,
@@ -68,19 +80,23 @@ def describe_settings(
 
 
 class Spent(NamedTuple):
-    """What answers have taken, over all starts of their run."""
+    """The time that answers took, over all starts of their run."""
 
     seconds: float = 0.0
-    untimed: int = 0  # answers that are not in it, as nothing is known of them
+    untimed: int = 0  # answers whose time is not in it, as it is not known
 
 
 def meta_file(path: Path) -> Path:
-    """Where the settings are with which the answers in `path` were made."""
+    """Name the file with the settings of the answers in `path`."""
     return path.with_name(f"{path.name}.meta.json")
 
 
 def settings_of(path: Path) -> dict | None:
-    """The settings with which the answers in `path` were made; None if there are none. Raises ValueError if damaged."""
+    """Read the settings with which the answers in `path` were made; None if there are none.
+
+    Raises:
+        ValueError: the file that holds them is damaged.
+    """
     meta = meta_file(path)
     try:
         return with_current_names(dict(read_json(meta))) if meta.exists() else None
@@ -89,7 +105,7 @@ def settings_of(path: Path) -> dict | None:
 
 
 def part_of(questions: Sequence[Question], shard: Shard) -> Iterator[Question]:
-    """Those that a process answers: about as many as each other does, and all about the same images."""
+    """Choose the questions that one process answers: an even share, with all about the same images together."""
     before = 0
     for group in by_image(questions):
         middle = before + len(group) / 2
@@ -99,7 +115,7 @@ def part_of(questions: Sequence[Question], shard: Shard) -> Iterator[Question]:
 
 
 class AnswerFile:
-    """Opens, or resumes, the answers to `questions`.
+    """The answers to `questions` on disk, opened anew or resumed.
 
     Args:
         path: NAME.jsonl; its folder is made if need be.
@@ -108,7 +124,7 @@ class AnswerFile:
         shard: this process among those that write to the same `path`. Each takes a part of `questions`, those about the
             same images together, and all open, and finish, the same files in the same order inside a `process_group`.
         model_id: written into every row.
-        overwrite: throw earlier answers away, but nothing that may be something else, such as a question file.
+        overwrite: discard earlier answers, but nothing that may be something else, such as a question file.
         fields: row of a question -> more fields that its answer carries.
 
     Raises:
@@ -132,8 +148,12 @@ class AnswerFile:
             raise ValueError(f"{path} is no regular file: answers cannot be kept there. Choose another answers file.")
         self.path = path.resolve() if path.is_symlink() else path  # a link stays one
         self.questions, self.shard, self.model_id, self.fields = questions, shard, model_id, fields or {}
-        self.own = self.path if shard.count == 1 else self.beside(f".part-{shard.index}-of-{shard.count}")
-        self.meta, self.result, self.time = meta_file(self.path), self.beside(".result.json"), self.beside(".time.json")
+        self.own = self.path if shard.count == 1 else self.sibling(f".part-{shard.index}-of-{shard.count}")
+        self.meta, self.result, self.time = (
+            meta_file(self.path),
+            self.sibling(".result.json"),
+            self.sibling(".time.json"),
+        )
         self.refused: list[Refused] = []
         self.by_row = {question.row: question for question in questions}
 
@@ -142,11 +162,16 @@ class AnswerFile:
         try:
             with first_process_first(shard):
                 if shard.index == 0:  # for all processes of the run, before anything is touched
-                    self.lock = take_lock(self.beside(".lock"))
+                    self.lock = take_lock(self.sibling(".lock"))
                 is_ours = self.meta.exists() or not self.path.exists()  # else `claim` refuses it
                 if overwrite and is_ours and shard.index == 0:
-                    made_of_them = (self.result, self.time, *self.all_beside(".submission."))
-                    for old in (*made_of_them, *self.parts(), self.path, self.meta):  # so ordered, should it be killed
+                    made_from_them = (self.result, self.time, *self.siblings(".submission."))
+                    for old in (
+                        *made_from_them,
+                        *self.parts(),
+                        self.path,
+                        self.meta,
+                    ):  # so ordered, should it be killed
                         old.unlink(missing_ok=True)
                 self.claim(settings)
             self.file = self.open_own()
@@ -178,7 +203,7 @@ class AnswerFile:
                 content = content[self.file.write(content) :]
         except OSError as error:
             raise ValueError(
-                f"{self.own}: cannot be written ({error.strerror}). What is in it is kept: mend that, and the same "
+                f"{self.own}: cannot be written ({error.strerror}). What is in it is kept: fix that, and the same "
                 f"command goes on from there."
             ) from error
         self.rows.update({row["metadata"]["row"]: row for row in rows})
@@ -186,16 +211,16 @@ class AnswerFile:
             write_json(self.time, self.spent()._asdict())
 
     def begin(self) -> None:
-        """Start the clock: what comes now is time that answers take."""
+        """Start the clock of the answers."""
         self.began = time.perf_counter()
 
     def spent(self) -> Spent:
-        """What the answers have taken until now."""
+        """Sum up the time that the answers took until now."""
         now = 0.0 if self.began is None else time.perf_counter() - self.began
         return self.before._replace(seconds=self.before.seconds + now)
 
     def spent_before(self) -> Spent:
-        """What answers that are there took: as an interrupted run has noted, or as it is in a result."""
+        """Look up the time of the answers that are there, as an interrupted run or a result has noted it."""
         try:
             if self.time.exists():
                 return Spent(**read_json(self.time))
@@ -210,7 +235,7 @@ class AnswerFile:
         self.refused.append(Refused(question, reason))
 
     def finish(self) -> bool:
-        """Bring the answers together, in the order of the questions. Call once, when all of `todo` is dealt with.
+        """Bring the answers together, in the order of the questions; to be called once, when `todo` is done.
 
         Returns True in the process that now holds all answers in `rows` and all failures in `refused`: the first. It
         waits for the others.
@@ -234,24 +259,31 @@ class AnswerFile:
         return True
 
     def close(self) -> None:
-        """Let other processes write this file; `finish` does so too."""
+        """Close the files and let other processes write them; `finish` does so too."""
         if self.file:
             self.file.close()
         if self.lock:
-            drop_lock(self.lock, self.beside(".lock"))
+            drop_lock(self.lock, self.sibling(".lock"))
 
-    def beside(self, suffix: str) -> Path:
+    def sibling(self, suffix: str) -> Path:
+        """Name a file next to the answers: their own name and a suffix."""
         return self.path.with_name(self.path.name + suffix)
 
     def parts(self) -> list[Path]:
-        return self.all_beside(".part-")
+        """List the files of single processes that are there."""
+        return self.siblings(".part-")
 
-    def all_beside(self, suffix: str) -> list[Path]:
+    def siblings(self, suffix: str) -> list[Path]:
+        """List the files next to the answers whose names go on with `suffix`."""
         prefix = self.path.name + suffix
         return [path for path in self.path.parent.iterdir() if path.name.startswith(prefix)]
 
     def claim(self, settings: dict) -> None:
-        """Write the settings beside the answers, or hold them against those already there."""
+        """Write the settings next to the answers, or compare them with those already there.
+
+        Raises:
+            ValueError: they differ, or answers are there without any.
+        """
         answered = any(path.stat().st_size for path in [self.path, *self.parts()] if path.exists())
         before = settings_of(self.path)
         if not answered:
@@ -269,7 +301,7 @@ class AnswerFile:
             raise ValueError(f"{self.path} holds answers made with other settings ({changes}). {WAYS_OUT}")
 
     def open_own(self):
-        """Open for appending, and cut off a last line that a kill left unfinished."""
+        """Open this process's file for appending, without a last line that a kill left unfinished."""
         file = self.own.open("ab", buffering=0)
         content = self.own.read_bytes()
         whole = content.rfind(b"\n") + 1
@@ -279,6 +311,7 @@ class AnswerFile:
         return file
 
     def read_all(self) -> dict[int, dict]:
+        """Read the answers of all processes, by row of the question file."""
         rows = {}
         for path in [self.path, *self.parts()]:
             if path.exists():
@@ -286,7 +319,11 @@ class AnswerFile:
         return rows
 
     def read_rows(self, path: Path) -> dict[int, dict]:
-        """Answers in one file, by row; of doubled rows the first."""
+        """Read the answers of one file, by row; of several to one row the first counts.
+
+        Raises:
+            ValueError: one is to another question than this row's.
+        """
         rows = {}
         for line, answer in read_jsonl(path, growing=True):
             metadata = answer.get("metadata")

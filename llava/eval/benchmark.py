@@ -7,18 +7,14 @@ from typing import NamedTuple
 import torch
 
 from llava.eval.answers import AnswerFile, describe_settings, settings_of
-from llava.eval.cli import choose_data, require_images
+from llava.eval.data_options import choose_data, require_images
 from llava.eval.generate import answer_and_merge
 from llava.eval.options import EvalOptions, choose_budgets, choose_paths
 from llava.eval.questions import Question
 from llava.eval.results import print_report, summarize
 from llava.eval.tasks import TASKS
 from llava.eval.tasks.base import Data, Task, naming_files
-from llava.inference.budget import (
-    budget_name,
-    most_crops,
-    set_budget,
-)
+from llava.inference.budget import budget_name, most_crops, set_budget
 from llava.inference.decoding import Decoding
 from llava.inference.embedded import EMBEDDED_CHECKPOINT, playground
 from llava.inference.loading import load, read_tokenizer
@@ -35,7 +31,7 @@ from visionzip_patch import VisionZipConfig
 
 @dataclass(frozen=True)
 class Run:
-    """What is the same for all budgets of a run."""
+    """What all budgets of a run share."""
 
     options: EvalOptions
     task: Task
@@ -242,7 +238,7 @@ def write_submission(run: Run, answers: AnswerFile) -> str | None:
     if run.options.limit or len(answers.rows) < len(run.questions):
         print_once(f"{answers.path}: no submission, which needs the answers to all questions.")
         return None
-    path = answers.beside(f".submission{submission.suffix}")
+    path = answers.sibling(f".submission{submission.suffix}")
     try:
         write_bytes(path, submission.make(run.data, [answers.rows[row] for row in sorted(answers.rows)]))
     except (ValueError, ImportError) as error:  # the answers are all there, and so are their scores

@@ -6,10 +6,12 @@ With `--fetch` it makes those that are missing from Hugging Face data sets first
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 from llava.eval.hub.fetch import fetch
 from llava.eval.tasks import TASKS
-from llava.eval.tasks.base import Data, Task, is_there
+from llava.eval.tasks.base import Task, is_there
 from llava.inference.embedded import playground
 from llava.utils.cli import add_verbose, program, run_command
 from llava.utils.tables import to_table
@@ -20,42 +22,54 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(show, parse_arguments(argv))
 
 
+class State(NamedTuple):
+    """Which files of a task are there."""
+
+    task: Task
+    lines: list[list[str]]  # of the table, a line for each file
+    is_complete: bool  # so that its questions can be answered
+    rules: str  # how to get the rules of its judge; empty where they are there, or it has none
+
+
 def show(args: argparse.Namespace) -> int:
     """Print where the files of benchmarks belong and which are there; returns the exit status."""
     if args.fetch is not None:
         fetch_tasks(args.task, args.fetch)
-    lines, lacking, notes, ready = [["task", "what", "where", "there"]], [], [], []
-    for task in [TASKS[name] for name in args.task or TASKS]:
-        if not (data := task.embedded if args.embedded else task.data):
-            continue
-        data = data.below(playground())
-        parts = [(what, path) for what, path in data.parts() if not (task.packed and what == "images")]
-        there = ["yes" if is_there(path) else "empty" if path.exists() else "no" for _, path in parts]
-        lines += [[task.name, what, str(path), state] for (what, path), state in zip(parts, there, strict=True)]
-        if set(there) == {"yes"}:
-            ready.append(task.name)
-        else:
-            lacking.append(f"\n{task.name}: {task.how_to_fetch(embedded=args.embedded)}")
-        if task.judge:  # answers can be made without its judge's rules
-            line, note = show_rules(task, data)
-            lines.append(line)
-            notes += note
+    states = [look_up(TASKS[name], embedded=args.embedded) for name in args.task or TASKS]
     if args.ready:
-        print("\n".join(ready))
+        print("\n".join(state.task.name for state in states if state.is_complete))
         return 0
-    print("\n".join([to_table(lines, left=4), *lacking, *notes]))
+    lacking = [state.task for state in states if state.lines and not state.is_complete]
+    lines = [["task", "what", "where", "there"], *(line for state in states for line in state.lines)]
+    notes = [f"\n{task.name}: {task.how_to_fetch(embedded=args.embedded)}" for task in lacking]
+    notes += [state.rules for state in states if state.rules]
+    print("\n".join([to_table(lines, left=4), *notes]))
     return 1 if lacking else 0
 
 
-def show_rules(task: Task, data: Data) -> tuple[list[str], list[str]]:
-    """Say where the rules of a task's judge belong: a line of the table, and how to get them if they are missing."""
-    rules = data.answers.parent / task.judge.RULES
-    line = [task.name, "judge's rules", str(rules), "yes" if rules.exists() else "no"]
-    note = f"\n{task.name}: for the judge, {task.judge.RULES} to {rules.parent}: {task.judge.SOURCE}"
-    return line, [] if rules.exists() else [note]
+def look_up(task: Task, *, embedded: bool) -> State:
+    """Find out which files of a task are there, or which of the embedded ones, if it has any."""
+    data = task.embedded if embedded else task.data
+    if data is None:
+        return State(task, [], is_complete=False, rules="")
+    data = data.below(playground())
+    parts = [(what, path) for what, path in data.parts() if not (task.packed and what == "images")]
+    lines = [[task.name, what, str(path), say_if_there(path)] for what, path in parts]
+    is_complete, note = all(is_there(path) for _, path in parts), ""
+    if task.judge:  # answers can be made without its rules
+        rules = data.answers.parent / task.judge.RULES
+        lines.append([task.name, "judge's rules", str(rules), "yes" if rules.exists() else "no"])
+        if not rules.exists():
+            note = f"\n{task.name}: for the judge, {rules.name} to {rules.parent}: {task.judge.SOURCE}"
+    return State(task, lines, is_complete, note)
 
 
-def fetch_tasks(names: Sequence[str], source: str | bool) -> None:
+def say_if_there(path: Path) -> str:
+    """Say whether a file or folder is there: yes, no, or empty."""
+    return "yes" if is_there(path) else "empty" if path.exists() else "no"
+
+
+def fetch_tasks(names: Sequence[str], source: str | Literal[False]) -> None:
     """Fetch the files of tasks, and report what was written."""
     for name in names:
         written = fetch(TASKS[name], TASKS[name].data.below(playground()), source or None)
@@ -64,6 +78,7 @@ def fetch_tasks(names: Sequence[str], source: str | bool) -> None:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the flags, which must go together."""
     parser = argparse.ArgumentParser(
         prog=program("llava.eval.data"),
         description="Which files of the benchmarks are there, where they belong, and where they come from. "

@@ -36,7 +36,12 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def eval_pope(answers: Sequence[Mapping], label_file: str | Path) -> pope.PopeResult:
-    """Print, and return, the scores of answers with `text` to all questions of one of POPE's lists, in its order.
+    """Print, and return, the scores of answers to all questions of one of POPE's lists.
+
+    Args:
+        answers: with `text`, in the list's order.
+        label_file: the list, such as coco_pope_random.json.
+
 
     Raises:
         ValueError: not as many answers as `label_file` has labels.
@@ -47,6 +52,7 @@ def eval_pope(answers: Sequence[Mapping], label_file: str | Path) -> pope.PopeRe
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the flags of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m llava.eval.eval_pope", description="Precision, recall and F1 of POPE's answers."
     )

@@ -38,7 +38,11 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def read_split(path: Path, name: str) -> list[str]:
-    """The ids of a split. Raises ValueError if the file is no object of lists, or has no such list."""
+    """Read the ids of a split.
+
+    Raises:
+        ValueError: the file is no object of lists, or has no such list.
+    """
     splits = read_json(path)
     if not isinstance(splits, dict) or not all(isinstance(ids, list) for ids in splits.values()):
         raise ValueError(f"{path}: expected an object of lists of ids, as in {{'test': ['4', '5']}}.")
@@ -48,6 +52,7 @@ def read_split(path: Path, name: str) -> list[str]:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the flags of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m llava.eval.eval_science_qa", description="Accuracy of ScienceQA's answers."
     )

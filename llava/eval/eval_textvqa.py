@@ -25,14 +25,14 @@ class TextVQAEvaluation(NamedTuple):
     unanswered: int  # questions of the annotation that no answer was given for
 
     def report(self) -> str:
-        """The lines that LLaVA's script prints."""
+        """Write the lines that LLaVA's script prints."""
         return f"Samples: {self.samples}\nAccuracy: {100 * self.accuracy:.2f}%"
 
 
 def evaluate(annotation_file: str | Path, rows: Sequence[Mapping]) -> TextVQAEvaluation:
     """Score answers against a TextVQA annotation.
 
-    Only answered questions are scored; a warning tells if some were left out or answered twice.
+    Only answered questions are scored; a warning says if some were left out or answered twice.
 
     Args:
         annotation_file: JSON with a list `data` of `image_id`, `question` and ten `answers`. A question is known by its
@@ -64,7 +64,11 @@ def evaluate(annotation_file: str | Path, rows: Sequence[Mapping]) -> TextVQAEva
 
 
 def evaluate_file(annotation_file: str | Path, result_file: str | Path) -> TextVQAEvaluation:
-    """`evaluate` on the rows of a JSONL file. Raises ValueError with the file, and the line if one is broken."""
+    """Score the answers of a JSONL file, as `evaluate` does.
+
+    Raises:
+        ValueError: as `evaluate`, with the name of the file, and the line if one is broken.
+    """
     rows = read_answers(result_file, "question_id", "prompt", "text")
     try:
         return evaluate(annotation_file, rows)
@@ -80,6 +84,11 @@ def eval_single(annotation_file: str | Path, result_file: str | Path) -> TextVQA
 
 
 def read_annotation(path: str | Path) -> dict[tuple, list[str]]:
+    """Read the reference answers of a TextVQA annotation, by image and question in lower case.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
     content = read_json(path)
     try:
         known = {(entry["image_id"], entry["question"].lower()): entry["answers"] for entry in content["data"]}
@@ -100,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Score the files that were asked for, one after the other."""
     files = [Path(args.result_file)] if args.result_file else []
     if args.result_dir:
         if not (found := sorted(Path(args.result_dir).glob("*.jsonl"))):
@@ -111,6 +121,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def get_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the flags of the command line; the name is upstream's."""
     parser = argparse.ArgumentParser(
         prog="python -m llava.eval.eval_textvqa", description="Accuracy of TextVQA's answers."
     )

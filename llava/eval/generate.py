@@ -4,7 +4,7 @@ Shapes: B questions, T ids of the longest prompt, S pixels a side.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import groupby
 from pathlib import Path
@@ -17,7 +17,7 @@ from llava.eval.answers import AnswerFile
 from llava.eval.questions import Question, by_image
 from llava.inference.batch import generate_batches
 from llava.inference.decoding import GREEDY, Decoding
-from llava.inference.preprocess import free_workers, lost_workers, read_pictures
+from llava.inference.preprocess import Picture, free_workers, lost_workers, read_pictures
 
 logger = logging.getLogger(__name__)
 
@@ -54,14 +54,16 @@ def answer_questions(
     with the reason; the others go on.
 
     Args:
-        model, tokenizer, image_processor: from `load_pretrained_model`.
+        model: from `load_pretrained_model`.
+        tokenizer: of the model.
+        image_processor: of the model.
         questions: those still to be answered, usually `answers.todo`.
         image_folder: what the questions' `images` are relative to.
         answers: where answers go.
         decoding: how they are drawn; greedy, in the checkpoint's template, by default.
         prompt_suffix: put after every question.
         batch_size: questions, and images, that the model works on at a time.
-        num_workers: processes that prepare images; by default `pictures.free_workers`.
+        num_workers: processes that prepare images; by default `free_workers`.
         progress: what to call the progress bar on stderr; None for no bar.
     """
     decoding = (decoding or GREEDY).settled(model.config, tokenizer)
@@ -76,12 +78,7 @@ def answer_questions(
     ):
         for chunk in chunks:
             found = {name: next(pictures) for name in chunk.images}
-            asked = []
-            for question in chunk.questions:
-                if reasons := [found[name] for name in question.images if isinstance(found[name], str)]:
-                    answers.refuse(question, reasons[0])
-                else:
-                    asked.append(question)
+            asked = keep_answerable(chunk.questions, found, answers)
             bar.update(len(chunk.questions) - len(asked))
             if not asked:
                 continue
@@ -92,11 +89,32 @@ def answer_questions(
                 bar.update(len(batch))
 
 
-def answer_and_merge(answers: AnswerFile, loaded: tuple | None, image_folder: str | Path, **options) -> bool:
-    """Answer what has no answer yet and bring it together. Returns True in the process that holds all answers.
+def keep_answerable(
+    questions: Sequence[Question], found: Mapping[str, Picture | str], answers: AnswerFile
+) -> list[Question]:
+    """Keep the questions whose images can all be used, and refuse the others in `answers`.
 
     Args:
+        questions: to choose from.
+        found: name of an image -> the image, or the reason why it cannot be used.
+        answers: of these questions.
+    """
+    kept = []
+    for question in questions:
+        if reasons := [reason for name in question.images if isinstance(reason := found[name], str)]:
+            answers.refuse(question, reasons[0])
+        else:
+            kept.append(question)
+    return kept
+
+
+def answer_and_merge(answers: AnswerFile, loaded: tuple | None, image_folder: str | Path, **options) -> bool:
+    """Answer what has no answer yet and bring it together; returns True in the process that holds all answers.
+
+    Args:
+        answers: the questions, and where answers go.
         loaded: (tokenizer, model, image processor); not looked at if nothing is left to do.
+        image_folder: what the questions' `images` are relative to.
         options: as for `answer_questions`.
     """
     try:
@@ -113,11 +131,15 @@ def answer_and_merge(answers: AnswerFile, loaded: tuple | None, image_folder: st
 
 
 def make_chunks(questions: Sequence[Question], batch_size: int) -> list[Chunk]:
-    """Share questions out into chunks with all that are about the same images: at most `batch_size` images, unless one
-    question has more, and enough questions for several batches where images have many. Questions about several images
-    come first, as they take the most memory, those about none last; neither shares a chunk with those about one.
+    """Share questions out into chunks, each with all questions about its images.
 
-    Sorted by length only within a window, so that a run goes through the questions of a kind roughly in order.
+    A chunk has at most `batch_size` images, unless one question has more, and enough questions for several batches
+    where images have many. Questions about several images come first, as they take the most memory, those about none
+    last; neither shares a chunk with those about one. They are sorted by length only within a window, so that a run
+    goes through the questions of a kind roughly in order.
+
+    Raises:
+        ValueError: `batch_size` is not positive.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: must be at least 1.")
@@ -130,11 +152,12 @@ def make_chunks(questions: Sequence[Question], batch_size: int) -> list[Chunk]:
 
 
 def kind(group: Sequence[Question]) -> int:
-    """Whether questions about the same images are about none, one or several: 0, 1 or 2."""
+    """Tell whether questions about the same images are about none, one or several: 0, 1 or 2."""
     return min(len(group[0].images), 2)
 
 
 def fill_chunks(groups: Iterable[Sequence[Question]], batch_size: int) -> Iterator[Chunk]:
+    """Put groups about the same images into chunks, in order, each as full as `make_chunks` says."""
     images, questions = {}, []  # a dict holds each name once, in order
     for group in groups:
         names = dict.fromkeys(group[0].images)
@@ -147,7 +170,7 @@ def fill_chunks(groups: Iterable[Sequence[Question]], batch_size: int) -> Iterat
 
 
 def windows(groups: Iterable[list[Question]], size: int) -> Iterator[list[list[Question]]]:
-    """Groups in order, as many at a time as together hold `size` questions."""
+    """Yield groups in order, as many at a time as together hold `size` questions."""
     window, held = [], 0
     for group in groups:
         window.append(group)

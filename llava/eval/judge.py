@@ -1,7 +1,7 @@
 """Let a language model grade free answers: `python -m llava.eval.judge mmvet ANSWERS --base-url URL --model NAME`.
 
 ANSWERS is what `llava.eval.run` has written, or several such files. Any endpoint that takes OpenAI's /chat/completions
-will do, a local one too; no other command asks one. Beside NAME.jsonl:
+will do, a local one too; no other command asks one. Next to NAME.jsonl:
 
     NAME.jsonl.graded-by-JUDGE.jsonl   a row per grade, appended as they come: the same command asks for those that are
                                        missing, and again for those that could not be read
@@ -32,17 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Have answers graded, note the scores in their results and print them; returns the exit status."""
     kind = JUDGED[args.task]
     if args.runs > 1 and not kind.REPEATS:
         repeated = ", ".join(name for name, other in JUDGED.items() if other.REPEATS)
         raise ValueError(f"--runs is for {repeated}: the other benchmarks' scripts have every answer graded once.")
-    key = os.environ.get(args.key_env, "").strip() if args.key_env else ""
-    if args.key_env and not key:
-        raise ValueError(f"The environment variable {args.key_env}, which --key-env names, is empty or not set.")
-    folder = Path(args.data or TASKS[args.task].data.below(playground()).answers.parent)
-    rules = Path(args.rules or folder / kind.RULES)
-    if not rules.is_file():
-        raise ValueError(f"{rules}, with which the judge is asked, is not there. Fetch it from {kind.SOURCE}")
+    key = read_key(args.key_env)
+    folder, rules = choose_rules(args.task, args.data, args.rules)
     judge = Judge(args.base_url, args.model, key)
     paths = list(map(Path, args.answers))
     results = {path: read_result(path, args.task) for path in paths}  # before anything that may cost money
@@ -60,6 +56,32 @@ def run(args: argparse.Namespace) -> int:
             print_once(f"{path}: {complaint(verdict, kind.UNREADABLE)}")
     print(to_table(to_lines(all_graded, verdicts), left=2))
     return QUESTIONS_REFUSED if any(verdict.unreadable for verdict in verdicts.values()) else 0
+
+
+def read_key(variable: str | None) -> str:
+    """Read the endpoint's key from an environment variable. Raises ValueError if that is empty or not set."""
+    key = os.environ.get(variable, "").strip() if variable else ""
+    if variable and not key:
+        raise ValueError(f"The environment variable {variable}, which --key-env names, is empty or not set.")
+    return key
+
+
+def choose_rules(task: str, folder: str | None, rules: str | None) -> tuple[Path, Path]:
+    """Choose the folder of a benchmark's files and the file with its rules for the judge.
+
+    Args:
+        task: the benchmark.
+        folder: in place of the usual folder.
+        rules: in place of the file in that folder.
+
+    Raises:
+        ValueError: there are no rules.
+    """
+    place = Path(folder or TASKS[task].data.below(playground()).answers.parent)
+    path = Path(rules or place / JUDGED[task].RULES)
+    if not path.is_file():
+        raise ValueError(f"{path}, with which the judge is asked, is not there. Fetch it from {JUDGED[task].SOURCE}")
+    return place, path
 
 
 def save(path: Path, result: dict | None, scores: dict[str, float], record: dict) -> None:
@@ -134,6 +156,7 @@ def read_answers(path: Path) -> list[dict]:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the flags of the command line."""
     parser = argparse.ArgumentParser(
         prog=program("llava.eval.judge"),
         usage="%(prog)s TASK ANSWERS ... --base-url URL --model NAME [option ...]",

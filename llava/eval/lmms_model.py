@@ -1,4 +1,6 @@
-"""A model for lmms-eval, which has to be installed:
+"""The model `llava_visionzip` for lmms-eval.
+
+Where lmms-eval is installed:
 
     python -m lmms_eval --model llava_visionzip --model_args pretrained=CHECKPOINT,dominant=54,contextual=10 \
         --tasks pope --batch_size 16
@@ -77,14 +79,16 @@ class LlavaVisionZip(lmms):
 
     @property
     def rank(self) -> int:
+        """Return the index of this process."""
         return self._rank
 
     @property
     def world_size(self) -> int:
+        """Return the number of processes."""
         return self._world_size
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """An answer to each request, in their order."""
+        """Answer requests, which may be decoded differently; returns the answers in their order."""
         answers: list[str] = [""] * len(requests)
         groups: dict[str, list[int]] = {}  # requests that are decoded alike
         for i, request in enumerate(requests):
@@ -101,7 +105,7 @@ class LlavaVisionZip(lmms):
 
     @torch.inference_mode()
     def answer(self, requests: Sequence[Instance]) -> list[str]:
-        """Answers to requests that are decoded alike."""
+        """Answer requests that are decoded alike, as one batch."""
         options = dict(requests[0].args[1])
         until, temperature = options.get("until") or [], options.get("temperature") or 0
         decoding = Decoding(
@@ -129,6 +133,7 @@ class LlavaVisionZip(lmms):
         return [text.strip() for text in texts]
 
     def images_of(self, request: Instance, arguments: Sequence) -> list[Image.Image]:
+        """Fetch the images of a request. Raises ValueError if it has other media."""
         doc_to_visual, doc_id, task, split = arguments
         visuals = doc_to_visual(self.task_dict[task][split][doc_id]) or []
         if wrong := [type(visual).__name__ for visual in visuals if not isinstance(visual, Image.Image)]:
@@ -136,6 +141,7 @@ class LlavaVisionZip(lmms):
         return visuals
 
     def pixels(self, images: Sequence[Image.Image]):
+        """Prepare images for the model: one tensor, or a list where they differ in shape; None without any."""
         if not images:
             return None
         found = process_images(images, self.image_processor, self.model.config)
@@ -145,7 +151,7 @@ class LlavaVisionZip(lmms):
         return [pixels.to(self.device, dtype) for pixels in found]
 
     def ids(self, context: str, images: int, answer: str | None = None) -> list[int]:
-        """The prompt; images stand before it unless it says where they are."""
+        """Tokenize the prompt; images stand before it unless it says where they are."""
         if images and DEFAULT_IMAGE_TOKEN not in context:
             context = " ".join([DEFAULT_IMAGE_TOKEN] * images) + f"\n{context}"
         conversation = conv_templates[self.conv_template].copy()
@@ -155,7 +161,7 @@ class LlavaVisionZip(lmms):
 
     @torch.inference_mode()
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """The mean loss on each continuation, as lmms-eval's own LLaVA gives it, and whether it is the greedy one."""
+        """Compute the mean loss on each continuation, as lmms-eval's own LLaVA does, and if it is the greedy one."""
         found = []
         for request in tqdm(requests, desc="llava_visionzip", disable=self.rank > 0):
             context, doc_to_target, *rest = request.args
@@ -175,4 +181,5 @@ class LlavaVisionZip(lmms):
         return found
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        """Refuse tasks of several rounds."""
         raise NotImplementedError("llava_visionzip answers tasks of one round; this one has several.")

@@ -23,6 +23,7 @@ def eval_model(args) -> int:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the flags of the command line."""
     return make_parser("model_vqa", max_new_tokens=1024).parse_args(argv)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TypeVar
 
-from llava.eval.cli import require_images
+from llava.eval.data_options import require_images
 from llava.eval.questions import Question, read_questions
 from llava.inference.budget import add_budget_options, choose_budget
 from llava.utils.cli import (
@@ -42,7 +42,7 @@ def split_list(lst: Sequence[T], n: int) -> list[Sequence[T]]:
 
 
 def get_chunk(lst: Sequence[T], n: int, k: int) -> Sequence[T]:
-    """The `k`-th of `n` chunks, counted from 0.
+    """Return the `k`-th of `n` chunks, counted from 0.
 
     Raises:
         ValueError: `n` is not positive or there is no `k`-th chunk.
@@ -82,7 +82,8 @@ def answer(
 
     Args:
         args: the options of `make_parser`.
-        prompt_suffix: put after every question, and not told in the answers.
+        questions: all that the answers file is for.
+        prompt_suffix: put after every question, and not written into the answers.
         fields: row of a question -> more fields that its answer carries.
 
     Raises:
@@ -142,6 +143,7 @@ def answer(
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the flags of the command line."""
     return make_parser("model_vqa_loader", max_new_tokens=128).parse_args(argv)
 
 
@@ -152,7 +154,14 @@ def make_parser(
     question_file: str = "tables/question.jsonl",
     form: str = "JSONL with question_id, image, text",
 ) -> argparse.ArgumentParser:
-    """The options that `model_vqa*` share, with upstream's defaults; `form` says what a question file holds."""
+    """Make a parser with the options that `model_vqa*` share, and upstream's defaults.
+
+    Args:
+        module: name of the command.
+        max_new_tokens: default of the longest answer.
+        question_file: default of the question file.
+        form: what a question file holds, for --help.
+    """
     parser = argparse.ArgumentParser(
         prog=f"python -m llava.eval.{module}",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -171,14 +180,14 @@ def make_parser(
     add_decoding_options(parser, max_new_tokens=max_new_tokens)
     add("--batch-size", type=positive, default=16, help="questions at a time")
     add("--skip-bad", action="store_true", help="leave out questions whose image cannot be used, and count them")
-    add("--overwrite", action="store_true", help="throw earlier answers away instead of going on from them")
+    add("--overwrite", action="store_true", help="discard earlier answers instead of going on from them")
     add_verbose(parser)
     add_budget_options(parser, default="what the checkpoint carries, else all tokens")
     return parser
 
 
 class CustomDataset:
-    """What upstream's loader makes of questions: (ids (T,) with IMAGE_TOKEN_INDEX, pixels, (width, height)) of each.
+    """Questions as upstream's loader has them: each (ids (T,) with IMAGE_TOKEN_INDEX, pixels, (width, height)).
 
     For programs that have a loop of their own; `answer` prepares pictures by `llava.inference.preprocess`.
 
@@ -210,7 +219,7 @@ class CustomDataset:
 
 
 def collate_fn(batch: Sequence[tuple]) -> tuple:
-    """Items of `CustomDataset` side by side: (B, T), (B, ...) and a tuple of sizes; all of one length and shape."""
+    """Stack items of `CustomDataset`, of one length and shape: (B, T), (B, ...) and a tuple of sizes."""
     import torch
 
     ids, pixels, sizes = zip(*batch, strict=True)
@@ -220,7 +229,9 @@ def collate_fn(batch: Sequence[tuple]) -> tuple:
 def create_data_loader(
     questions, image_folder, tokenizer, image_processor, model_config, batch_size=1, num_workers=4, **options
 ):
-    """Load the items of `CustomDataset` one by one, in `num_workers` processes. `options` are as of `CustomDataset`.
+    """Load the items of `CustomDataset` one by one, in `num_workers` processes.
+
+    `options` are as of `CustomDataset`.
 
     Raises:
         ValueError: `batch_size` is not 1.

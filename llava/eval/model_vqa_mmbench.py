@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def eval_model(args) -> int:
     """Answer the questions that have no answer yet; see `llava.eval.model_vqa_loader.eval_model`.
 
-    The images of the file are unpacked into --image-folder, or beside it.
+    The images of the file are unpacked into --image-folder, or next to the file.
 
     Raises:
         ValueError: also for a file that is not MMBench's.
@@ -48,7 +48,7 @@ def eval_model(args) -> int:
 
 
 def rounds(row: dict, *, all_rounds: bool) -> Iterator[tuple[dict, dict]]:
-    """The row with its options moved on by none, one, two ... places, and what is noted beside each answer.
+    """Turn the options of a row by none, one, two ... places; yields the row and what is noted with its answer.
 
     `options` are those of the round, and `option_char` the letter that each of them has in the file.
     """
@@ -60,6 +60,7 @@ def rounds(row: dict, *, all_rounds: bool) -> Iterator[tuple[dict, dict]]:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the flags of the command line."""
     parser = make_parser("model_vqa_mmbench", max_new_tokens=1024, form="one of MMBench's TSV files")
     add = parser.add_argument
     add("--all-rounds", action="store_true", help="ask each question once for every rotation of its options")

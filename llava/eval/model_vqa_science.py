@@ -33,10 +33,12 @@ def eval_model(args) -> int:
 
 
 def prompt_of(question: Question) -> str:
+    """Write the prompt as upstream notes it: <image> in front where the question has one."""
     return f"{DEFAULT_IMAGE_TOKEN}\n{question.text}" if question.images else question.text
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the flags of the command line."""
     parser = make_parser(
         "model_vqa_science",
         max_new_tokens=1024,

@@ -68,7 +68,7 @@ def choose_budgets(options: EvalOptions, checkpoint: str, config, tower) -> list
         ValueError: a budget that some image cannot be given, or options that exclude each other.
     """
     if options.budgets is not None:
-        budgets = listed_budgets(options)
+        budgets = listed_budgets(options, options.budgets)
         for budget in filter(None, budgets):
             require_possible(budget, config, tower)
         return budgets
@@ -80,27 +80,32 @@ def choose_budgets(options: EvalOptions, checkpoint: str, config, tower) -> list
     return [None, budget] if options.compare_full or options.checkpoint is None else [budget]
 
 
-def listed_budgets(options: EvalOptions) -> list[VisionZipConfig | None]:
-    """Read the budgets of --budgets, in its order."""
+def listed_budgets(options: EvalOptions, listed: str) -> list[VisionZipConfig | None]:
+    """Read the budgets that --budgets has `listed`, in its order; None stands for all tokens.
+
+    Raises:
+        ValueError: one of them is no budget or named twice, or another option names a budget too.
+    """
     others = ("dominant", "contextual", "tokens_per_image", "answers_file", "compare_full")
     if given := [f"--{name.replace('_', '-')}" for name in others if getattr(options, name)]:
         raise ValueError(f"--budgets names all budgets of a run; leave {', '.join(given)} out.")
-    budgets = []
-    for text in options.budgets.split(","):
+    budgets: list[VisionZipConfig | None] = []
+    for text in listed.split(","):
         counts = text.strip().split("+")
         if text.strip() == "full":
             budgets.append(None)
         elif not all(count.isdecimal() for count in counts) or len(counts) > 2:
             raise ValueError(
-                f"--budgets {options.budgets}: {text.strip()!r} is no budget. Write full, a number of tokens per image "
+                f"--budgets {listed}: {text.strip()!r} is no budget. Write full, a number of tokens per image "
                 f"like 192, or kept + merged tokens of a crop like 54+10, with commas between."
             )
         elif len(counts) == 1:
             budgets.append(VisionZipConfig(tokens_per_image=int(text)))
         else:
-            budgets.append(VisionZipConfig(*map(int, counts)))
+            dominant, contextual = map(int, counts)
+            budgets.append(VisionZipConfig(dominant, contextual))
     if len(set(budgets)) < len(budgets):
-        raise ValueError(f"--budgets {options.budgets} names a budget twice.")
+        raise ValueError(f"--budgets {listed} names a budget twice.")
     return [budget and budget_of(options, budget) for budget in budgets]
 
 

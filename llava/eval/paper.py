@@ -1,4 +1,4 @@
-"""The paper's scores (arXiv 2412.04467), to put beside one's own."""
+"""The paper's scores (arXiv 2412.04467), to compare one's own with."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from llava.eval.tasks import TASKS
 
 
 class PaperRow(NamedTuple):
-    """A line of its table."""
+    """A row of the paper's table."""
 
     tokens: int
     is_tuned: bool  # with a projector tuned on a tenth of LLaVA-1.5's data
@@ -37,6 +37,7 @@ tokens GQA MMB MME POPE SQA VQAv2 TextVQA MMMU SEED MMVet LLaVA-B average
 
 
 def table_rows() -> tuple[PaperRow, ...]:
+    """Read the rows of the paper's table for LLaVA-1.5-7B."""
     rows = []
     header, *lines = _TABLE.strip().splitlines()
     by_column = {task.paper: name for name, task in TASKS.items() if task.paper}
@@ -50,7 +51,13 @@ def table_rows() -> tuple[PaperRow, ...]:
 
 
 def average_rows(whole: int, plain: dict[int, float], tuned: dict[int, float] | None = None) -> tuple[PaperRow, ...]:
-    """Rows of which only the averages are kept, by tokens."""
+    """Make rows of which only the averages are kept.
+
+    Args:
+        whole: tokens without VisionZip.
+        plain: tokens -> average, without tuning.
+        tuned: likewise with a tuned projector.
+    """
     rows = [(whole, False, 100.0), *((tokens, False, value) for tokens, value in plain.items())]
     rows += [(tokens, True, value) for tokens, value in (tuned or {}).items()]
     return tuple(PaperRow(tokens, is_tuned, {}, average) for tokens, is_tuned, average in rows)

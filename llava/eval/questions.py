@@ -29,11 +29,16 @@ FIELDS = {  # of a line: type, and how that is called
 
 
 def as_list(value) -> list:
+    """Put a single value into a list."""
     return value if isinstance(value, list) else [value]
 
 
 def require_fields(fields: Mapping, names: Sequence[str], where: str, what: str) -> None:
-    """ValueError if a line lacks one of the named fields, or has something else there. `what` it is goes into that."""
+    """Check that a line has the named `FIELDS`.
+
+    Raises:
+        ValueError: one is missing, or of another type; the text names `where` and `what` the line is.
+    """
     for name in names:
         kinds, expected = FIELDS[name]
         if name not in fields:
@@ -44,7 +49,7 @@ def require_fields(fields: Mapping, names: Sequence[str], where: str, what: str)
 
 
 def read_questions(path: str | Path, limit: int | None = None) -> list[Question]:
-    """The questions of a JSONL file, the first `limit` of them if given. `image` is a file name, or a list of such.
+    """Read the questions of a JSONL file, the first `limit` of them if given; `image` is a file name or a list of such.
 
     Raises:
         ValueError: an unreadable file, no question in it, a line without `question_id`, `image` and `text` of the right
@@ -67,7 +72,7 @@ def read_questions(path: str | Path, limit: int | None = None) -> list[Question]
 
 
 def read_answers(path: str | Path, *names: str) -> list[dict]:
-    """The answers of a JSONL file, each of which has the named `FIELDS`.
+    """Read the answers of a JSONL file, each of which has the named `FIELDS`.
 
     Raises:
         ValueError: an unreadable file, no answer in it, or a line without one of these fields, or with one of another
@@ -85,7 +90,7 @@ def read_answers(path: str | Path, *names: str) -> list[dict]:
 def read_entries(
     path: str | Path, entries: list, fields: Callable[[dict], Fields], limit: int | None
 ) -> list[Question]:
-    """Questions out of a list; `fields` finds id, images and text in an entry.
+    """Make questions of the entries of a list; `fields` finds id, images and text in an entry.
 
     Raises:
         ValueError: there are none, or an entry lacks one of these, or brings another medium; it is named.
@@ -109,7 +114,7 @@ def read_entries(
 
 
 def require_characters(question: Question, where: str) -> None:
-    """ValueError if there is something in a question that no file and no tokenizer takes."""
+    """Raise ValueError if there is something in a question that no file and no tokenizer takes."""
     for text in (str(question.question_id), *question.images, question.text):
         try:
             text.encode()
@@ -120,7 +125,7 @@ def require_characters(question: Question, where: str) -> None:
 
 
 def by_image(questions: Iterable[Question]) -> list[list[Question]]:
-    """Questions about the same images together, in the order in which these come up first; without any, each alone."""
+    """Group questions about the same images, in the order in which these come up first; without any, each alone."""
     groups: dict[tuple[str, ...] | int, list[Question]] = {}
     for question in questions:
         groups.setdefault(question.images or question.row, []).append(question)
@@ -128,7 +133,7 @@ def by_image(questions: Iterable[Question]) -> list[list[Question]]:
 
 
 def missing_images(questions: Iterable[Question], folder: str | Path) -> dict[str, Question]:
-    """Images that are no file in `folder`, each with the first question about it, in the order of the questions."""
+    """Find the images that are no file in `folder`, each with the first question about it."""
     first: dict[str, Question] = {}
     for question in questions:
         for name in question.images:

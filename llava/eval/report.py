@@ -11,46 +11,22 @@ import io
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
 
 from llava.eval.paper import PAPER, PaperModel, PaperRow
+from llava.eval.rows import WHOLE, Row, Table, read_results, to_tables
 from llava.eval.tasks import TASKS
 from llava.inference.embedded import playground
 from llava.utils.cli import add_verbose, print_once, program, run_command
-from llava.utils.files import make_folder, read_json, require_own, write_text
+from llava.utils.files import make_folder, require_own, write_text
 from llava.utils.plots import pyplot
 from llava.utils.tables import to_table
 
-WHOLE = "full"  # the budget that is all tokens
 ALL_ITS_OWN = " †"
 FEWER = re.compile(r" \(\d+ of \d+\)$")
 COLUMNS = ("checkpoint", "budget", "tokens")  # that report.csv begins with
-
-
-class Row(NamedTuple):
-    """One budget of one checkpoint."""
-
-    budget: str
-    tokens: float  # of an image, mean over its benchmarks
-    most_tokens: float  # of any image
-    scores: dict[str, float]  # by task
-    questions: dict[str, str]  # by task: a digest of what was asked
-    partial: frozenset[str]  # tasks of which questions were left out
-
-    def relative_to(self, whole: "Row | None") -> float | None:
-        """The average relative score in %; None if no benchmark is in both."""
-        shared = self.shared_with(whole)
-        return 100 * fmean(self.scores[task] / whole.scores[task] for task in shared) if shared else None
-
-    def shared_with(self, whole: "Row | None") -> list[str]:
-        """The benchmarks that an average relative to `whole` is over."""
-        if whole is None:
-            return []
-        same = [task for task in self.scores if self.questions[task] == whole.questions.get(task)]
-        return [task for task in same if whole.scores[task]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,108 +35,56 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report(args: argparse.Namespace) -> int:
+    """Print the tables of a folder's results and write them as files; returns the exit status."""
     folder = Path(args.folder or playground() / "results")
     if folder.is_file():
         raise ValueError(f"{folder} is a file: name a folder to search with all below, such as {folder.parent}.")
     found = read_results(folder)
-    tables = {name: to_rows(results) for name, results in found.items()}
-    papers = {name: paper_of(results) for name, results in found.items()}
-    wholes = choose_wholes(tables, args.relative_to)
-    tasks = [name for name in TASKS if any(name in row.scores for rows in tables.values() for row in rows)]
-    sections = [f"## {name}\n\n{to_markdown(rows, tasks, wholes[name], papers[name])}" for name, rows in tables.items()]
-    if args.relative_to:
-        sections.append(f"Averages are relative to {args.relative_to} with all tokens.")
-    if any(papers.values()):
-        sections.append("\n".join(TASKS[task].note for task in tasks if TASKS[task].note))
-    sections += dict.fromkeys(paper.note for paper in papers.values() if paper and paper.note)
+    tables = to_tables(found, args.relative_to)
+    tasks = tasks_of(tables)
+    sections = [f"## {table.name}\n\n{to_markdown(table, tasks)}" for table in tables]
+    sections += notes_for(tables, tasks, args.relative_to)
     sections += judge_notes([result for results in found.values() for result in results])
     text = "\n\n".join(sections)
     print(text)
-    out = make_folder(args.out or folder)
+    write_files(make_folder(args.out or folder), text, tables)
+    return 0
+
+
+def tasks_of(tables: Sequence[Table]) -> list[str]:
+    """List the tasks that any of the tables has a score of, in the order of all tasks."""
+    scored = {task for table in tables for row in table.rows for task in row.scores}
+    return [task for task in TASKS if task in scored]
+
+
+def notes_for(tables: Sequence[Table], tasks: Sequence[str], relative_to: str | None) -> list[str]:
+    """List what has to be known to compare these tables with each other and with the paper."""
+    papers = [table.paper for table in tables if table.paper]
+    notes = [f"Averages are relative to {relative_to} with all tokens."] if relative_to else []
+    if papers:
+        notes.append("\n".join(TASKS[task].note for task in tasks if TASKS[task].note))
+    return notes + list(dict.fromkeys(paper.note for paper in papers if paper.note))
+
+
+def write_files(out: Path, text: str, tables: Sequence[Table]) -> None:
+    """Write report.md, report.csv and, where something can be drawn, report.png; prints which were written.
+
+    Raises:
+        ValueError: one of them is there, and this command has not written it.
+    """
     require_own([out / f"report.{kind}" for kind in ("md", "csv", "png")], ",".join(COLUMNS))
     write_text(out / "report.md", f"{text}\n")
-    write_text(out / "report.csv", to_csv(tables, tasks, wholes))
+    write_text(out / "report.csv", to_csv(tables, tasks_of(tables)))
     written = ["report.md", "report.csv"]
-    if draw(tables, wholes, papers, out / "report.png"):
+    if draw(tables, out / "report.png"):
         written.append("report.png")
     elif pyplot() is None:
         print_once("No plot: it needs matplotlib.")
     print_once(f"\nWritten: {', '.join(str(out / name) for name in written)}")
-    return 0
-
-
-def read_results(folder: Path) -> dict[str, list[dict]]:
-    """The results below a folder that have scores, by checkpoint; those of other precisions apart.
-
-    Raises:
-        ValueError: there are none, or a file is none.
-    """
-    found: dict[tuple[str, str], list[dict]] = {}
-    for path in sorted(folder.rglob("*.result.json")):
-        try:
-            result = read_json(path)
-            settings = result["settings"]
-            if result["scores"] and settings["task"] in TASKS:
-                to_rows([result])  # raises if something is lacking
-                precision = settings.get("quantization") or settings.get("dtype") or ""
-                found.setdefault((settings["checkpoint"], precision), []).append(result)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is no result of llava.eval.run. Move it away, or run that again.") from error
-    if not found:
-        raise ValueError(f"{folder}: no results in it. `bash scripts/eval/all.sh` makes some.")
-    return dict(zip(short_names(found), found.values(), strict=True))
-
-
-def short_names(keys: Iterable[tuple[str, str]]) -> list[str]:
-    """The last part of each checkpoint's path, with more of it, and the precision, where these tell some apart."""
-    keys = list(keys)
-    names = []
-    for checkpoint, precision in keys:
-        others = {other for other, _ in keys if Path(other).name == Path(checkpoint).name}
-        name = checkpoint if len(others) > 1 else Path(checkpoint).name
-        precisions = {other for same, other in keys if same == checkpoint}
-        names.append(f"{name}, {precision}" if len(precisions) > 1 else name)
-    return names
-
-
-def choose_wholes(tables: dict[str, list[Row]], name: str | None) -> dict[str, Row | None]:
-    """For each table the row that its averages are relative to: its own with all tokens, or that of the table `name`.
-
-    Raises:
-        ValueError: there is no such table, or no such row in it.
-    """
-    wholes = {other: rows[0] if rows[0].budget == WHOLE else None for other, rows in tables.items()}
-    if name is None:
-        return wholes
-    if not wholes.get(name):
-        known = ", ".join(other for other, row in wholes.items() if row) or "none"
-        raise ValueError(f"--relative-to {name}: no results of it with all tokens. There are those of: {known}.")
-    return dict.fromkeys(tables, wholes[name])
-
-
-def to_rows(results: Sequence[dict]) -> list[Row]:
-    """A row for each budget, most tokens first; of results for the same question the one with most answers counts."""
-    best: dict[tuple[str, str], dict] = {}
-    for result in sorted(results, key=lambda result: result["answered"]):
-        best[result["budget"], result["settings"]["task"]] = result
-    rows = []
-    for budget in dict.fromkeys(budget for budget, _ in best):
-        of = {task: result for (other, task), result in best.items() if other == budget}
-        scores = {task: result["scores"].get(TASKS[task].headline) for task, result in of.items()}
-        scores = {task: score for task, score in scores.items() if score is not None}
-        asked = {task: result["settings"].get("questions", "") for task, result in of.items()}
-        partial = frozenset(
-            task for task, result in of.items() if result["answered"] < result["questions"] or result.get("limit")
-        )
-        tokens = [result["tokens_per_image"] for result in of.values() if result["tokens_per_image"]]
-        mean = fmean(spread["mean"] for spread in tokens) if tokens else 0.0
-        most = max((spread["max"] for spread in tokens), default=0.0)
-        rows.append(Row(budget, mean, most, scores, asked, partial))
-    return sorted(rows, key=lambda row: (row.budget != WHOLE, -row.tokens))
 
 
 def judge_notes(results: Sequence[dict]) -> list[str]:
-    """Which language models have graded, and where not all could be read; a line for each benchmark that needs one."""
+    """Name the language models that have graded each benchmark, and say where not all grades could be read."""
     judges, unreadable = defaultdict(set), defaultdict(str)
     for result in results:
         if judge := result.get("judge"):
@@ -176,45 +100,45 @@ def judge_notes(results: Sequence[dict]) -> list[str]:
     ]
 
 
-def paper_of(results: Sequence[dict]) -> PaperModel | None:
-    """The paper's model that a checkpoint is like, by what is noted of it in its results."""
-    noted = [result["model"] for result in results if result.get("model")]
-    for paper in PAPER:
-        like = {"model_type": "llava", "hidden_size": paper.hidden_size, "visual_tokens": paper.visual_tokens}
-        if noted and noted[-1] == like:
-            return paper
-    return None
-
-
-def paper_rows(paper: PaperModel | None, row: Row) -> list[PaperRow]:
-    """Those of as many tokens."""
-    if paper is None:
-        return []
+def paper_rows(paper: PaperModel, row: Row) -> list[PaperRow]:
+    """Find the paper's rows of as many tokens."""
     tokens = paper.visual_tokens if row.budget == WHOLE else row.most_tokens
     return [line for line in paper.rows if line.tokens == tokens]
 
 
-def to_markdown(rows: Sequence[Row], tasks: Sequence[str], whole: Row | None, paper: PaperModel | None) -> str:
-    """A line per budget, and under it the paper's of as many tokens, with how far ours is above it in brackets."""
+def to_markdown(table: Table, tasks: Sequence[str]) -> str:
+    """Write a line per budget, and under it the paper's of as many tokens, in brackets how far ours is above it."""
+    _, rows, whole, paper = table
     lines = [["", "tokens", *tasks, "average %"]]
     for row in rows:
         cells = [score_text(row.scores.get(task)) + "*" * (task in row.partial) for task in tasks]
         shared = row.shared_with(whole)
         average = average_text(row.relative_to(whole), len(shared), len(whole.scores) if whole else 0)
         lines.append([row.budget, f"{row.tokens:.0f}", *cells, average])
-        lines += [paper_line(paper, line, row, tasks, shared) for line in paper_rows(paper, row)]
-    text = to_table(lines)
+        if paper:
+            lines += [paper_line(paper, line, row, tasks, shared) for line in paper_rows(paper, row)]
+    notes = []
     if any(FEWER.search(line[-1]) for line in lines):
-        text += "\n\n(1 of 2) the average is over 1 of the 2 benchmarks of the row that it is compared with"
+        notes.append("(1 of 2) the average is over 1 of the 2 benchmarks of the row that it is compared with")
     if any(row.partial for row in rows):
-        text += "\n\n\\* some questions were left out"
+        notes.append("\\* some questions were left out")
     if paper and not paper.rows[0].scores:
-        text += f"\n\n{ALL_ITS_OWN.strip()} over all benchmarks of the paper"
-    return text if whole else f"{text}\n\nNo averages: there is no run with all tokens (--budgets full)."
+        notes.append(f"{ALL_ITS_OWN.strip()} over all benchmarks of the paper")
+    if not whole:
+        notes.append("No averages: there is no run with all tokens (--budgets full).")
+    return "\n\n".join([to_table(lines), *notes])
 
 
 def paper_line(paper: PaperModel, line: PaperRow, row: Row, tasks: Sequence[str], averaged: Sequence[str]) -> list[str]:
-    """The cells of one of the paper's rows, under `row`, whose own average is over the tasks `averaged`."""
+    """Write the cells of one of the paper's rows, to stand under `row`.
+
+    Args:
+        paper: the model of the paper.
+        line: its row.
+        row: ours of as many tokens.
+        tasks: the columns of the table.
+        averaged: the tasks that our row's average is over.
+    """
     cells = []
     for task in tasks:
         value, own = line.scores.get(task), row.scores.get(task)
@@ -227,7 +151,11 @@ def paper_line(paper: PaperModel, line: PaperRow, row: Row, tasks: Sequence[str]
 
 
 def paper_average(paper: PaperModel, line: PaperRow, tasks: Sequence[str]) -> float | None:
-    """Over `tasks` where the paper's scores are known, else the one that it gives, over all its benchmarks."""
+    """Average a row of the paper relative to all tokens, in percent.
+
+    It is over `tasks` where the paper's scores are known here, else the average that the paper gives, over all its
+    benchmarks; None if the paper has none of the tasks.
+    """
     if not line.scores:
         return line.average
     shared = [task for task in tasks if task in line.scores]
@@ -235,50 +163,43 @@ def paper_average(paper: PaperModel, line: PaperRow, tasks: Sequence[str]) -> fl
 
 
 def average_text(average: float | None, over: int, of: int) -> str:
-    """An average over so many benchmarks, and if the row it is compared with has more, how many these are."""
+    """Write an average over `over` benchmarks, and of how many if the row that it is compared with has more."""
     return score_text(average) + (f" ({over} of {of})" if 0 < over < of else "")
 
 
 def score_text(value: float | None) -> str:
+    """Write a score to one digit; nothing where there is none."""
     return "" if value is None else f"{value:.1f}"
 
 
-def to_csv(tables: dict[str, list[Row]], tasks: Sequence[str], wholes: dict[str, Row | None]) -> str:
+def to_csv(tables: Sequence[Table], tasks: Sequence[str]) -> str:
+    """Write all rows of all tables as CSV, a column for each task."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*COLUMNS, *tasks, "average", "benchmarks"])
-    for name, rows in tables.items():
-        for row in rows:
-            values = [*(row.scores.get(task) for task in tasks), row.relative_to(wholes[name])]
+    for table in tables:
+        for row in table.rows:
+            values = [*(row.scores.get(task) for task in tasks), row.relative_to(table.whole)]
             cells = ["" if value is None else f"{value:.3f}" for value in values]
-            writer.writerow([name, row.budget, f"{row.tokens:.1f}", *cells, len(row.shared_with(wholes[name]))])
+            writer.writerow([table.name, row.budget, f"{row.tokens:.1f}", *cells, len(row.shared_with(table.whole))])
     return text.getvalue()
 
 
-def draw(
-    tables: dict[str, list[Row]], wholes: dict[str, Row | None], papers: dict[str, PaperModel | None], path: Path
-) -> bool:
-    """Average relative score against tokens. Returns False if there is nothing to draw, or no matplotlib."""
-    curves = {}
-    for name, rows in tables.items():
-        averages = [(row.tokens, row.relative_to(wholes[name])) for row in rows]
-        curves[name] = sorted((tokens, average) for tokens, average in averages if average is not None)
-    curves = {name: points for name, points in curves.items() if len(points) > 1}
+def draw(tables: Sequence[Table], path: Path) -> bool:
+    """Plot average relative scores against tokens per image; returns whether there was something to draw it with.
+
+    False: no table has two averages, or there is no matplotlib.
+    """
+    drawn = [table for table in tables if len(table.curve) > 1]
     plt = pyplot()
-    if plt is None or not curves:
+    if plt is None or not drawn:
         return False
     figure, axis = plt.subplots(figsize=(6, 4.2), layout="constrained")
-    for name, points in curves.items():
-        axis.plot(*zip(*points, strict=True), marker="o", label=name)
-    for paper in PAPER:
-        of = [row for name in curves if papers[name] is paper for row in tables[name]]
-        tasks = [task for task in TASKS if any(task in row.scores for row in of)]
-        for is_tuned, label in ((False, f"the paper, {paper.name}"), (True, f"the paper, {paper.name}, tuned ‡")):
-            lines = [line for line in paper.rows if line.is_tuned == is_tuned]
-            points = [(line.tokens, paper_average(paper, line, tasks)) for line in lines]
-            if of and points:
-                axis.plot(*zip(*points, strict=True), marker="s", linestyle="--", label=label)
-    ticks = sorted({round(tokens) for points in curves.values() for tokens, _ in points})
+    for table in drawn:
+        axis.plot(*zip(*table.curve, strict=True), marker="o", label=table.name)
+    for label, points in paper_curves(drawn).items():
+        axis.plot(*zip(*points, strict=True), marker="s", linestyle="--", label=label)
+    ticks = sorted({round(tokens) for table in drawn for tokens, _ in table.curve})
     axis.set_xscale("log", base=2)
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
     axis.set(xlabel="tokens per image", ylabel="average of scores relative to all tokens (%)")
@@ -289,7 +210,19 @@ def draw(
     return True
 
 
+def paper_curves(tables: Sequence[Table]) -> dict[str, list[tuple[int, float | None]]]:
+    """Find tokens and averages of the paper's models that tables are of, as it is and tuned, by the curve's name."""
+    curves = {}
+    for paper in PAPER:
+        of = [table for table in tables if table.paper is paper]
+        for line in paper.rows if of else ():
+            label = f"the paper, {paper.name}{', tuned ‡' * line.is_tuned}"
+            curves.setdefault(label, []).append((line.tokens, paper_average(paper, line, tasks_of(of))))
+    return curves
+
+
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the flags of the command line."""
     parser = argparse.ArgumentParser(
         prog=program("llava.eval.report"),
         description="Put all results of a folder into one table, with the paper's where as many tokens were used.",

@@ -1,4 +1,4 @@
-"""The result of a run: what is saved beside the answers, and the table on the screen."""
+"""The result of a run: what is saved next to the answers, and the table on the screen."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from visionzip_patch import VisionZipConfig
 
 
 def summarize(task: Task, data: Data, budget: VisionZipConfig | None, answers: AnswerFile, timing: dict | None) -> dict:
-    """The result as it is saved beside the answers. Scores are of the answered questions."""
+    """Sum up a run as it is saved next to its answers; scores are of the answered questions."""
     rows = [answers.rows[row] for row in sorted(answers.rows)]
     with silence_logging():  # how many are answered is said below
         scores = task.metric(data, rows) if task.metric and rows else None
@@ -38,7 +38,7 @@ def summarize(task: Task, data: Data, budget: VisionZipConfig | None, answers: A
 
 
 def tokens_per_image(answers: AnswerFile) -> dict[str, float] | None:
-    """Mean, and least and most that a question's images have on average; None if no answered question has any."""
+    """Compute the mean of visual tokens per image, and the least and the most of any question; None without images."""
     images = {row: count for row in answers.rows if (count := len(answers.by_row[row].images))}
     if not images:
         return None
@@ -48,7 +48,7 @@ def tokens_per_image(answers: AnswerFile) -> dict[str, float] | None:
 
 
 def print_report(results: Sequence[dict]) -> None:
-    """A table of all results, and below it what was left out."""
+    """Print a table of all results, and below it what was left out."""
     names = list(dict.fromkeys(name for result in results for name in result["scores"] or ()))
     head = [
         "budget",
@@ -73,6 +73,7 @@ def print_report(results: Sequence[dict]) -> None:
 
 
 def print_skipped(result: dict, most: int = 10) -> None:
+    """Print the questions that were left out, `most` of them."""
     skipped = result["skipped"]
     if not skipped:
         return
@@ -84,6 +85,7 @@ def print_skipped(result: dict, most: int = 10) -> None:
 
 
 def tokens_text(result: dict) -> str:
+    """Write the tokens per image, with their range where they differ."""
     tokens = result["tokens_per_image"]
     if tokens is None:
         return "-"

@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from llava.eval.cli import add_data_options
+from llava.eval.data_options import add_data_options
 from llava.eval.tasks import TASKS
 from llava.inference.budget import add_budget_options
 from llava.utils.cli import EXIT_STATUSES, add_conv_mode, add_verbose, positive, program, run_command, whole
@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the flags of the command line."""
     parser = argparse.ArgumentParser(
         prog=program("llava.eval.run"),
         usage="%(prog)s TASK [CHECKPOINT] [--dominant D --contextual C] [option ...]; --help lists them",
@@ -52,7 +53,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument_group("output (default: playground/results/TASK/CHECKPOINT/BUDGET.jsonl)").add_argument
     add("--answers-file", metavar="FILE", help="JSONL of the answers; FILE.result.json gets the score")
     add("--out", metavar="DIR", help="folder for BUDGET.jsonl and its result")
-    add("--overwrite", action="store_true", help="throw earlier answers away instead of going on from them")
+    add("--overwrite", action="store_true", help="discard earlier answers instead of going on from them")
 
     group = parser.add_argument_group("model")
     add_conv_mode(group)

@@ -18,6 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Ask the question of the command line; returns the exit status."""
     eval_model(args)
     return 0
 
@@ -59,23 +60,24 @@ def eval_model(args) -> str:
 
 
 def image_parser(args) -> list[str]:
-    """The names in `args.image_file`, parted by `args.sep`."""
+    """Split `args.image_file` into names at `args.sep`."""
     return args.image_file.split(args.sep)
 
 
 def load_image(image_file: str):
-    """Open an RGB image of a file, or of a http(s) URL. Raises ValueError if there is none that can be used."""
+    """Open an RGB image of a file or a http(s) URL. Raises ValueError if there is none that can be used."""
     from llava.mm_utils import fetch_image
 
     return fetch_image(image_file)
 
 
 def load_images(image_files: Sequence[str]) -> list:
-    """`load_image` of each."""
+    """Open several images, each as `load_image` does."""
     return [load_image(name) for name in image_files]
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the flags of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m llava.eval.run_llava",
         description="Ask a LLaVA checkpoint one question about images.",
@@ -88,7 +90,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--query", required=True, metavar="TEXT", help=f"the question; {IMAGE_PLACEHOLDER} in it is where an image goes"
     )
-    add("--sep", default=",", help="what parts the names of images (default: a comma)")
+    add("--sep", default=",", help="what separates the names of images (default: a comma)")
     add_decoding_options(parser, max_new_tokens=512)
     add_budget_options(parser, default="what the checkpoint carries, else all tokens")
     add_verbose(parser)

@@ -32,7 +32,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from llava.analysis.cli import make_parser
-from llava.eval.cli import add_data_options
+from llava.eval.data_options import add_data_options
 from llava.utils.cli import add_conv_mode, at_least, positive, run_command
 
 

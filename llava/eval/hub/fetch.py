@@ -31,20 +31,8 @@ def fetch(task: Task, data: Data, source: str | None = None) -> list[Path]:
     """
     if is_complete(task, data):
         return []
-    if not (wanted := task.source):
-        known = ", ".join(name for name, other in TASKS.items() if other.source)
-        raise ValueError(f"{task.name} is in no data set known here; those that are: {known}.")
-    there = [str(path) for path in data.texts() if is_there(path)]
-    if wanted.whole and there:
-        raise ValueError(
-            f"{task.name}: {' and '.join(there)} would not go with the files of the data set, where questions have "
-            f"other numbers. Move it away and fetch again, or get what is missing as follows. {task.how_to_fetch()}"
-        )
-    if source and not Path(source).is_dir() and (Path(source).exists() or not HUB_ID.fullmatch(source)):
-        what = "a file" if Path(source).exists() else "no folder that is there, and no hub id, which reads OWNER/NAME"
-        raise ValueError(f"{task.name}: {source} is {what}. Name the folder that the data set's files are in.")
-    names = [source] if source else [f"{owner}/{wanted.name}" for owner in OWNERS]
-    tables = open_first(task.name, names, wanted)
+    wanted = source_of(task, data)
+    tables = open_first(task.name, data_sets(task.name, wanted, source), wanted)
     make_folder(data.image_folder)
     try:
         texts = wanted.convert(data, *(table.rows(task.name) for table in tables))
@@ -57,6 +45,39 @@ def fetch(task: Task, data: Data, source: str | None = None) -> list[Path]:
     return lacking
 
 
+def source_of(task: Task, data: Data) -> Source:
+    """Look up the data set that a task's files can be made from.
+
+    Raises:
+        ValueError: there is none, or files are there that would not go with its.
+    """
+    if not task.source:
+        known = ", ".join(name for name, other in TASKS.items() if other.source)
+        raise ValueError(f"{task.name} is in no data set known here; those that are: {known}.")
+    there = [str(path) for path in data.texts() if is_there(path)]
+    if task.source.whole and there:
+        raise ValueError(
+            f"{task.name}: {' and '.join(there)} would not go with the files of the data set, where questions have "
+            f"other numbers. Move it away and fetch again, or get what is missing as follows. {task.how_to_fetch()}"
+        )
+    return task.source
+
+
+def data_sets(task: str, wanted: Source, source: str | None) -> list[str]:
+    """List the folders and hub ids to try: `source` alone where it is given, else the usual ones.
+
+    Raises:
+        ValueError: `source` is neither a folder that is there nor a hub id.
+    """
+    if not source:
+        return [f"{owner}/{wanted.name}" for owner in OWNERS]
+    path = Path(source)
+    if not path.is_dir() and (path.exists() or not HUB_ID.fullmatch(source)):
+        what = "a file" if path.exists() else "no folder that is there, and no hub id, which reads OWNER/NAME"
+        raise ValueError(f"{task}: {source} is {what}. Name the folder that the data set's files are in.")
+    return [source]
+
+
 def is_complete(task: Task, data: Data) -> bool:
     """Tell whether questions and answers are there, and every image that the questions name."""
     if not all(map(is_there, data.texts())):
@@ -65,7 +86,11 @@ def is_complete(task: Task, data: Data) -> bool:
 
 
 def open_first(task: str, names: list[str], wanted: Source) -> list[Table]:
-    """Open the tables of the first data set that can be opened. Raises ValueError, which says why none can be."""
+    """Open the tables of the first of the data sets that can be opened.
+
+    Raises:
+        ValueError: none of them can; it says why for each.
+    """
     try:
         from datasets.exceptions import DatasetsError
     except ImportError:

@@ -27,7 +27,7 @@ class Part(NamedTuple):
 
     @property
     def pattern(self) -> str:
-        """Which files of a data set on the hub hold it, in the layout that `push_to_hub` makes."""
+        """Name the files of a data set on the hub that hold this table, in the layout that `push_to_hub` makes."""
         return f"{self.config or '*'}/{self.split}-*.parquet"
 
 
@@ -48,14 +48,14 @@ class Source(NamedTuple):
 
 
 class Table(NamedTuple):
-    """An opened `part`."""
+    """An opened table of a data set."""
 
     part: Part
     dataset: Any  # a Dataset or IterableDataset
     count: int  # of rows
 
     def rows(self, name: str) -> Iterator[dict]:
-        """The rows with the wanted columns, and a bar; images are the bytes of their files, or None.
+        """Go through the rows with the wanted columns, and show a bar; images are the bytes of their files, or None.
 
         Raises:
             ValueError: what should be an image is none; row and column are named.
@@ -75,7 +75,11 @@ class Table(NamedTuple):
 
 
 def stored(image: dict | list | None, where: str) -> bytes | list | None:
-    """The file of an image, of each in a list, or None. Raises ValueError, with `where`, if Pillow cannot open one."""
+    """Read the file of an image, of each image in a list, or None.
+
+    Raises:
+        ValueError: Pillow cannot open one; the text begins with `where`.
+    """
     if image is None or isinstance(image, list):
         return image and [stored(one, where) for one in image]
     try:
@@ -88,7 +92,7 @@ def stored(image: dict | list | None, where: str) -> bytes | list | None:
 
 
 def open_table(name: str, part: Part) -> Table:
-    """A table of a data set in a folder or on the hub.
+    """Open a table of a data set in a folder or on the hub.
 
     Raises:
         ValueError, OSError or RuntimeError: there is none, or it lacks a column.
@@ -101,16 +105,21 @@ def open_table(name: str, part: Part) -> Table:
 
 
 def open_folder(folder: Path, part: Part) -> Table:
-    from datasets import load_from_disk
+    """Open a table that `save_to_disk` has made, or that lies in parquet files.
+
+    Raises:
+        ValueError: the folder has no such table.
+    """
+    from datasets import Dataset, DatasetDict
 
     saved = folder / part.config if part.config and (folder / part.config).is_dir() else folder
     if (saved / "dataset_dict.json").is_file():
-        splits = load_from_disk(str(saved))
+        splits = DatasetDict.load_from_disk(str(saved))
         if part.split not in splits:
-            raise ValueError(f"there is no {part}, only {', '.join(splits)}.")
+            raise ValueError(f"there is no {part}, only {', '.join(map(str, splits))}.")
         return Table(part, splits[part.split], splits[part.split].num_rows)
     if (saved / "state.json").is_file():
-        dataset = load_from_disk(str(saved))
+        dataset = Dataset.load_from_disk(str(saved))
         return Table(part, dataset, dataset.num_rows)
     if files := parquet_files(folder, part):
         return read_parquet(files, part)
@@ -118,7 +127,7 @@ def open_folder(folder: Path, part: Part) -> Table:
 
 
 def open_hub(name: str, part: Part) -> Table:
-    """From the hub or its cache. In the usual layout only the files of this split are downloaded."""
+    """Open a table of the hub or its cache; in the usual layout only the files of this split are downloaded."""
     from datasets import load_dataset
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
@@ -132,10 +141,12 @@ def open_hub(name: str, part: Part) -> Table:
 
 
 def parquet_files(folder: Path, part: Part) -> list[Path]:
-    """The files of a split below a folder, as the hub names them: SPLIT-00000-of-00001.parquet, or SPLIT/0000.parquet.
+    """Find the files of a split below a folder, as the hub names them.
+
+    They are called SPLIT-00000-of-00001.parquet, or SPLIT/0000.parquet.
 
     Raises:
-        ValueError: some of them are missing, which their names tell.
+        ValueError: some of them are missing, by the count in their names.
     """
 
     def is_of_part(path: Path) -> bool:
@@ -152,7 +163,7 @@ def parquet_files(folder: Path, part: Part) -> list[Path]:
 
 
 def read_parquet(files: list[Path], part: Part) -> Table:
-    """Straight from the files, as a stream: else they would be copied into the cache."""
+    """Open parquet files as a stream: else they would be copied into the cache."""
     from datasets import load_dataset
     from pyarrow.parquet import read_metadata
 

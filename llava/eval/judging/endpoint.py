@@ -54,11 +54,11 @@ class Judge:
 
     @property
     def url(self) -> str:
-        """What is posted to."""
+        """Return the address that prompts are posted to."""
         return f"{self.base_url.rstrip('/').removesuffix('/chat/completions')}/chat/completions"
 
     def ask(self, prompt: str, *, system: str = "", temperature: float = 0.0, max_tokens: int = 1024) -> Reply:
-        """Post one prompt. Asks again where the endpoint is busy, broken or silent (429, 5xx, no answer in time).
+        """Post one prompt, again where the endpoint is busy, broken or silent (429, 5xx, no answer in time).
 
         Raises:
             ValueError: the endpoint refuses, answers something else than a completion, has never been there, or all
@@ -76,7 +76,7 @@ class Judge:
                 cause = getattr(error, "reason", error)
                 if not self.is_there and isinstance(cause, (ConnectionRefusedError, socket.gaierror)):
                     raise ValueError(
-                        f"{self.url}: nobody is there ({cause}). Start the server, or mend the address."
+                        f"{self.url}: nobody is there ({cause}). Start the server, or fix the address."
                     ) from None
             else:
                 self.is_there = True
@@ -89,7 +89,7 @@ class Judge:
         raise ValueError(f"{self.url} did not answer in {self.tries} tries, the last one with {reason}.")
 
     def complaint(self, status: int) -> str:
-        """What a refusal of this status is about."""
+        """Say what a refusal of this status is about."""
         if status in (401, 403):
             return "does not accept the key" if self.key else "wants a key, and none was sent"
         if status in (404, 405):
@@ -97,18 +97,23 @@ class Judge:
         return "refused the judge's prompt"
 
     def post(self, body: bytes) -> tuple[int, bytes]:
-        """Status and body of the endpoint's answer. Raises OSError or HTTPException where there is none."""
+        """Post a request; returns status and body of the answer.
+
+        Raises:
+            OSError, HTTPException: there is none.
+        """
         request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"})
         if self.key:  # a redirect may lead to another host, which shall not see the key
             request.add_unredirected_header("Authorization", f"Bearer {self.key}")
         try:
-            response = urllib.request.urlopen(request, timeout=self.timeout)
-        except urllib.error.HTTPError as error:
-            response = error  # an answer too, of another status
-        with response:
-            return response.status, response.read()
+            with urllib.request.urlopen(request, timeout=self.timeout) as response:
+                return response.status, response.read()
+        except urllib.error.HTTPError as answer:  # of another status
+            with answer:
+                return answer.code, answer.read()
 
     def read(self, body: bytes) -> Reply:
+        """Read a completion. Raises ValueError where the endpoint has answered something else."""
         try:
             content = json.loads(body)
             return Reply(content["choices"][0]["message"]["content"] or "", content.get("model") or "unnamed")

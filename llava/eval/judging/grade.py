@@ -42,7 +42,7 @@ def grade_all(graded: Graded, judge: Judge, path: Path, *, runs: int, parallel: 
     Args:
         graded: what to ask about the answers in `path`.
         judge: whom to ask.
-        path: the answers; grades are kept beside them.
+        path: the answers; grades are kept next to them.
         runs: how often to grade each answer.
         parallel: how many requests at a time.
 

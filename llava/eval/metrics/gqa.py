@@ -20,9 +20,9 @@ class GQAResult(NamedTuple):
 
 
 def parse_answer(text: str) -> str:
-    """The answer in the form that is compared: lower case, without periods at its end.
+    """Bring an answer into the form that is compared: lower case, without periods at its end.
 
-    Nothing else is mended, as published numbers count it: "the cat", "no, sir" and "yes. " differ from the annotation.
+    Nothing else is changed, as published numbers count it: "the cat", "no, sir" and "yes. " differ from the annotation.
     """
     return text.rstrip(".").lower()
 
@@ -32,7 +32,7 @@ def score(questions: Mapping[str, Mapping], predictions: Sequence[Mapping]) -> G
 
     Args:
         questions: question id -> `answer`, `isBalanced` and `types` with `structural`
-            (testdev_balanced_questions.json). The others are passed over, as the official script does.
+            (testdev_balanced_questions.json). The others are skipped, as in the official script.
         predictions: rows with `question_id` and `text`. Of rows with the same id the last counts.
 
     Raises:

@@ -52,7 +52,7 @@ class LLaVABenchResult(NamedTuple):
 
 
 def mmvet_answers(predictions: Sequence[Mapping]) -> dict[str, str]:
-    """Content of the answers file that MM-Vet's script and its public judge take: {"v1_0": text}.
+    """Make the content of the answers file that MM-Vet's script and its public judge take: {"v1_0": text}.
 
     Args:
         predictions: rows with `question_id`, 0 or "v1_0", and `text`. Of rows with the same id the last counts.
@@ -61,7 +61,7 @@ def mmvet_answers(predictions: Sequence[Mapping]) -> dict[str, str]:
 
 
 def mmvet_prompt(table: str, question: str, answer: str, prediction: str) -> str:
-    """What MM-Vet asks the judge, at `TEMPERATURES` and with at most 3 tokens to answer: the next grade of `table`.
+    """Write what MM-Vet asks the judge: the next grade of `table`, at `TEMPERATURES`, in at most 3 tokens.
 
     Args:
         table: its instructions and few-shot table (`prompt` in mm-vet_evaluator.py).
@@ -74,7 +74,7 @@ def mmvet_prompt(table: str, question: str, answer: str, prediction: str) -> str
 
 
 def parse_grade(text: str) -> float | None:
-    """The grade, 0 to 1, that the judge's answer begins with; None if it does not."""
+    """Read the grade, 0 to 1, that the judge's answer begins with; None if it does not begin with one."""
     try:
         grade = float(text.split(" ")[0].strip())
     except ValueError:
@@ -122,7 +122,7 @@ class Review(NamedTuple):
     prompt: str
 
     def reviewed(self, text: str) -> dict:
-        """The row of the review file that LLaVA's scripts write, with the judge's answer and the scores in it."""
+        """Make the row of the review file that LLaVA's scripts write, with the judge's answer and the scores in it."""
         return {**self.row, "content": text, "tuple": parse_scores(text)}
 
 
@@ -133,7 +133,7 @@ def llava_bench_reviews(
     predictions: Sequence[Mapping],
     rules: Mapping[str, Mapping],
 ) -> list[Review]:
-    """What LLaVA-Bench asks the judge, with temperature 0.2, at most 1024 tokens to answer, and `REVIEWER` as system.
+    """Write what LLaVA-Bench asks the judge: at temperature 0.2, in at most 1024 tokens, with `REVIEWER` as system.
 
     Args:
         questions: rows with `question_id`, `image`, `text` and `category` (questions.jsonl).
@@ -176,7 +176,7 @@ def llava_bench_reviews(
 
 
 def llava_bench_prompt(question: str, caption: str | Sequence[str], answers: Sequence[str], rule: Mapping) -> str:
-    """Caption, question, the `answers` of reference and model, and what the judge is to do by this category's rule."""
+    """Join caption, question, the `answers` of reference and model, and the rule for questions of this category."""
     lines = caption if isinstance(caption, str) else "\n".join(caption)
     sections = [f"[Context]\n{lines}", f"[Question]\n{question}"]
     for number, answer in enumerate(answers, start=1):
@@ -185,7 +185,7 @@ def llava_bench_prompt(question: str, caption: str | Sequence[str], answers: Seq
 
 
 def parse_scores(review: str) -> list[float]:
-    """The scores of reference and model in a review's first line, "8 7.5" or "8,7.5"; [-1, -1] if there are none.
+    """Read the scores of reference and model in a review's first line, "8 7.5" or "8,7.5"; [-1, -1] without them.
 
     Published numbers need exactly one space or comma between them and nothing else in the line: "8, 7.5" is none.
     """

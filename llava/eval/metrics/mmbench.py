@@ -28,7 +28,7 @@ class MMBenchResult(NamedTuple):
 
 
 def options_of(row: Mapping) -> dict[str, str]:
-    """Letter -> text of the options of a question: those before the first empty one, as LLaVA asks them."""
+    """List the options of a question, letter -> text: those before the first empty one, as LLaVA asks them."""
     texts = {}
     for letter in LETTERS:
         if is_empty(text := row.get(letter)):
@@ -38,12 +38,12 @@ def options_of(row: Mapping) -> dict[str, str]:
 
 
 def parse_choice(text: str, options: Mapping[str, str]) -> str | None:
-    """The letter chosen in `text`, or None.
+    """Find the letter chosen in `text`; None if there is none.
 
     It is the only one of the options' letters that is a word of its own ("B", "(B)", "B. a dog"), else the letter of
     the only option whose text is contained in the answer, in any case. So "11" is no choice between "1" and "11".
     """
-    words = text.translate(TO_BLANKS).split()  # not parted at Chinese punctuation, nor is it officially
+    words = text.translate(TO_BLANKS).split()  # not split at Chinese punctuation, nor is it officially
     letters = [letter for letter in options if letter in words]
     is_article = letters == ["A"] and len(words) > ARTICLE_WORDS
     if len(letters) == 1 and not is_article:
@@ -79,8 +79,10 @@ def score(rows: Sequence[Mapping], predictions: Sequence[Mapping]) -> MMBenchRes
 
 
 def submission(rows: Sequence[Mapping], predictions: Sequence[Mapping]) -> list[dict]:
-    """The table that the official server scores, a dict per row: index, question, A to D, prediction, and what else the
-    TSV file has but hint, categories, source, image and comment. A row without a prediction gets None, an empty cell.
+    """Make the table that the official server scores, a dict per row.
+
+    It holds index, question, A to D, prediction, and what else the TSV file has but hint, categories, source, image and
+    comment. A row without a prediction gets None, an empty cell.
 
     Raises:
         ValueError: predictions answer none of the rows.
@@ -96,6 +98,7 @@ def submission(rows: Sequence[Mapping], predictions: Sequence[Mapping]) -> list[
 
 
 def texts_by_index(rows: Sequence[Mapping], predictions: Sequence[Mapping]) -> dict[int, str]:
+    """Collect the answers by the index of their row. Raises ValueError if one is to none of the rows."""
     known = {int(row["index"]) for row in rows}
     texts = {int(row["question_id"]): row["text"] for row in predictions}
     if unknown := [str(index) for index in texts if index not in known]:
@@ -107,5 +110,5 @@ def texts_by_index(rows: Sequence[Mapping], predictions: Sequence[Mapping]) -> d
 
 
 def is_empty(value) -> bool:
-    """Whether a cell is empty, by LLaVA's rule, in which the texts "nan" and "none" are empty too."""
+    """Tell whether a cell is empty, by LLaVA's rule, in which the texts "nan" and "none" are empty too."""
     return value is None or value != value or str(value).lower() in ("", "nan", "none")

@@ -39,17 +39,17 @@ class SubtaskScore(NamedTuple):
 
     @property
     def accuracy(self) -> float:
-        """Percent of questions answered right."""
+        """Compute the percentage of questions answered right."""
         return self.right / (2 * self.images) * 100
 
     @property
     def accuracy_plus(self) -> float:
-        """Percent of images with both questions answered right."""
+        """Compute the percentage of images with both questions answered right."""
         return self.both_right / self.images * 100
 
     @property
     def score(self) -> float:
-        """0 to 200."""
+        """Add up the points of the subtask, 0 to 200."""
         return self.accuracy + self.accuracy_plus
 
 
@@ -60,30 +60,31 @@ class MMEResult(NamedTuple):
 
     @property
     def perception(self) -> float:
-        """0 to 2000."""
+        """Add up the points of perception, 0 to 2000."""
         return self.points(PERCEPTION)
 
     @property
     def cognition(self) -> float:
-        """0 to 800."""
+        """Add up the points of cognition, 0 to 800."""
         return self.points(COGNITION)
 
     @property
     def total(self) -> float:
-        """0 to 2800. Some papers print it as "MME", others the score of perception alone."""
+        """Add up all points, 0 to 2800; some papers print them as "MME", others perception alone."""
         return self.perception + self.cognition
 
     @property
     def possible(self) -> int:
-        """The most that `total` could be: 2800, or less where subtasks were not answered."""
+        """Compute the most that `total` could be: 2800, or less where subtasks were not answered."""
         return 200 * len(self.subtasks)
 
     def points(self, names: Sequence[str]) -> float:
+        """Add up the points of some subtasks; those that were not answered have none."""
         return sum(self.subtasks[name].score for name in names if name in self.subtasks)
 
 
 def parse_answer(text: str) -> str:
-    """ "yes" or "no" if the first four letters contain it, in any case, else "other", as published numbers count it.
+    """Read "yes" or "no" if the first four letters contain it, in any case, else "other", as published numbers do.
 
     So "Not", "None" and "Know" are "no", and "The answer is yes" is "other".
     """
@@ -95,12 +96,13 @@ def score(truths: Sequence[Truth], predictions: Sequence[Mapping]) -> MMEResult:
     """Score predictions on the images with both questions answered.
 
     MME's score is defined on all of them. With fewer, a subtask's points are those of the images that it has, and a
-    subtask without any gives none; `possible` of the result tells. The official script pairs lines as they come; here
-    the two questions of an image find each other by its name, which is the same for files in their native order.
+    subtask without any gives none; `possible` of the result says of how many. The official script pairs lines as they
+    come; here the two questions of an image find each other by its name, which is the same for files in their native
+    order.
 
     Args:
         truths: the questions of all fourteen subtasks, two per image.
-        predictions: rows with `question_id` ("SUBTASK/IMAGE", folders between are passed over), `prompt` and `text`. Of
+        predictions: rows with `question_id` ("SUBTASK/IMAGE", folders between are skipped), `prompt` and `text`. Of
             rows with the same image and question the last counts.
 
     Raises:
@@ -129,13 +131,13 @@ def score(truths: Sequence[Truth], predictions: Sequence[Mapping]) -> MMEResult:
 
 
 def score_subtask(images: Sequence[Sequence[tuple[str, str]]]) -> SubtaskScore:
-    """Score of the (parsed, true) answers of each image."""
+    """Count the right answers of a subtask, from the (parsed, true) answers to each image."""
     right = [sum(answer == truth for answer, truth in pairs) for pairs in images]
     return SubtaskScore(len(images), sum(right), right.count(2))
 
 
 def key_of(question_id: str, prompt: str) -> tuple[str, str, str]:
-    """What a question is known by: subtask, image without ending, and text without the instructions LLaVA adds."""
+    """Make the key of a question: subtask, image without ending, and text without the instructions LLaVA adds."""
     subtask, *_, image = question_id.split("/")
     for instruction in INSTRUCTIONS:
         prompt = prompt.replace(instruction, "")
@@ -144,7 +146,7 @@ def key_of(question_id: str, prompt: str) -> tuple[str, str, str]:
 
 
 def check(truths: Sequence[Truth]) -> None:
-    """Raises ValueError unless `truths` are two questions per image of all subtasks."""
+    """Raise ValueError unless `truths` are two questions per image of all subtasks."""
     found = {truth.subtask for truth in truths}
     if found != set(SUBTASKS):
         missing, unknown = sorted(set(SUBTASKS) - found), sorted(found - set(SUBTASKS))

@@ -60,9 +60,10 @@ class MMMUResult(NamedTuple):
 
 
 def find_choice(text: str, options: Sequence[str]) -> str | None:
-    """The letter that `text` chooses, or None: "(B)", "B " or "B.", or else the text of an option in a long answer.
+    """Find the letter that `text` chooses; None if there is none.
 
-    Of several letters the one whose last occurrence comes last counts.
+    It reads "(B)", "B " or "B.", or else a long answer holds the text of an option. Of several letters the one whose
+    last occurrence comes last counts.
     """
     for mark in ",.!?;:'":
         text = text.strip(mark)  # one kind of mark after the other, and no spaces, so "B. " keeps its period
@@ -80,7 +81,7 @@ def find_choice(text: str, options: Sequence[str]) -> str | None:
 
 
 def draw_choice(question: str, options: Sequence[str]) -> str:
-    """A letter at random, always the same for this question, wherever and in whichever order questions are scored.
+    """Draw a letter at random, always the same for this question, in whichever order questions are scored.
 
     MMMU's script draws too, but from one stream for all questions, so its letters change with any answer before.
     """
@@ -88,8 +89,8 @@ def draw_choice(question: str, options: Sequence[str]) -> str:
 
 
 def parse_open(text: str) -> set[str | float]:
-    """What `text` may be answering: on each line what follows the last "is ", "so " and the like, and its numbers."""
-    # MMMU's script means to part sentences too, before a capital letter, but in text it has made lower case.
+    """Collect what `text` may answer: on each line what follows the last "is ", "so " and the like, and its numbers."""
+    # MMMU's script means to split sentences too, before a capital letter, but in text it has made lower case.
     text = text.strip().strip(".").lower()
     *lines, last = text.split("\n")
     tails = [*(shortest_tail(line, KEYS) for line in lines), shortest_tail(last, (*KEYS, "="))]
@@ -99,7 +100,7 @@ def parse_open(text: str) -> set[str | float]:
 
 
 def shortest_tail(line: str, keys: Sequence[str]) -> str:
-    """The shortest text after the last occurrence of any of `keys`; "" if there are none."""
+    """Find the shortest text after the last occurrence of any of `keys`; "" if there are none."""
     best = ""
     for key in keys:
         if key in line:
@@ -109,7 +110,10 @@ def shortest_tail(line: str, keys: Sequence[str]) -> str:
 
 
 def normalize(text: str) -> list[str | float]:
-    """A number rounded to two digits, or else the text in lower case; one letter only where a space is beside it."""
+    """Bring text into the forms that are compared: a number rounded to two digits, else the text in lower case.
+
+    A single letter is compared only where a space is next to it.
+    """
     text = text.strip()
     try:
         return [round(float(text.replace(",", "")), 2)]
@@ -118,7 +122,7 @@ def normalize(text: str) -> list[str | float]:
 
 
 def is_right(text: str, answers: Sequence[str]) -> bool:
-    """Whether an open answer holds one of the right `answers`: numbers must be equal, words be in what was said."""
+    """Tell whether an open answer holds one of the right `answers`: equal numbers, or words that were said."""
     said = parse_open(text)
     phrases = [part for part in said if isinstance(part, str)]
     right = [form for answer in answers for form in normalize(answer)]
@@ -154,7 +158,7 @@ def score(questions: Sequence[Mapping], predictions: Sequence[Mapping]) -> MMMUR
 
 
 def subject_of(question: str) -> str:
-    """ "Art_Theory" of "validation_Art_Theory_12". Raises ValueError."""
+    """Find the subject in an id: "Art_Theory" of "validation_Art_Theory_12". Raises ValueError if there is none."""
     subject = "_".join(question.split("_")[1:-1])
     if subject not in DISCIPLINE_OF:
         raise ValueError(
@@ -164,7 +168,7 @@ def subject_of(question: str) -> str:
 
 
 def read_list(value: str | Sequence[str]) -> list[str]:
-    """A list, a list written as text ("['Tampa', 'Florida']"), or one text alone as a list of it."""
+    """Read a list, a list written as text ("['Tampa', 'Florida']"), or one text alone as a list of it."""
     if not isinstance(value, str):
         return list(value)
     try:

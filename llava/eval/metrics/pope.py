@@ -17,31 +17,37 @@ class PopeResult(NamedTuple):
 
     @property
     def count(self) -> int:
+        """Count the answers."""
         return self.tp + self.fp + self.tn + self.fn
 
     @property
     def accuracy(self) -> float:
+        """Compute the share of right answers, 0 to 1."""
         return (self.tp + self.tn) / self.count if self.count else float("nan")
 
     @property
     def precision(self) -> float:
+        """Compute the share of objects among those said to be there, 0 to 1."""
         return self.tp / (self.tp + self.fp) if self.tp + self.fp else 0.0
 
     @property
     def recall(self) -> float:
+        """Compute the share of objects said to be there among those that are, 0 to 1."""
         return self.tp / (self.tp + self.fn) if self.tp + self.fn else 0.0
 
     @property
     def f1(self) -> float:
+        """Compute the harmonic mean of precision and recall, 0 to 1."""
         total = self.precision + self.recall
         return 2 * self.precision * self.recall / total if total else 0.0
 
     @property
     def yes_ratio(self) -> float:
+        """Compute the share of answers that are yes, 0 to 1."""
         return (self.tp + self.fp) / self.count if self.count else float("nan")
 
     def report(self) -> str:
-        """The lines that LLaVA's POPE script prints."""
+        """Write the lines that LLaVA's POPE script prints."""
         short = (self.f1, self.accuracy, self.precision, self.recall, self.yes_ratio)
         return "\n".join(
             [
@@ -58,7 +64,7 @@ class PopeResult(NamedTuple):
 
 
 def parse_answer(text: str) -> str:
-    """ "no" if the words No, no or not stand before the first period, else "yes", as published numbers count it.
+    """Read "no" if the words No, no or not stand before the first period, else "yes", as published numbers count it.
 
     Only these spellings count, between spaces or commas: "NO", "nope" and "No" before a line break are "yes".
     """

@@ -21,16 +21,17 @@ class ScienceQAResult(NamedTuple):
 
     @property
     def overall(self) -> Tally:
+        """Count the right answers to all questions."""
         return Tally(len(self.correct), len(self.correct) + len(self.incorrect))
 
     @property
     def with_image(self) -> Tally:
-        """Of the questions with an image."""
+        """Count the right answers to the questions with an image."""
         right, wrong = (sum(row["is_multimodal"] for row in rows) for rows in (self.correct, self.incorrect))
         return Tally(right, right + wrong)
 
     def report(self) -> str:
-        """The line that LLaVA's ScienceQA script prints."""
+        """Write the line that LLaVA's ScienceQA script prints."""
         right, count = self.overall
         return (
             f"Total: {count}, Correct: {right}, Accuracy: {self.overall.accuracy * 100:.2f}%, "
@@ -38,11 +39,11 @@ class ScienceQAResult(NamedTuple):
         )
 
     def analysis(self) -> dict:
-        """Content of the analysis file (`--output-file` of LLaVA's script)."""
+        """Make the content of the analysis file (`--output-file` of LLaVA's script)."""
         return {"correct": self.correct, "incorrect": self.incorrect}
 
     def summary(self) -> dict:
-        """Content of the result file (`--output-result` of LLaVA's script). `acc` is in percent."""
+        """Make the content of the result file (`--output-result` of LLaVA's script); `acc` is in percent."""
         return {
             "acc": self.overall.accuracy * 100,
             "correct": self.overall.right,
@@ -53,7 +54,7 @@ class ScienceQAResult(NamedTuple):
 
 
 def parse_choice(text: str, options: Sequence[str] = OPTIONS) -> str:
-    """The letter chosen in `text`: the letter alone, "B. ...", or one "The answer is B." inside; else "FAILED"."""
+    """Find the letter chosen in `text`: it alone, "B. ...", or one "The answer is B." inside; else "FAILED"."""
     if text in options:
         return text
     if text[:1] in options and text[1:3] == ". ":
@@ -74,7 +75,7 @@ def score(
         problems: question id -> `choices` and index of the right `answer` (problems.json).
         split: ids to score (one list of pid_splits.json).
         predictions: rows with `question_id`, `prompt` and `text`; a prompt with "<image>" is a question with image.
-            Rows of other splits are passed over; of rows with the same id the last counts.
+            Rows of other splits are skipped; of rows with the same id the last counts.
         options: the letters of the choices.
 
     Raises:

@@ -13,17 +13,18 @@ class Tally(NamedTuple):
 
     @property
     def accuracy(self) -> float:
-        """Share of right answers, 0 to 1; nan without questions."""
+        """Compute the share of right answers, 0 to 1; nan without questions."""
         return self.right / self.count if self.count else float("nan")
 
 
 def tally(outcomes: Iterable[bool]) -> Tally:
+    """Count right answers."""
     outcomes = list(outcomes)
     return Tally(sum(outcomes), len(outcomes))
 
 
 def tally_by(outcomes: Iterable[tuple]) -> dict:
-    """Pairs of a group and whether an answer is right -> a tally of each group, in order of the groups."""
+    """Count right answers by group, in order of the groups, from pairs of a group and whether an answer is right."""
     groups = defaultdict(list)
     for group, right in outcomes:
         groups[group].append(right)

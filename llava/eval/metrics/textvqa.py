@@ -1,4 +1,4 @@
-"""TextVQA: soft accuracy against ten human answers, after the answer normalization of the EvalAI server.
+"""TextVQA: soft accuracy against ten reference answers, after the answer normalization of the EvalAI server.
 
 Published numbers contain the normalization's quirks, so they are kept; each has a comment.
 """
@@ -26,7 +26,7 @@ _CONTRACTIONS = """
     weren't what'll what're what's what've when's where'd where's where've who'd who'd've who'll who's who've why'll
     why're why's won't would've wouldn't wouldn't've y'all y'all'd've y'all'll you'd you'd've you'll you're you've
 """
-# Spellings with one apostrophe missing are mended. "somebody'd" goes the wrong way, as it always did.
+# Spellings with one apostrophe missing get it; only "somebody'd" loses it, as in the published code.
 CONTRACTIONS = {
     word[:i] + word[i + 1 :]: word for word in _CONTRACTIONS.split() for i, letter in enumerate(word) if letter == "'"
 } | {"somebody'd": "somebodyd"}
@@ -40,20 +40,20 @@ class TextVQAResult(NamedTuple):
 
 
 def normalize_answer(answer: str) -> str:
-    """An answer in the form that is compared: lower case, no punctuation, no articles, digits for small numbers."""
+    """Bring an answer into EvalAI's form: lower case, no punctuation, no articles, digits for small numbers."""
     text = answer.lower().replace(",", "").replace("?", "")
     text = text.replace("'s", " 's")  # "nike's" becomes two words, and stays two
     text = text.replace("\n", " ").replace("\t", " ").strip()
-    # Each mark is judged by the text before any was removed: beside a space it goes, between letters it parts them.
-    beside_space = {mark: f"{mark} " in text or f" {mark}" in text for mark in PUNCTUATION}
-    text = text.translate(str.maketrans({mark: "" if beside_space[mark] else " " for mark in PUNCTUATION}))
+    # Each mark is judged by the text before any was removed: next to a space it goes, between letters it parts them.
+    next_to_space = {mark: f"{mark} " in text or f" {mark}" in text for mark in PUNCTUATION}
+    text = text.translate(str.maketrans({mark: "" if next_to_space[mark] else " " for mark in PUNCTUATION}))
     text = PERIOD.sub("", text, count=PERIODS_REMOVED)
     words = (NUMBERS.get(word, word) for word in text.split())
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
 def soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """How far `prediction` agrees with ten people: 1 from four who say so too, then 0.9, 0.6, 0.3, and 0 for none.
+    """Score how far `prediction` agrees with ten people: 1 from four who say so too, then 0.9, 0.6, 0.3, and 0.
 
     This is min(1, matches / 3), averaged over leaving out each of the ten.
 
@@ -68,7 +68,7 @@ def soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """1 if `prediction` equals any of the answers after normalization, else 0: the accuracy of ST-VQA."""
+    """Score 1 if `prediction` equals any of the answers after normalization, else 0: the accuracy of ST-VQA."""
     return float(normalize_answer(prediction) in map(normalize_answer, answers))
 
 
@@ -87,7 +87,7 @@ def score(predictions: Sequence[str], answers: Sequence[Sequence[str]], metric=s
 
 
 def question_in_prompt(prompt: str) -> str:
-    """The question, in lower case, out of a prompt of LLaVA's TextVQA files.
+    """Find the question, in lower case, in a prompt of LLaVA's TextVQA files.
 
     Three forms exist: "OCR tokens: ... Question: Q Short answer:", three lines of which one begins with
     "Reference OCR token: " and Q is the first other one, and two lines beginning with Q.

@@ -1,4 +1,4 @@
-"""VQAv2 and VizWiz: soft accuracy against ten human answers, and the files that their servers take.
+"""VQAv2 and VizWiz: soft accuracy against ten reference answers, and the files that their servers take.
 
 VQAv2 is scored as vqaEval.py of GT-Vision-Lab/VQA does it (Goyal et al., CVPR 2017; the measure is of Antol et al.,
 ICCV 2015), VizWiz as the vqaEval.py of its own API (Gurari et al., CVPR 2018). Published numbers contain their quirks,
@@ -7,8 +7,8 @@ first (convert_vqav2_for_submission.py, convert_vizwiz_for_submission.py), so a 
 server's is made of the same rows: `score(annotations, submission(questions, predictions))`.
 
 VQAv2's normalization differs from TextVQA's in this: commas and question marks are marks like the others ("red,white"
-is two words, not "redwhite"); a comma between two digits anywhere makes all marks vanish instead of parting words; "'s"
-stays with its word.
+is two words, not "redwhite"); a comma between two digits anywhere makes all marks vanish instead of splitting words;
+"'s" stays with its word.
 """
 
 import re
@@ -33,13 +33,14 @@ class VQAResult(NamedTuple):
 
     @property
     def accuracy(self) -> float:
+        """Average the scores, 0 to 1."""
         return fmean(self.scores.values())
 
 
 @lru_cache(maxsize=1 << 16)  # ten answers to each of 214,354 questions, most of them among the same few thousand
 def normalize_answer(answer: str) -> str:
-    """An answer in the form that VQAv2 compares: lower case, no punctuation, no articles, digits for small numbers."""
-    # Each mark is judged by the text before any was removed: beside a space it goes, between letters it parts them.
+    """Bring an answer into VQAv2's form: lower case, no punctuation, no articles, digits for small numbers."""
+    # Each mark is judged by the text before any was removed: next to a space it goes, between letters it parts them.
     # "1,000" is one number, and whatever other marks stand in the same answer go with its comma.
     has_thousands = bool(THOUSANDS.search(answer))
     goes = {mark: has_thousands or f"{mark} " in answer or f" {mark}" in answer for mark in PUNCTUATION}
@@ -50,7 +51,7 @@ def normalize_answer(answer: str) -> str:
 
 
 def soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """How far `prediction` agrees with ten people of VQAv2: 1 from four who say so too, then 0.9, 0.6, 0.3, and 0.
+    """Score how far `prediction` agrees with ten people, as VQAv2 does: 1 from four, then 0.9, 0.6, 0.3, and 0.
 
     Raises:
         ValueError: there are not ten answers.
@@ -63,7 +64,7 @@ def soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 
 def vizwiz_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """As `soft_accuracy`, but as VizWiz normalizes: the prediction always, the people's answers never.
+    """Score as `soft_accuracy`, but as VizWiz normalizes: the prediction always, the reference answers never.
 
     So an answer that people gave with a mark or an article, "coca-cola" or "the left", cannot be matched.
 
@@ -74,7 +75,7 @@ def vizwiz_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 
 def agreement(said: str, given: Sequence[str]) -> float:
-    """min(1, matches / 3), averaged over leaving out each of the ten people."""
+    """Compute min(1, matches / 3), averaged over leaving out each of the ten people."""
     if len(given) != ANSWERS:
         raise ValueError(f"VQA accuracy is defined on {ANSWERS} human answers per question; got {len(given)}.")
     matches = list(given).count(said)
@@ -112,7 +113,7 @@ def score_vizwiz(annotations: Sequence[Mapping], answers: Sequence[Mapping]) -> 
 
 
 def submission(questions: Sequence[Mapping], predictions: Sequence[Mapping]) -> list[dict]:
-    """Rows with `question_id` and `answer` for VQAv2's server, one per question; "" where there is no prediction.
+    """Make rows with `question_id` and `answer` for VQAv2's server, one per question; "" without a prediction.
 
     Args:
         questions: rows with `question_id`, of the whole test set: the server of test-dev wants the 447,793 questions
@@ -132,7 +133,7 @@ def submission(questions: Sequence[Mapping], predictions: Sequence[Mapping]) -> 
 
 
 def vizwiz_submission(questions: Sequence[Mapping], predictions: Sequence[Mapping]) -> list[dict]:
-    """Rows with `image` and `answer` for VizWiz's server, one per question.
+    """Make rows with `image` and `answer` for VizWiz's server, one per question.
 
     Args:
         questions: rows with `question_id` and `image` (llava_test.jsonl).
@@ -171,7 +172,7 @@ def score_by(
 
 
 def rows_by_id(rows: Iterable[Mapping], known: Iterable, key: str = "question_id") -> dict[str, Mapping]:
-    """Rows by their `key`, as text. Of rows with the same id the last counts.
+    """Look rows up by their `key`, as text; of rows with the same id the last counts.
 
     Raises:
         ValueError: rows have ids that are not among the `known`.
@@ -186,5 +187,5 @@ def rows_by_id(rows: Iterable[Mapping], known: Iterable, key: str = "question_id
 
 
 def flatten(answer: str) -> str:
-    """An answer on one line, without space around it."""
+    """Put an answer on one line, without space around it."""
     return answer.replace("\n", " ").replace("\t", " ").strip()

@@ -1,17 +1,25 @@
-"""AI2D: multiple choice on diagrams of school books, the test set. https://prior.allenai.org/projects/diagrams"""
+"""AI2D: multiple choice on diagrams of school books, the test set.
 
-import hashlib
+https://prior.allenai.org/projects/diagrams
+
+Asked and scored as by lmms-eval's task `ai2d`.
+"""
+
+import re
 import string
 from collections.abc import Mapping
 from pathlib import Path
 
 from llava.eval.hub.tables import Part, Source
-from llava.eval.hub.write import Files, save, to_lines
+from llava.eval.hub.write import Files, Records, save_unnamed, to_lines
 from llava.eval.metrics.tally import tally
 from llava.eval.questions import Fields, Question, read_entries
 from llava.eval.tasks.base import Data, Rows, Task, answered_in, percent
 from llava.inference.prompts import LETTER
 from llava.utils.files import read_jsonl
+
+LETTER_FIRST = re.compile(r"\s*([A-Z])\.")  # an answer like "C. leaf" is its letter
+UNPUNCTUATED = str.maketrans("", "", string.punctuation)
 
 
 def read_ai2d(path: str | Path, limit: int | None = None) -> list[Question]:
@@ -32,23 +40,27 @@ def read_ai2d(path: str | Path, limit: int | None = None) -> list[Question]:
 
 
 def score(data: Data, rows: Rows) -> dict[str, float]:
-    """Compute the share of answers that are the right letter, whatever its case and punctuation; in percent."""
+    """Compute the share of answers that choose the right letter, in percent."""
     entries = {str(row["id"]): row for _, row in read_jsonl(data.answers)}
     answered_in(rows, entries, data.answers)
 
     def is_right(row: Mapping) -> bool:
-        letter = row["text"].translate(str.maketrans("", "", string.punctuation)).strip().upper()
-        return letter == chr(ord("A") + int(entries[str(row["question_id"])]["answer"]))
+        return chosen(row["text"]) == chr(ord("A") + int(entries[str(row["question_id"])]["answer"]))
 
     return percent({"accuracy": tally(map(is_right, rows))})
 
 
-def convert(data: Data, rows) -> Files:
+def chosen(text: str) -> str:
+    """Find the choice in an answer: a letter and a period at its beginning, else all of it but case and punctuation."""
+    first = LETTER_FIRST.match(text)
+    return first[1] if first else text.translate(UNPUNCTUATED).strip().upper()
+
+
+def convert(data: Data, rows: Records) -> Files:
     """Write test.jsonl from the data set. It leaves out ids and names of images, so they are made up here."""
     entries = []
     for number, row in enumerate(rows):
-        name = hashlib.sha256(row["image"] or b"").hexdigest()[:16]  # of several questions about one diagram the same
-        entry = {"id": number, "image": save(data.image_folder, f"{name}.png", row["image"])}
+        entry = {"id": number, "image": save_unnamed(data.image_folder, row["image"])}
         entries.append(entry | {field: row[field] for field in ("question", "options", "answer")})
     return {data.question_file: to_lines(entries)}
 
@@ -72,6 +84,6 @@ TASKS = (
         headline="accuracy",
         read=read_ai2d,
         prompt_suffix=LETTER,
-        note="AI2D: the exact letter, whatever its case and punctuation, as lmms-eval counts.",
+        note="AI2D: the letter alone, or first and with a period, is an answer, as lmms-eval counts.",
     ),
 )

@@ -9,15 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from llava.eval.hub.tables import Source
+from llava.eval.judging.endpoint import Judge
 from llava.eval.metrics.tally import Tally
 from llava.eval.questions import Question, read_questions
 from llava.inference.embedded import EMBEDDED_DATA, EMBEDDED_IMAGES
-
-if TYPE_CHECKING:
-    from llava.eval.judging.endpoint import Judge
 
 LONG = 1024  # tokens; LLaVA asks for free answers so
 EVAL_ZIP = (
@@ -118,17 +116,17 @@ class Graded(Protocol):
     Made from the folder of the benchmark's files, the file with its rules for the judge, and the answers.
     """
 
-    RULES: str  # name of the file with the rules
-    SOURCE: str  # where that comes from
-    UNREADABLE: str  # what a grade that cannot be read counts as
-    REPEATS: bool  # whether everything may be graded several times
+    RULES: ClassVar[str]  # name of the file with the rules
+    SOURCE: ClassVar[str]  # where that comes from
+    UNREADABLE: ClassVar[str]  # what a grade that cannot be read counts as
+    REPEATS: ClassVar[bool]  # whether everything may be graded several times
 
     asked: int  # questions of the benchmark, answered or not
     prompts: dict[str, str]  # of each answered question
 
     def __init__(self, folder: Path, rules: Path, answers: Rows): ...
 
-    def grade(self, judge: "Judge", name: str) -> dict[str, Any]:
+    def grade(self, judge: Judge, name: str) -> dict[str, Any]:
         """Have one answer graded."""
         ...
 
@@ -211,7 +209,7 @@ def files(
     return Data(
         root / questions,
         root / images,
-        annotation and root / annotation,
+        root / annotation if annotation else None,
         fetch=(EVAL_ZIP, *fetch),
         spellings=tuple(f"data/eval/{spelling}" for spelling in spellings),
         also=also,
@@ -260,6 +258,6 @@ def percent(parts: Mapping[str, Tally]) -> dict[str, float]:
     return {name: 100 * part.accuracy for name, part in parts.items() if part.count}
 
 
-def to_json(content) -> bytes:
-    """Encode a submission."""
+def to_json_bytes(content) -> bytes:
+    """Write one JSON value, as the content of a submission."""
     return json.dumps(content, ensure_ascii=False).encode()

@@ -1,18 +1,22 @@
-"""ChartQA: questions about charts, written by people and by a machine. https://github.com/vis-nlp/ChartQA"""
+"""ChartQA: questions about charts, written by people and by a machine.
 
-import hashlib
+https://github.com/vis-nlp/ChartQA
+
+Asked and scored as by lmms-eval's task `chartqa`.
+"""
+
 from pathlib import Path
 
 from llava.eval.hub.tables import Part, Source
-from llava.eval.hub.write import Files, save, to_json
+from llava.eval.hub.write import Files, Records, save_unnamed, to_json
 from llava.eval.metrics.tally import tally, tally_by
 from llava.eval.questions import Fields, Question, read_entries
 from llava.eval.tasks.base import Data, Rows, Task, answered_in, percent
-from llava.inference.prompts import SHORT
 from llava.utils.files import read_json
 
 PARTS = ("human", "augmented")  # each in a file of its own, test_PART.json
 TOLERANCE = 0.05  # of the reference, for numbers
+WORD = "\nAnswer the question with a single word."
 
 
 def read_chartqa(path: str | Path, limit: int | None = None) -> list[Question]:
@@ -66,12 +70,11 @@ def to_number(text: str) -> float | None:
         return None
 
 
-def convert(data: Data, rows) -> Files:
+def convert(data: Data, rows: Records) -> Files:
     """Write ChartQA's two files from the data set. It leaves out the names of images, so they are made up here."""
     entries = {part: [] for part in PARTS}
     for row in rows:
-        name = hashlib.sha256(row["image"] or b"").hexdigest()[:16]  # of several questions about one chart the same
-        entry = {"imgname": save(data.image_folder, f"{name}.png", row["image"]), "query": row["question"]}
+        entry = {"imgname": save_unnamed(data.image_folder, row["image"]), "query": row["question"]}
         entries["human" if row["type"].startswith("human") else "augmented"].append(entry | {"label": row["answer"]})
     return {data.question_file.with_name(f"test_{part}.json"): to_json(entries[part]) for part in reversed(PARTS)}
 
@@ -94,7 +97,7 @@ TASKS = (
         metric=score,
         headline="accuracy",
         read=read_chartqa,
-        prompt_suffix=SHORT,  # as lmms-eval asks LLaVA
+        prompt_suffix=WORD,
         note="ChartQA: relaxed accuracy of all questions; those by people and by a machine are as many.",
     ),
 )

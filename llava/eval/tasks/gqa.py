@@ -1,7 +1,10 @@
-"""GQA: questions about scene graphs, test-dev balanced. https://cs.stanford.edu/people/dorarad/gqa"""
+"""GQA: questions about scene graphs, test-dev balanced.
+
+https://cs.stanford.edu/people/dorarad/gqa
+"""
 
 from llava.eval.hub.tables import Part, Source
-from llava.eval.hub.write import Files, save, to_json, to_lines
+from llava.eval.hub.write import Files, Records, save, to_json, to_lines
 from llava.eval.metrics import gqa
 from llava.eval.tasks.base import Data, Rows, Task, answered_in, files, percent
 from llava.inference.prompts import SHORT
@@ -21,7 +24,7 @@ def score(data: Data, rows: Rows) -> dict[str, float]:
     return percent({"accuracy": result.overall, "binary": result.binary, "open": result.open})
 
 
-def convert(data: Data, images, rows) -> Files:
+def convert(data: Data, images: Records, rows: Records) -> Files:
     """Write GQA's questions and LLaVA's question file from the data set's two tables."""
     for image in images:
         save(data.image_folder, f"{image['id']}.jpg", image["image"])

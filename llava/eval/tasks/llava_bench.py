@@ -5,17 +5,15 @@ https://huggingface.co/datasets/liuhaotian/llava-bench-in-the-wild
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 from llava.eval.hub.tables import Part, Source
-from llava.eval.hub.write import Files, save, to_lines
+from llava.eval.hub.write import Files, Records, save, to_lines
+from llava.eval.judging.endpoint import Judge
 from llava.eval.metrics import judged
 from llava.eval.metrics.vqa import rows_by_id
 from llava.eval.tasks.base import LONG, Data, Rows, Task, judged_by
 from llava.utils.files import read_json, read_jsonl
-
-if TYPE_CHECKING:
-    from llava.eval.judging.endpoint import Judge
 
 
 class LLaVABench:
@@ -27,10 +25,10 @@ class LLaVABench:
         answers: rows with `question_id` and `text`.
     """
 
-    RULES = "rule.json"
-    SOURCE = "https://raw.githubusercontent.com/haotian-liu/LLaVA/main/llava/eval/table/rule.json"
-    UNREADABLE = "-1 for both answers"
-    REPEATS = False
+    RULES: ClassVar[str] = "rule.json"
+    SOURCE: ClassVar[str] = "https://raw.githubusercontent.com/haotian-liu/LLaVA/main/llava/eval/table/rule.json"
+    UNREADABLE: ClassVar[str] = "-1 for both answers"
+    REPEATS: ClassVar[bool] = False
 
     def __init__(self, folder: Path, rules: Path, answers: Rows):
         names = ("questions.jsonl", "context.jsonl", "answers_gpt4.jsonl")
@@ -43,7 +41,7 @@ class LLaVABench:
         self.reviews = {str(review.row["question_id"]): review for review in reviews}
         self.prompts = {name: review.prompt for name, review in self.reviews.items()}
 
-    def grade(self, judge: "Judge", name: str) -> dict:
+    def grade(self, judge: Judge, name: str) -> dict:
         """Have one answer graded."""
         reply = judge.ask(self.prompts[name], system=judged.REVIEWER, temperature=0.2, max_tokens=1024)
         return {**self.reviews[name].reviewed(reply.text), "model": reply.model}
@@ -73,7 +71,7 @@ def read_rules(path: Path) -> dict[str, dict]:
     return rules
 
 
-def convert(data: Data, rows) -> Files:
+def convert(data: Data, rows: Records) -> Files:
     """Write LLaVA-Bench's three files from the data set."""
     questions, references, contexts = [], [], {}
     for row in rows:
@@ -84,7 +82,7 @@ def convert(data: Data, rows) -> Files:
         contexts[image] = {"image": image, "caption": row["caption"]}
     return {
         data.question_file.with_name("context.jsonl"): to_lines(contexts.values()),
-        data.annotation_file: to_lines(references),
+        data.answers: to_lines(references),
         data.question_file: to_lines(questions),
     }
 

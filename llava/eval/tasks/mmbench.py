@@ -1,4 +1,6 @@
-"""MMBench: multiple choice, each question asked with its options in every rotation. https://github.com/open-compass/MMBench
+"""MMBench: multiple choice, each question asked with its options in every rotation.
+
+https://github.com/open-compass/MMBench
 
 Its TSV files hold questions, options and images, all in one.
 """
@@ -11,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llava.eval.hub.tables import Part, Source
-from llava.eval.hub.write import Files
+from llava.eval.hub.write import Files, Records
 from llava.eval.metrics import mmbench
 from llava.eval.metrics.mmbench import LETTERS, ROTATION, is_empty, options_of
 from llava.eval.questions import Fields, Question, read_entries
@@ -126,7 +128,7 @@ def to_xlsx(rows: Sequence[Mapping]) -> bytes:
         return (ILLEGAL_CHARACTERS_RE.sub("", value) or None) if isinstance(value, str) else value
 
     workbook = Workbook()
-    sheet = workbook.active
+    sheet = workbook.worksheets[0]
     for row in (rows[0], *(row.values() for row in rows)):
         sheet.append([cell_value(value) for value in row])
     for cell in (cell for line in sheet for cell in line if isinstance(cell.value, str)):
@@ -136,14 +138,16 @@ def to_xlsx(rows: Sequence[Mapping]) -> bytes:
     return content.getvalue()
 
 
-def convert(data: Data, rows) -> Files:
+def convert(data: Data, rows: Records) -> Files:
     """Write a TSV file with the images in it, each once: rotations name the row that has it.
 
     The data set is of a later release than the file that LLaVA's scripts name, so some questions differ.
     """
     columns = ("index", "question", "hint", *LETTERS, "answer", "category", "l2-category", "source", "image")
     text, seen = io.StringIO(), set()
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", delimiter="\t", lineterminator="\n")
+    writer: csv.DictWriter[str] = csv.DictWriter(
+        text, columns, extrasaction="ignore", delimiter="\t", lineterminator="\n"
+    )
     writer.writeheader()
     for row in rows:
         first = row["index"] % ROTATION

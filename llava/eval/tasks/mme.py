@@ -6,19 +6,13 @@ https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models
 from pathlib import Path
 
 from llava.eval.hub.tables import Part, Source
-from llava.eval.hub.write import Files, save, to_lines
+from llava.eval.hub.write import Files, Records, save, to_lines
 from llava.eval.metrics import mme
 from llava.eval.tasks.base import Data, Rows, Task, files
 from llava.inference.prompts import SHORT
 from llava.utils.files import read_bytes
 
-APART = (
-    "artwork",
-    "celebrity",
-    "landmark",
-    "posters",
-    "scene",
-)  # these keep images and texts apart
+APART = ("artwork", "celebrity", "landmark", "posters", "scene")  # these keep images and texts in folders of their own
 
 
 def score(data: Data, rows: Rows) -> dict[str, float]:
@@ -47,7 +41,7 @@ def read_truths(folder: Path) -> list[mme.Truth]:
     return truths
 
 
-def convert(data: Data, rows) -> Files:
+def convert(data: Data, rows: Records) -> Files:
     """Write MME's folders and LLaVA's question file from the data set."""
     questions, truths = [], {}
     for row in rows:

@@ -1,10 +1,13 @@
-"""MMMU: college exams in thirty subjects, several images to a question. https://mmmu-benchmark.github.io"""
+"""MMMU: college exams in thirty subjects, several images to a question.
+
+https://mmmu-benchmark.github.io
+"""
 
 import re
 from pathlib import Path
 
 from llava.eval.hub.tables import Part, Source
-from llava.eval.hub.write import Files, save, to_lines
+from llava.eval.hub.write import Files, Records, save, to_lines
 from llava.eval.metrics import mmmu
 from llava.eval.questions import Fields, Question, read_entries
 from llava.eval.tasks.base import Data, Rows, Task, answered_in, percent
@@ -48,7 +51,7 @@ def score(data: Data, rows: Rows) -> dict[str, float]:
     return percent({"accuracy": result.overall, **result.disciplines})
 
 
-def convert(data: Data, rows) -> Files:
+def convert(data: Data, rows: Records) -> Files:
     """Write the validation split of all subjects from the data set."""
     entries = []
     for row in rows:

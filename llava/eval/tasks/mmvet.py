@@ -1,22 +1,22 @@
-"""MM-Vet: open questions that need several abilities at once, graded by a judge. https://github.com/yuweihao/MM-Vet"""
+"""MM-Vet: open questions that need several abilities at once, graded by a judge.
+
+https://github.com/yuweihao/MM-Vet
+"""
 
 import ast
 import re
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 from llava.eval.hub.tables import Part, Source
-from llava.eval.hub.write import Files, save, to_lines
-from llava.eval.hub.write import to_json as to_text
+from llava.eval.hub.write import Files, Records, save, to_json, to_lines
+from llava.eval.judging.endpoint import Judge
 from llava.eval.metrics import judged
 from llava.eval.metrics.vqa import rows_by_id
-from llava.eval.tasks.base import LONG, Data, Rows, Submission, Task, files, judged_by, to_json
+from llava.eval.tasks.base import LONG, Data, Rows, Submission, Task, files, judged_by, to_json_bytes
 from llava.utils.files import read_bytes, read_json
-
-if TYPE_CHECKING:
-    from llava.eval.judging.endpoint import Judge
 
 
 class MMVet:
@@ -28,10 +28,10 @@ class MMVet:
         answers: rows with `question_id` and `text`.
     """
 
-    RULES = "mm-vet_evaluator.py"
-    SOURCE = "https://raw.githubusercontent.com/yuweihao/MM-Vet/main/mm-vet_evaluator.py"
-    UNREADABLE = "0"
-    REPEATS = True
+    RULES: ClassVar[str] = "mm-vet_evaluator.py"
+    SOURCE: ClassVar[str] = "https://raw.githubusercontent.com/yuweihao/MM-Vet/main/mm-vet_evaluator.py"
+    UNREADABLE: ClassVar[str] = "0"
+    REPEATS: ClassVar[bool] = True
 
     def __init__(self, folder: Path, rules: Path, answers: Rows):
         table, questions, texts = read_table(rules), read_json(folder / "mm-vet.json"), judged.mmvet_answers(answers)
@@ -43,7 +43,7 @@ class MMVet:
             for name, question in self.questions.items()
         }
 
-    def grade(self, judge: "Judge", name: str) -> dict:
+    def grade(self, judge: Judge, name: str) -> dict:
         """Have one answer graded."""
         for attempt, temperature in enumerate(judged.TEMPERATURES):
             prompt = self.prompts[name] + judged.INSIST * (attempt > 0)
@@ -75,7 +75,7 @@ def read_table(path: Path) -> str:
     if path.suffix == ".py":
         try:
             statements = [node for node in ast.parse(table).body if isinstance(node, ast.Assign)]
-            (value,) = [node.value for node in statements if ast.unparse(node.targets) == "prompt"]
+            (value,) = [node.value for node in statements if [*map(ast.unparse, node.targets)] == ["prompt"]]
             table = str(ast.literal_eval(value))
         except (SyntaxError, ValueError):
             raise ValueError(
@@ -88,10 +88,10 @@ def read_table(path: Path) -> str:
 
 def submit(data: Data, rows: Rows) -> bytes:
     """Make the file that MM-Vet's authors' judge takes."""
-    return to_json(judged.mmvet_answers(rows))
+    return to_json_bytes(judged.mmvet_answers(rows))
 
 
-def convert(data: Data, rows) -> Files:
+def convert(data: Data, rows: Records) -> Files:
     """Write MM-Vet's and LLaVA's files from the data set."""
     questions, truths = [], {}
     for row in rows:
@@ -100,7 +100,7 @@ def convert(data: Data, rows) -> Files:
         questions.append({"question_id": int(number), "image": image, "text": row["question"]})
         known = {"imagename": image, "question": row["question"], "answer": row["answer"]}
         truths[f"v1_{number}"] = known | {"capability": row["capability"].split(",")}
-    return {data.annotation_file: to_text(truths), data.question_file: to_lines(questions)}
+    return {data.answers: to_json(truths), data.question_file: to_lines(questions)}
 
 
 TASKS = (

@@ -1,10 +1,13 @@
-"""POPE: is an object in the picture, yes or no, of objects drawn in three ways. https://github.com/AoiDragon/POPE"""
+"""POPE: is an object in the picture, yes or no, of objects drawn in three ways.
+
+https://github.com/AoiDragon/POPE
+"""
 
 from pathlib import Path
 from statistics import fmean
 
 from llava.eval.hub.tables import Part, Source
-from llava.eval.hub.write import Files, save, to_lines
+from llava.eval.hub.write import Files, Records, save, to_lines
 from llava.eval.metrics import pope
 from llava.eval.tasks.base import Data, Rows, Task, files, signs
 from llava.inference.prompts import SHORT
@@ -45,7 +48,7 @@ def results_by_list(question_file: Path, annotation_folder: Path, rows: Rows) ->
     return results
 
 
-def convert(data: Data, rows) -> Files:
+def convert(data: Data, rows: Records) -> Files:
     """Write POPE's lists and LLaVA's question file from the data set."""
     questions, labels = [], {}
     for number, row in enumerate(rows):

@@ -1,9 +1,13 @@
-"""ScienceQA: school questions with choices, some with an image. https://scienceqa.github.io"""
+"""ScienceQA: school questions with choices, some with an image.
+
+https://scienceqa.github.io
+"""
 
 from pathlib import Path
+from typing import Any
 
 from llava.eval.hub.tables import Part, Source
-from llava.eval.hub.write import Files, save, to_json
+from llava.eval.hub.write import Files, Records, save, to_json
 from llava.eval.metrics import scienceqa
 from llava.eval.questions import Fields, Question, read_entries
 from llava.eval.tasks.base import Data, Rows, Task, answered_in, files, percent, signs
@@ -38,7 +42,7 @@ def score(data: Data, rows: Rows) -> dict[str, float]:
     return percent({"accuracy with image": result.with_image, "accuracy": result.overall})
 
 
-def convert(data: Data, rows) -> Files:
+def convert(data: Data, rows: Records) -> Files:
     """Write the test split. The data set leaves out ScienceQA's own ids, so questions are numbered."""
     entries, problems = [], {}
     for number, row in enumerate(rows):
@@ -46,7 +50,7 @@ def convert(data: Data, rows) -> Files:
         letters = [chr(ord("A") + i) for i in range(len(choices))]
         lines = [f"Context: {row['hint']}"] * bool(row["hint"]) + [row["question"]]
         lines += [f"{letter}. {choice}" for letter, choice in zip(letters, choices, strict=True)]
-        entry = {"id": key}
+        entry: dict[str, Any] = {"id": key}
         if row["image"]:
             entry["image"] = save(data.image_folder, f"{key}/image.png", row["image"])
             lines.insert(0, "<image>")

@@ -1,7 +1,10 @@
-"""SEED-Bench: multiple choice on images and video frames. https://github.com/AILab-CVLab/SEED-Bench"""
+"""SEED-Bench: multiple choice on images and video frames.
+
+https://github.com/AILab-CVLab/SEED-Bench
+"""
 
 from llava.eval.hub.tables import Part, Source
-from llava.eval.hub.write import Files, save, to_json, to_lines
+from llava.eval.hub.write import Files, Records, save, to_json, to_lines
 from llava.eval.metrics import seed
 from llava.eval.metrics.mmbench import LETTERS
 from llava.eval.tasks.base import Data, Rows, Task, answered_in, files, percent
@@ -19,7 +22,7 @@ def score(data: Data, rows: Rows) -> dict[str, float]:
     return percent({"accuracy": result.overall, "image": result.image, "video": result.video})
 
 
-def convert(data: Data, rows) -> Files:
+def convert(data: Data, rows: Records) -> Files:
     """Write LLaVA's files from the data set.
 
     Of a video it takes the frame in the middle of its eight; LLaVA's were taken out of the videos, so they may differ.

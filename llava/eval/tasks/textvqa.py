@@ -1,8 +1,11 @@
-"""TextVQA: words in photographs, ten reference answers each. https://textvqa.org"""
+"""TextVQA: words in photographs, ten reference answers each.
+
+https://textvqa.org
+"""
 
 from llava.eval import eval_textvqa
 from llava.eval.hub.tables import Part, Source
-from llava.eval.hub.write import Files, save, to_json, to_lines
+from llava.eval.hub.write import Files, Records, save, to_json, to_lines
 from llava.eval.tasks.base import Data, Rows, Task, files, signs
 from llava.inference.prompts import SHORT
 
@@ -12,7 +15,7 @@ def score(data: Data, rows: Rows) -> dict[str, float]:
     return {"accuracy": 100 * eval_textvqa.evaluate(data.answers, rows).accuracy}
 
 
-def convert(data: Data, rows) -> Files:
+def convert(data: Data, rows: Records) -> Files:
     """Write LLaVA's files from the data set, with its OCR tokens: LLaVA's own may differ in some."""
     questions, truths = [], []
     for row in rows:

@@ -1,4 +1,6 @@
-"""VizWiz: photographs and questions of people who are blind. https://vizwiz.org/tasks-and-datasets/vqa
+"""VizWiz: photographs and questions of people who are blind.
+
+https://vizwiz.org/tasks-and-datasets/vqa
 
 `vizwiz` scores the validation set here, as the test set has no public answers; `vizwiz_test` makes the server's file.
 """
@@ -6,11 +8,10 @@
 from pathlib import Path
 
 from llava.eval.hub.tables import Part, Source
-from llava.eval.hub.write import Files, save
-from llava.eval.hub.write import to_json as to_text
+from llava.eval.hub.write import Files, Records, save, to_json
 from llava.eval.metrics import vqa
 from llava.eval.questions import Question, read_entries
-from llava.eval.tasks.base import Data, Rows, Submission, Task, answered_in, files, to_json
+from llava.eval.tasks.base import Data, Rows, Submission, Task, answered_in, files, to_json_bytes
 from llava.inference.prompts import SHORT
 from llava.utils.files import read_json, read_jsonl
 
@@ -32,17 +33,17 @@ def score(data: Data, rows: Rows) -> dict[str, float]:
 
 def submit(data: Data, rows: Rows) -> bytes:
     """Make an entry for each question of the question file."""
-    return to_json(vqa.vizwiz_submission([question for _, question in read_jsonl(data.question_file)], rows))
+    return to_json_bytes(vqa.vizwiz_submission([question for _, question in read_jsonl(data.question_file)], rows))
 
 
-def convert(data: Data, rows) -> Files:
+def convert(data: Data, rows: Records) -> Files:
     """Write VizWiz's val.json from the data set."""
     entries = []
     for row in rows:
         entry = {"image": save(data.image_folder, f"{Path(row['question_id']).stem}.jpg", row["image"])}
         entry |= {"question": row["question"], "answer_type": row["category"]}
         entries.append(entry | {"answers": [{"answer": answer} for answer in row["answers"]]})
-    return {data.question_file: to_text(entries)}
+    return {data.question_file: to_json(entries)}
 
 
 TASKS = (

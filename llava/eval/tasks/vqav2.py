@@ -1,4 +1,6 @@
-"""VQAv2: questions about COCO images, ten reference answers each. https://visualqa.org
+"""VQAv2: questions about COCO images, ten reference answers each.
+
+https://visualqa.org
 
 `vqav2` scores the validation set here; `vqav2_test` makes the file for the server, which alone knows the answers.
 """
@@ -6,11 +8,10 @@
 from pathlib import Path
 
 from llava.eval.hub.tables import Part, Source
-from llava.eval.hub.write import Files, save
-from llava.eval.hub.write import to_json as to_text
+from llava.eval.hub.write import Files, Records, save, to_json
 from llava.eval.metrics import vqa
 from llava.eval.questions import Fields, Question, read_entries
-from llava.eval.tasks.base import Data, Rows, Submission, Task, answered_in, files, to_json
+from llava.eval.tasks.base import Data, Rows, Submission, Task, answered_in, files, to_json_bytes
 from llava.inference.prompts import SHORT
 from llava.utils.files import read_json, read_jsonl
 
@@ -40,10 +41,10 @@ def score(data: Data, rows: Rows) -> dict[str, float]:
 
 def submit(data: Data, rows: Rows) -> bytes:
     """Make an entry for each question of the annotation file, which has those of the whole test set."""
-    return to_json(vqa.submission([question for _, question in read_jsonl(data.answers)], rows))
+    return to_json_bytes(vqa.submission([question for _, question in read_jsonl(data.answers)], rows))
 
 
-def convert(data: Data, rows) -> Files:
+def convert(data: Data, rows: Records) -> Files:
     """Write VQAv2's two files from the data set."""
     questions, truths = [], []
     for row in rows:
@@ -52,7 +53,7 @@ def convert(data: Data, rows) -> Files:
         known = ("image_id", "question_id", "question_type", "answer_type", "answers")
         truths.append({name: row[name] for name in known})
     contents = {data.answers: {"annotations": truths}, data.question_file: {"questions": questions}}
-    return {path: to_text({"data_subtype": "val2014", **content}) for path, content in contents.items()}
+    return {path: to_json({"data_subtype": "val2014", **content}) for path, content in contents.items()}
 
 
 TASKS = (

@@ -18,6 +18,7 @@ import pytest
 from llava.eval import data, judge, report, run
 from llava.eval.judging import endpoint, grade
 from llava.eval.metrics import judged
+from llava.eval.rows import read_results
 from llava.eval.tasks import mmvet
 
 ROOT = Path(__file__).parents[3]
@@ -325,7 +326,7 @@ def test_scores_show_in_the_report_and_outlive_a_second_run(here, serve, checkpo
     assert run.main(["mmvet", checkpoint, *options]) == 0
     (answers,) = Path("playground/results/mmvet").glob("*/full.jsonl")
     with pytest.raises(ValueError, match="no results in it"):
-        report.read_results(Path("playground/results"))
+        read_results(Path("playground/results"))
     server = serve(lambda _: "0.5")
     asked = ["--base-url", server.url, "--model", "gpt-4"]
     assert judge.main(["mmvet", str(answers), *asked]) == 0

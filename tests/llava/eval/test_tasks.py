@@ -15,7 +15,7 @@ import pytest
 from benchmark_files import MAKERS, UNSCORED, make_mmbench, make_mmmu
 
 from llava.eval import data, run
-from llava.eval.cli import choose_data
+from llava.eval.data_options import choose_data
 from llava.eval.tasks import TASKS, mmbench
 from llava.eval.tasks.base import Data
 from llava.eval.tasks.mmbench import read_mmbench

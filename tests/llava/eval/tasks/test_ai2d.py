@@ -28,7 +28,8 @@ def test_from_its_file(tmp_path):
     assert TASK.prompt_suffix == "\nAnswer with the option's letter from the given choices directly."
     assert not data.missing()
     assert TASK.metric(data, answers(questions, ["C", "a."])) == {"accuracy": 100}
-    assert TASK.metric(data, answers(questions, ["C. leaf", "A"])) == {"accuracy": 50}
+    assert TASK.metric(data, answers(questions, ["C. leaf", " (A)"])) == {"accuracy": 100}
+    assert TASK.metric(data, answers(questions, ["c. leaf", "The answer is A."])) == {"accuracy": 0}  # so lmms-eval
     assert TASK.metric(data, answers(questions[:1], ["leaf"])) == {"accuracy": 0}
     with pytest.raises(ValueError, match=r"1 of 1 questions are none of the 2 in test.jsonl"):
         TASK.metric(data, [{"question_id": 7, "prompt": "?", "text": "A"}])

@@ -51,6 +51,7 @@ def answers(questions, texts) -> list[dict]:
 def test_native_files(native):
     questions = TASK.read(native.question_file, None)
     assert [q.images for q in questions] == [("a.png",), ("a.png",), ("b.png",)]
+    assert TASK.prompt_suffix == "\nAnswer the question with a single word."
     assert not native.missing()
     right = answers(questions, ["14.5", "red", "33"])
     assert TASK.metric(native, right) == {"accuracy": 100, "human": 100, "augmented": 100}
