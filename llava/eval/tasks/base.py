@@ -163,7 +163,7 @@ class Task:
         submission: the file that the benchmark's own server or judge takes, if it takes one.
         judge: how a language model grades the answers, if it does.
         elsewhere: who scores the answers or that file, and where.
-        paper: its column in the paper's table, as spelled there; empty where the paper does not report it.
+        paper: its column in the paper's table, spelled as in `llava.eval.paper`; empty where it has none.
         note: what has to be known to compare a score with the paper's.
     """
 
