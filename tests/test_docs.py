@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from llava.eval.paper import PAPER
 from llava.eval.tasks import TASKS
 from llava.perf import cost
 
@@ -40,3 +41,20 @@ def test_calculated_figures(arguments, shown, capsys):
 def test_every_benchmark_is_in_the_docs():
     text = (ROOT / "docs/EVALUATION.md").read_text(encoding="utf-8")
     assert [name for name in TASKS if f"`{name}.sh`" not in text] == []
+    readme = section(ROOT / "README.md", "Real checkpoints and data")
+    (listed,) = re.findall(r"\n\n([^.]*) each have a\s+script", readme)
+    assert {*re.split(r",?\s+and\s+|,\s+", listed)} == {task.title for task in TASKS.values()}
+
+
+def test_the_papers_scores_in_the_readme():
+    """Each line of its table is in `llava.eval.paper`, the columns under the names that the benchmarks have there."""
+    table = section(ROOT / "README.md", "What the paper reports").split("\n\n")[1]
+    head, _, *lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    tasks = {task.paper: name for name, task in TASKS.items() if task.paper}
+    assert sorted(head[1:-1]) == sorted(tasks)
+    assert len(lines) > 3
+    known = {(row.tokens, row.is_tuned): row for row in PAPER[0].rows}
+    for first, *scores, average in lines:
+        row = known[int(first.removesuffix(" ‡")), first.endswith("‡")]
+        assert dict(zip([tasks[column] for column in head[1:-1]], map(float, scores), strict=True)) == row.scores
+        assert float(average.removesuffix(" %")) == row.average

@@ -79,7 +79,7 @@ def describe_settings(
     }
 
 
-class Spent(NamedTuple):
+class TimeSpent(NamedTuple):
     """The time that answers took, over all starts of their run."""
 
     seconds: float = 0.0
@@ -214,21 +214,21 @@ class AnswerFile:
         """Start the clock of the answers."""
         self.began = time.perf_counter()
 
-    def spent(self) -> Spent:
+    def spent(self) -> TimeSpent:
         """Sum up the time that the answers took until now."""
         now = 0.0 if self.began is None else time.perf_counter() - self.began
         return self.before._replace(seconds=self.before.seconds + now)
 
-    def spent_before(self) -> Spent:
+    def spent_before(self) -> TimeSpent:
         """Look up the time of the answers that are there, as an interrupted run or a result has noted it."""
         try:
             if self.time.exists():
-                return Spent(**read_json(self.time))
+                return TimeSpent(**read_json(self.time))
             if self.result.exists() and (timing := read_json(self.result)["timing"]):
-                return Spent(timing["seconds"], max(0, self.resumed - timing["questions"]))
+                return TimeSpent(timing["seconds"], max(0, self.resumed - timing["questions"]))
         except (KeyError, TypeError, ValueError) as error:
             logger.debug("What the answers in %s took is not known: %s", self.path, error)
-        return Spent(untimed=self.resumed)
+        return TimeSpent(untimed=self.resumed)
 
     def refuse(self, question: Question, reason: str) -> None:
         """Note that `question` cannot be answered. The next run tries again."""

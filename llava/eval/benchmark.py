@@ -30,7 +30,7 @@ from visionzip_patch import VisionZipConfig
 
 
 @dataclass(frozen=True)
-class Run:
+class EvalRun:
     """What all budgets of a run share."""
 
     options: EvalOptions
@@ -57,7 +57,7 @@ class Run:
         return self.task.how_to_fetch(embedded=self.options.checkpoint is None)
 
 
-class Variant(NamedTuple):
+class BudgetAnswers(NamedTuple):
     """The model at one budget, and its answers."""
 
     budget: VisionZipConfig | None  # None: all tokens
@@ -75,13 +75,13 @@ def run_benchmark(options: EvalOptions) -> int:
     run = prepare(options, checkpoint, data, config, tower)
     paths = choose_paths(options, checkpoint, budgets)
     with process_group(run.shard):
-        variants = [open_variant(run, budget, path) for budget, path in zip(budgets, paths, strict=True)]
-        todo = [question for variant in variants for question in variant.answers.todo]
+        pairs = [open_answers(run, budget, path) for budget, path in zip(budgets, paths, strict=True)]
+        todo = [question for pair in pairs for question in pair.answers.todo]
         if not options.skip_bad:
             ways_out = f"{run.how_to_fetch()}\nOr leave those questions out, and count them, with --skip-bad."
             require_images(todo, run.data.question_file, run.data.image_folder, ways_out)
         loaded = load_for(run, budgets) if todo else None
-        results = [result for variant in variants if (result := evaluate(run, variant, loaded))]
+        results = [result for pair in pairs if (result := evaluate(run, pair, loaded))]
     if run.shard.index > 0:
         return 0  # the first process speaks for all; a failure here would make torchrun stop it before it has scored
     print_report(results)
@@ -92,7 +92,7 @@ def run_benchmark(options: EvalOptions) -> int:
     return status
 
 
-def status_of(run: Run, results: list[dict]) -> int:
+def status_of(run: EvalRun, results: list[dict]) -> int:
     """Report what is missing from the results and who else scores them; returns the exit status."""
     refused = any(result["skipped"] for result in results) and not run.options.skip_bad
     unanswered = not all(result["answered"] for result in results)
@@ -106,7 +106,7 @@ def status_of(run: Run, results: list[dict]) -> int:
     return QUESTIONS_REFUSED if refused or is_useless else 0
 
 
-def prepare(options: EvalOptions, checkpoint: str, data: Data, config, tower) -> Run:
+def prepare(options: EvalOptions, checkpoint: str, data: Data, config, tower) -> EvalRun:
     """Read and check everything that takes no model."""
     task, shard = TASKS[options.task], current_shard()
     questions = task.read(data.question_file, options.limit)
@@ -114,7 +114,7 @@ def prepare(options: EvalOptions, checkpoint: str, data: Data, config, tower) ->
     decoding = Decoding(options.conv_mode, options.max_new_tokens or task.max_new_tokens)
     decoding = decoding.settled(config, read_tokenizer(checkpoint, options.model_base))
     is_on_gpu = device_of(options.device, ALONE).startswith("cuda")
-    return Run(
+    return EvalRun(
         options=options,
         task=task,
         data=data,
@@ -175,7 +175,7 @@ def require_annotations(task: Task, data: Data, questions: list[Question], limit
             ) from error
 
 
-def open_variant(run: Run, budget: VisionZipConfig | None, path: Path) -> Variant:
+def open_answers(run: EvalRun, budget: VisionZipConfig | None, path: Path) -> BudgetAnswers:
     """Open the answers of one budget, and report what is answered already."""
     settings = {**run.settings, "visionzip": budget.to_dict() if budget else None}
     name = get_model_name_from_path(run.checkpoint)
@@ -185,10 +185,10 @@ def open_variant(run: Run, budget: VisionZipConfig | None, path: Path) -> Varian
     answers = AnswerFile(path, run.questions, settings, shard=run.shard, model_id=name, overwrite=overwrite)
     if answers.resumed:
         print_once(f"{path}: {answers.resumed} of {len(run.questions)} questions are answered already.")
-    return Variant(budget, answers)
+    return BudgetAnswers(budget, answers)
 
 
-def load_for(run: Run, budgets: list[VisionZipConfig | None]) -> tuple:
+def load_for(run: EvalRun, budgets: list[VisionZipConfig | None]) -> tuple:
     """Load tokenizer, model and image processor, for which every budget is possible."""
     loaded = load(run.checkpoint, **run.loading)
     for budget in budgets:
@@ -196,11 +196,11 @@ def load_for(run: Run, budgets: list[VisionZipConfig | None]) -> tuple:
     return loaded
 
 
-def evaluate(run: Run, variant: Variant, loaded: tuple | None) -> dict | None:
-    """Answer, merge, score and save one variant; None in all processes but the first."""
-    answers, is_timed = variant.answers, variant.answers.time.exists()
+def evaluate(run: EvalRun, pair: BudgetAnswers, loaded: tuple | None) -> dict | None:
+    """Answer, merge, score and save at one budget; None in all processes but the first."""
+    answers, is_timed = pair.answers, pair.answers.time.exists()
     if answers.todo:
-        set_budget(loaded[1], variant.budget)
+        set_budget(loaded[1], pair.budget)
     holds_all = answer_and_merge(
         answers,
         loaded,
@@ -209,7 +209,7 @@ def evaluate(run: Run, variant: Variant, loaded: tuple | None) -> dict | None:
         prompt_suffix=run.task.prompt_suffix,
         batch_size=run.options.batch_size,
         num_workers=run.options.num_workers,
-        progress=budget_name(variant.budget) if run.shard.index == 0 else None,
+        progress=budget_name(pair.budget) if run.shard.index == 0 else None,
     )
     if not holds_all:
         return None
@@ -223,14 +223,14 @@ def evaluate(run: Run, variant: Variant, loaded: tuple | None) -> dict | None:
         "processes": run.shard.count,
         "flash_attn": run.loading["use_flash_attn"],
     }
-    result = summarize(run.task, run.data, variant.budget, answers, timing if asked or is_timed else None)
+    result = summarize(run.task, run.data, pair.budget, answers, timing if asked or is_timed else None)
     result |= {"limit": run.options.limit, "model": run.model, "submission": write_submission(run, answers)}
     result |= known_before(answers.result, result)
     write_json(answers.result, result)
     return result
 
 
-def write_submission(run: Run, answers: AnswerFile) -> str | None:
+def write_submission(run: EvalRun, answers: AnswerFile) -> str | None:
     """Write the file for the benchmark's server or judge; None if it takes none or wants more answers than these."""
     submission = run.task.submission
     if not submission:

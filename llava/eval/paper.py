@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from llava.eval.tasks import TASKS
+
 
 class PaperRow(NamedTuple):
     """A row of the paper's table."""
@@ -22,8 +24,8 @@ class PaperModel(NamedTuple):
     note: str = ""  # what has to be known to compare with it
 
 
-COLUMNS = ("gqa", "mmbench", "mme", "pope", "scienceqa", "vqav2", "textvqa", "mmmu", "seed", "mmvet", "llava_bench")
 _TABLE = """
+tokens GQA MMB MME POPE SQA VQAv2 TextVQA MMMU SEED MMVet LLaVA-B average
 576   61.9 64.7 1862   85.9 69.5 78.5 58.2 36.3 58.6 31.1 66.8 100
 192   59.3 63.0 1782.6 85.3 68.9 76.8 57.3 36.6 56.4 31.7 67.7 98.5
 192 ‡ 60.1 63.4 1834   84.9 68.2 77.4 57.8 36.2 57.1 32.6 66.7 99.1
@@ -37,11 +39,14 @@ _TABLE = """
 def table_rows() -> tuple[PaperRow, ...]:
     """Read the rows of the paper's table for LLaVA-1.5-7B."""
     rows = []
-    for line in _TABLE.strip().splitlines():
+    header, *lines = _TABLE.strip().splitlines()
+    by_column = {task.paper: name for name, task in TASKS.items() if task.paper}
+    tasks = [by_column[column] for column in header.split()[1:-1]]
+    for line in lines:
         tokens, *values = line.split()
         is_tuned = values[0] == "‡"
         *scores, average = map(float, values[is_tuned:])
-        rows.append(PaperRow(int(tokens), is_tuned, dict(zip(COLUMNS, scores, strict=True)), average))
+        rows.append(PaperRow(int(tokens), is_tuned, dict(zip(tasks, scores, strict=True)), average))
     return tuple(rows)
 
 

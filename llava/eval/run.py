@@ -33,11 +33,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=program("llava.eval.run"),
         usage="%(prog)s TASK [CHECKPOINT] [--dominant D --contextual C] [option ...]; --help lists them",
-        description="Answer the questions of a benchmark with a LLaVA checkpoint and score them. "
+        description="Answer the questions of a benchmark with a LLaVA checkpoint and score them.\n"
         "An interrupted run goes on with the same command; one of the embedded model starts again.",
-        epilog=EXIT_STATUSES,
+        epilog=f"tasks:\n{list_tasks()}\n\n{EXIT_STATUSES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("task", choices=sorted(TASKS), metavar="TASK", help=f"one of {', '.join(TASKS)}")
+    parser.add_argument("task", choices=sorted(TASKS), metavar="TASK", help="a benchmark; the list is below")
     parser.add_argument("checkpoint", nargs="?", help="folder or hub id; without it, the embedded model and data")
     parser.add_argument("--model-base", help="language model that a projector-only or LoRA checkpoint goes on")
     parser.add_argument("--skip-bad", action="store_true", help="leave out, and count, questions with unusable images")
@@ -68,6 +69,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--load-4bit", action="store_true", help="quantize the language model to 4 bits (bitsandbytes)")
     add("--flash-attn", action="store_true", help="flash-attn 2 in the language model instead of SDPA")
     return parser.parse_args(argv)
+
+
+def list_tasks() -> str:
+    """List the tasks, a line each: name, benchmark, what it asks for."""
+    width = max(map(len, TASKS))
+    return "\n".join(f"  {name:{width}}  {task.title}: {task.about}" for name, task in TASKS.items())
 
 
 if __name__ == "__main__":

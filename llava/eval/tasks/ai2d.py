@@ -68,6 +68,7 @@ def convert(data: Data, rows: Records) -> Files:
 TASKS = (
     Task(
         name="ai2d",
+        title="AI2D",
         about="multiple choice on diagrams of school books",
         data=Data(
             Path("data/eval/ai2d/test.jsonl"),

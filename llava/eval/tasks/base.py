@@ -145,6 +145,7 @@ class Task:
 
     Args:
         name: what the user types.
+        title: what its authors call it; tasks of one benchmark have the same.
         about: what it asks for, in a few words.
         data: its files, relative to playground/.
         metric: files and answers -> scores by name; ValueError if they do not belong together. Only answered questions
@@ -162,10 +163,12 @@ class Task:
         submission: the file that the benchmark's own server or judge takes, if it takes one.
         judge: how a language model grades the answers, if it does.
         elsewhere: who scores the answers or that file, and where.
+        paper: its column in the paper's table, spelled as in `llava.eval.paper`; empty where it has none.
         note: what has to be known to compare a score with the paper's.
     """
 
     name: str
+    title: str
     about: str
     data: Data
     metric: Callable[[Data, Rows], dict[str, float]] | None
@@ -180,6 +183,7 @@ class Task:
     submission: Submission | None = None
     judge: type[Graded] | None = None
     elsewhere: str = ""
+    paper: str = ""
     note: str = ""
 
     def how_to_fetch(self, *, embedded: bool = False) -> str:

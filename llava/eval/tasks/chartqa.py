@@ -82,6 +82,7 @@ def convert(data: Data, rows: Records) -> Files:
 TASKS = (
     Task(
         name="chartqa",
+        title="ChartQA",
         about="questions about charts",
         data=Data(
             Path("data/eval/chartqa/test/test_human.json"),

@@ -41,6 +41,7 @@ def convert(data: Data, images: Records, rows: Records) -> Files:
 TASKS = (
     Task(
         name="gqa",
+        title="GQA",
         about="objects, attributes and relations in photographs",
         data=files(
             *("gqa", "llava_gqa_testdev_balanced.jsonl", "data/images", "data/testdev_balanced_questions.json"),
@@ -51,5 +52,6 @@ TASKS = (
         source=Source("GQA", convert, SOURCE_PARTS),
         metric=score,
         headline="accuracy",
+        paper="GQA",
     ),
 )

@@ -90,6 +90,7 @@ def convert(data: Data, rows: Records) -> Files:
 TASKS = (
     Task(
         name="llava_bench",
+        title="LLaVA-Bench",
         about="open questions in the wild, reviewed by a judge",
         data=Data(
             Path("data/eval/llava-bench-in-the-wild/questions.jsonl"),
@@ -110,6 +111,7 @@ TASKS = (
         max_new_tokens=LONG,
         judge=LLaVABench,
         elsewhere=judged_by("llava_bench"),
+        paper="LLaVA-B",
         note="LLaVA-Bench: the paper's judge was gpt-4-0314.",
     ),
 )

@@ -157,12 +157,13 @@ def convert(data: Data, rows: Records) -> Files:
     return {data.question_file: text.getvalue()}
 
 
-def release(name: str, about: str, file: str, config: str, suffix: str) -> Task:
+def release(name: str, title: str, about: str, file: str, config: str, suffix: str) -> Task:
     """Describe one language of MMBench; its images are unpacked next to its file."""
     path = Path("data/eval/mmbench") / f"{file}.tsv"
     columns = "index question hint A B C D answer category L2-category source image"
     return Task(
         name=name,
+        title=title,
         about=about,
         data=Data(
             path,
@@ -182,11 +183,26 @@ def release(name: str, about: str, file: str, config: str, suffix: str) -> Task:
         prompt_suffix=suffix,
         submission=Submission(submit, ".xlsx"),
         elsewhere="MMBench's server scores the submission too: https://opencompass.org.cn/leaderboard-multimodal",
+        paper="MMB" * (config == "en"),
         note="MMBench: letters found in the answers here, the official server in the paper." * (config == "en"),
     )
 
 
 TASKS = (
-    release("mmbench", "multiple choice in every rotation, English", "mmbench_dev_20230712", "en", LETTER),
-    release("mmbench_cn", "multiple choice in every rotation, Chinese", "mmbench_dev_cn_20231003", "cn", LETTER_CN),
+    release(
+        name="mmbench",
+        title="MMBench",
+        about="multiple choice in every rotation, English",
+        file="mmbench_dev_20230712",
+        config="en",
+        suffix=LETTER,
+    ),
+    release(
+        name="mmbench_cn",
+        title="MMBench-CN",
+        about="multiple choice in every rotation, Chinese",
+        file="mmbench_dev_cn_20231003",
+        config="cn",
+        suffix=LETTER_CN,
+    ),
 )

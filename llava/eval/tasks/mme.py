@@ -59,6 +59,7 @@ def convert(data: Data, rows: Records) -> Files:
 TASKS = (
     Task(
         name="mme",
+        title="MME",
         about="perception and cognition, yes or no",
         data=files(
             *("MME", "llava_mme.jsonl", "MME_Benchmark_release_version", "MME_Benchmark_release_version"),
@@ -69,6 +70,7 @@ TASKS = (
         metric=score,
         headline="total",
         unit="points",
+        paper="MME",
         note="MME: perception + cognition, of 2800.",
     ),
 )

@@ -64,6 +64,7 @@ def convert(data: Data, rows: Records) -> Files:
 TASKS = (
     Task(
         name="mmmu",
+        title="MMMU",
         about="college exams, the validation set",
         data=Data(
             Path("data/eval/mmmu/validation.jsonl"),
@@ -78,6 +79,7 @@ TASKS = (
         metric=score,
         headline="accuracy",
         read=read_mmmu,
+        paper="MMMU",
         note="MMMU: the validation set. Letters that cannot be read are drawn, always alike. With all tokens, four "
         "images and more can exceed a context of 2048 tokens; the end of such a prompt is cut off.",
     ),

@@ -106,6 +106,7 @@ def convert(data: Data, rows: Records) -> Files:
 TASKS = (
     Task(
         name="mmvet",
+        title="MM-Vet",
         about="open questions that need several abilities, graded by a judge",
         data=files(
             *("mm-vet", "llava-mm-vet.jsonl", "images", "mm-vet.json"),
@@ -121,6 +122,7 @@ TASKS = (
         judge=MMVet,
         elsewhere=f"{judged_by('mmvet')} Or hand the submission to its authors' judge: "
         "https://huggingface.co/spaces/whyu/MM-Vet_Evaluator",
+        paper="MMVet",
         note="MM-Vet: the paper's judge was gpt-4-0613.",
     ),
 )

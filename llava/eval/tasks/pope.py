@@ -68,6 +68,7 @@ def convert(data: Data, rows: Records) -> Files:
 TASKS = (
     Task(
         name="pope",
+        title="POPE",
         about="whether an object is there, yes or no",
         data=files(
             *("pope", "llava_pope_test.jsonl", "val2014", "coco"),
@@ -81,6 +82,7 @@ TASKS = (
         source=Source("POPE", convert, (Part("question answer category image_source image", "test"),), whole=True),
         metric=score,
         headline="F1",
+        paper="POPE",
         note="POPE: F1, the mean of its three lists.",
     ),
 )

@@ -66,6 +66,7 @@ def convert(data: Data, rows: Records) -> Files:
 TASKS = (
     Task(
         name="scienceqa",
+        title="ScienceQA",
         about="school questions with choices",
         data=files(
             *("scienceqa", "llava_test_CQM-A.json", "images/test", "problems.json"),
@@ -86,6 +87,7 @@ TASKS = (
         headline="accuracy with image",
         read=read_scienceqa,
         prompt_suffix=LETTER,
+        paper="SQA",
         note="ScienceQA: questions with an image, as in the paper.",
     ),
 )

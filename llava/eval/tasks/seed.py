@@ -42,6 +42,7 @@ def convert(data: Data, rows: Records) -> Files:
 TASKS = (
     Task(
         name="seed",
+        title="SEED-Bench",
         about="multiple choice on images and video frames",
         data=files(
             *("seed_bench", "llava-seed-bench.jsonl", ".", "SEED-Bench.json"),
@@ -51,6 +52,7 @@ TASKS = (
         source=Source("SEED-Bench", convert, (Part(COLUMNS, "test"),)),
         metric=score,
         headline="accuracy",
+        paper="SEED",
         note="SEED-Bench: with video frames, as in the paper.",
     ),
 )

@@ -30,6 +30,7 @@ def convert(data: Data, rows: Records) -> Files:
 TASKS = (
     Task(
         name="textvqa",
+        title="TextVQA",
         about="words in photographs, with OCR tokens in the prompt",
         data=files(
             *("textvqa", "llava_textvqa_val_v051_ocr.jsonl", "train_images", "TextVQA_0.5.1_val.json"),
@@ -44,6 +45,7 @@ TASKS = (
         ),
         metric=score,
         headline="accuracy",
+        paper="TextVQA",
         note="TextVQA: the paper asks with LLaVA's reference OCR tokens (llava_textvqa_val_v051_ocr.jsonl).",
     ),
 )

@@ -49,6 +49,7 @@ def convert(data: Data, rows: Records) -> Files:
 TASKS = (
     Task(
         name="vizwiz",
+        title="VizWiz",
         about="questions of people who are blind, the validation set",
         data=Data(
             Path("data/eval/vizwiz/val.json"),
@@ -67,6 +68,7 @@ TASKS = (
     ),
     Task(
         name="vizwiz_test",
+        title="VizWiz",
         about="questions of people who are blind, a file for VizWiz's server",
         data=files(
             *("vizwiz", "llava_test.jsonl", "test", None),

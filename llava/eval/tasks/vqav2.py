@@ -59,6 +59,7 @@ def convert(data: Data, rows: Records) -> Files:
 TASKS = (
     Task(
         name="vqav2",
+        title="VQAv2",
         about="open questions about photographs, the validation set",
         data=Data(
             Path("data/eval/vqav2/v2_OpenEnded_mscoco_val2014_questions.json"),
@@ -80,10 +81,12 @@ TASKS = (
         headline="accuracy",
         read=read_vqav2,
         prompt_suffix=SHORT,
+        paper="VQAv2",
         note="VQAv2: the validation set here, the server's test-dev in the paper; do not compare them.",
     ),
     Task(
         name="vqav2_test",
+        title="VQAv2",
         about="open questions about photographs, a file for VQAv2's server",
         data=files(
             "vqav2",
