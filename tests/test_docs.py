@@ -58,3 +58,12 @@ def test_the_papers_scores_in_the_readme():
         row = known[int(first.removesuffix(" ‡")), first.endswith("‡")]
         assert dict(zip([tasks[column] for column in head[1:-1]], map(float, scores), strict=True)) == row.scores
         assert float(average.removesuffix(" %")) == row.average
+
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "playground/README.md"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
