@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the packages of this checkout, whether they are installed or not
 
-from llava.inference.prompts import SHORT  # noqa: E402
+from llava.inference.instructions import SHORT  # noqa: E402
 
 CHECKPOINT, *budget = sys.argv[1:] or (str(ROOT / "playground/checkpoints/llava-signs"), 6, 1)
 DOMINANT, CONTEXTUAL = map(int, budget or (54, 10))

@@ -6,7 +6,7 @@ from _common import CHECKPOINT, CONTEXTUAL, DOMINANT, PICTURE
 from PIL import Image
 
 from llava.inference.chat import ChatSession
-from llava.inference.prompts import SHORT
+from llava.inference.instructions import SHORT
 from llava.model.builder import load_pretrained_model
 from visionzip_patch import visionzip
 

@@ -11,8 +11,8 @@ from _common import CHECKPOINT, CONTEXTUAL, DOMINANT, PICTURE
 
 from llava.inference.batch import generate_batch
 from llava.inference.decoding import GREEDY
+from llava.inference.instructions import SHORT
 from llava.inference.preprocess import read_picture
-from llava.inference.prompts import SHORT
 from llava.model.builder import load_pretrained_model
 from visionzip_patch import zipped
 

@@ -12,7 +12,7 @@ from visionzip_patch.config import VisionZipConfig
 from visionzip_patch.evidence import Evidence
 from visionzip_patch.selection import Selection, check_budget
 from visionzip_patch.selectors import SELECTORS, Selector
-from visionzip_patch.tiles import positions
+from visionzip_patch.token_order import positions
 
 
 class Tower(Protocol):
@@ -40,7 +40,7 @@ class Reduced(NamedTuple):
     """The tokens that are left of some crops, and where they come from."""
 
     tokens: Tensor  # (B, N, C)
-    position: Tensor  # (B, N), see `visionzip_patch.tiles`
+    position: Tensor  # (B, N), see `visionzip_patch.token_order`
 
 
 class VisionZip:

@@ -32,7 +32,7 @@ class CachedImage(NamedTuple):
     """The features of one image, as `VisionTower.features_of` computed them."""
 
     tokens: Tensor  # (crops, N, C)
-    position: Tensor | None  # (crops, N) int64, see visionzip_patch.tiles; None without VisionZip
+    position: Tensor | None  # (crops, N) int64, see visionzip_patch.token_order; None without VisionZip
     size: tuple[int, int]  # width and height of the original, in pixels
 
 

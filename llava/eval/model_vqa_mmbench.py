@@ -14,7 +14,7 @@ from llava.eval.model_vqa_loader import answer, get_chunk, make_parser
 from llava.eval.questions import Question
 from llava.eval.tasks.base import Data
 from llava.eval.tasks.mmbench import folder_of, image_name, question_text, read_rows, unpack
-from llava.inference.prompts import LETTER, LETTER_CN
+from llava.inference.instructions import LETTER, LETTER_CN
 from llava.utils.cli import completed, run_command
 
 

@@ -12,7 +12,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.eval.model_vqa_loader import answer, get_chunk, make_parser
 from llava.eval.questions import Question
 from llava.eval.tasks.scienceqa import read_scienceqa
-from llava.inference.prompts import LETTER
+from llava.inference.instructions import LETTER
 from llava.utils.cli import completed, run_command
 
 

@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from visionzip_patch.tiles import order_by_position
+from visionzip_patch.token_order import order_by_position
 
 
 class VisionFeatures(NamedTuple):
     """What a vision tower makes of the crops of one image."""
 
     tokens: Tensor  # (crops, N, C)
-    position: Tensor | None  # (crops, N) of each token, see visionzip_patch.tiles; None: the whole grid, in order
+    position: Tensor | None  # (crops, N) of each token, see visionzip_patch.token_order; None: the whole grid, in order
     side: int  # patches in a row of a crop
 
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from llava.conversation import TEMPLATES as TEMPLATES  # for callers that look for it here
 from llava.inference.decoding import Decoding
 from llava.inference.embedded import EMBEDDED_CHECKPOINT, playground
+from llava.inference.instructions import SHORT
 from llava.inference.loading import load
-from llava.inference.prompts import SHORT
 from llava.mm_utils import get_model_name_from_path
 from llava.model.description import read_config
 from llava.utils.environment import device_of, use_one_thread

@@ -2,7 +2,7 @@
 
 To add one, write a class in a file beside the others: made of a model, it is a `visionzip_patch.reducer.Tower`. To set
 its `reducer` is to have the model take what its processor returns, and give its language model fewer tokens; None
-undoes that. `placeholders`, `wrapping`, `caches` and `generation` have what families share, and know none.
+undoes that. `shortening`, `wrapping`, `caches` and `generation` have what families share, and know none.
 """
 
 # By `config.model_type`: "module:class", imported when such a model is met, because they need transformers.

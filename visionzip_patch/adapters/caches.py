@@ -6,7 +6,7 @@ It holds shortened rows, and remembers what they stand for, so a dialogue can go
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from visionzip_patch.adapters.placeholders import Family, Layout, Prompt, tokens_in
+from visionzip_patch.adapters.shortening import Family, Layout, Prompt, tokens_in
 from visionzip_patch.compat import cache_in
 
 MEMORY = "_visionzip_prompt"  # an attribute of a cache, so that a copy of it remembers too

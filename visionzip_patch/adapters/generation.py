@@ -3,7 +3,7 @@
 Rows are shortened on the way in. What comes out is at the positions of those given: logits, hidden states, attention,
 sequences; and so are the ids that streamers, stopping criteria and logits processors see. Knows no family of models.
 
-Shapes as in `placeholders`.
+Shapes as in `shortening`.
 """
 
 import copy
@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 from visionzip_patch.adapters.caches import check_continuation, forgotten, recall, remember
-from visionzip_patch.adapters.placeholders import Family, Layout, Prompt, pick, shorten, tokens_in
+from visionzip_patch.adapters.shortening import Family, Layout, Prompt, pick, shorten, tokens_in
 from visionzip_patch.compat import cache_in, with_one_cache
 
 # transformers' own criteria and processors that count from the prompt. `generate` looks at their types, so a copy with

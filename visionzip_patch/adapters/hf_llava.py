@@ -5,7 +5,7 @@ Methods of one instance are wrapped. Image features come out fewer; `forward`, a
 `generate` calls `forward`, and that the inner one, where the placeholders already fit and nothing is removed again.
 
 Shapes: N tokens left of a crop, C channels of the LLM, (rows, cols) of tiles in an image's grid; others as in
-`placeholders`.
+`shortening`.
 """
 
 from collections.abc import Callable
@@ -24,14 +24,14 @@ from visionzip_patch.encoder import EncoderLayer, layers_to_run, queries_keys, r
 from visionzip_patch.evidence import Evidence, attention_evidence
 from visionzip_patch.hooks import warn_of_idle_encoder
 from visionzip_patch.reducer import VisionZip
-from visionzip_patch.tiles import order_by_position
+from visionzip_patch.token_order import order_by_position
 
 MODELS = (LlavaForConditionalGeneration, LlavaNextForConditionalGeneration, LlavaModel, LlavaNextModel)
 HAS_CLS = {"clip_vision_model": True, "siglip_vision_model": False}  # the vision encoders that are known
 
 
 class HFLlavaTower:
-    """What `visionzip` asks of a vision tower (`visionzip_patch.reducer.Tower`) and of a family (`placeholders`).
+    """What `visionzip` asks of a vision tower (`visionzip_patch.reducer.Tower`) and of a family (`shortening.Family`).
 
     Holds no state of its own.
 
@@ -131,7 +131,7 @@ class HFLlavaTower:
     def encode(self, pixels: Tensor, crops: list[int], layer: int | None = None) -> list[tuple[Tensor, Tensor]]:
         """Encode images: projected tokens of each, (crops, N, C), and their positions, (crops, N).
 
-        Positions are those of `visionzip_patch.tiles`.
+        Positions are those of `visionzip_patch.token_order`.
 
         Args:
             pixels: all crops of all images, (sum of crops, 3, size, size).

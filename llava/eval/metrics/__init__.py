@@ -1,1 +1,1 @@
-"""Metrics, one file each: pure functions from answers to scores."""
+"""Turn answers into scores: pure functions, a file for each metric; `matching` and `tally` are shared."""

@@ -12,7 +12,7 @@ from math import isfinite
 from statistics import fmean, pstdev
 from typing import NamedTuple
 
-from llava.eval.metrics.vqa import rows_by_id
+from llava.eval.metrics.matching import rows_by_id
 
 CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 REVIEWER = "You are a helpful and precise assistant for checking the quality of the answer."  # LLaVA-Bench's system

@@ -11,8 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from llava.eval.metrics.matching import rows_by_id
 from llava.eval.metrics.tally import Tally, tally, tally_by
-from llava.eval.metrics.vqa import rows_by_id
 
 DISCIPLINES = {
     "Art and Design": ("Art", "Art_Theory", "Design", "Music"),

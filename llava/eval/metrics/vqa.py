@@ -13,12 +13,13 @@ is two words, not "redwhite"); a comma between two digits anywhere makes all mar
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from statistics import fmean
 from typing import NamedTuple
 
 from llava.eval.metrics import textvqa
+from llava.eval.metrics.matching import rows_by_id
 from llava.eval.metrics.textvqa import ANSWERS, ARTICLES, CONTRACTIONS, NUMBERS, PERIOD, PERIODS_REMOVED
 
 PUNCTUATION = textvqa.PUNCTUATION + ",?"
@@ -169,21 +170,6 @@ def score_by(
             raise ValueError(f"{key} {name}: {error}") from None
         answer_types[row["answer_type"]].append(scores[name])
     return VQAResult(scores, {name: fmean(answer_types[name]) for name in sorted(answer_types)})
-
-
-def rows_by_id(rows: Iterable[Mapping], known: Iterable, key: str = "question_id") -> dict[str, Mapping]:
-    """Look rows up by their `key`, as text; of rows with the same id the last counts.
-
-    Raises:
-        ValueError: rows have ids that are not among the `known`.
-    """
-    found, ids = {str(row[key]): row for row in rows}, {str(name) for name in known}
-    if unknown := [name for name in found if name not in ids]:
-        raise ValueError(
-            f"{len(unknown)} of {len(found)} answers are to none of the {len(ids)} questions: their {key} is, for "
-            f"instance, {', '.join(unknown[:3])}. Answers and questions must be of one split."
-        )
-    return found
 
 
 def flatten(answer: str) -> str:

@@ -15,7 +15,7 @@ from llava.eval.hub.write import Files, Records, save_unnamed, to_lines
 from llava.eval.metrics.tally import tally
 from llava.eval.questions import Fields, Question, read_entries
 from llava.eval.tasks.base import Data, Rows, Task, answered_in, percent
-from llava.inference.prompts import LETTER
+from llava.inference.instructions import LETTER
 from llava.utils.files import read_jsonl
 
 LETTER_FIRST = re.compile(r"\s*([A-Z])\.")  # an answer like "C. leaf" is its letter

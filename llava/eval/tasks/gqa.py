@@ -7,7 +7,7 @@ from llava.eval.hub.tables import Part, Source
 from llava.eval.hub.write import Files, Records, save, to_json, to_lines
 from llava.eval.metrics import gqa
 from llava.eval.tasks.base import Data, Rows, Task, answered_in, files, percent
-from llava.inference.prompts import SHORT
+from llava.inference.instructions import SHORT
 from llava.utils.files import read_json
 
 SOURCE_PARTS = (

@@ -11,7 +11,7 @@ from llava.eval.hub.tables import Part, Source
 from llava.eval.hub.write import Files, Records, save, to_lines
 from llava.eval.judging.endpoint import Judge
 from llava.eval.metrics import judged
-from llava.eval.metrics.vqa import rows_by_id
+from llava.eval.metrics.matching import rows_by_id
 from llava.eval.tasks.base import LONG, Data, Rows, Task, judged_by
 from llava.utils.files import read_json, read_jsonl
 

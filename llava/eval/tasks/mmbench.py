@@ -18,7 +18,7 @@ from llava.eval.metrics import mmbench
 from llava.eval.metrics.mmbench import LETTERS, ROTATION, is_empty, options_of
 from llava.eval.questions import Fields, Question, read_entries
 from llava.eval.tasks.base import Data, Packed, Rows, Submission, Task, answered_in, percent
-from llava.inference.prompts import LETTER, LETTER_CN
+from llava.inference.instructions import LETTER, LETTER_CN
 from llava.utils.files import make_folder, write_bytes
 
 LONGEST_CELL = 2**30  # characters; an image has millions

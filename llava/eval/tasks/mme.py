@@ -9,7 +9,7 @@ from llava.eval.hub.tables import Part, Source
 from llava.eval.hub.write import Files, Records, save, to_lines
 from llava.eval.metrics import mme
 from llava.eval.tasks.base import Data, Rows, Task, files
-from llava.inference.prompts import SHORT
+from llava.inference.instructions import SHORT
 from llava.utils.files import read_bytes
 
 APART = ("artwork", "celebrity", "landmark", "posters", "scene")  # these keep images and texts in folders of their own

@@ -11,7 +11,7 @@ from llava.eval.hub.write import Files, Records, save, to_lines
 from llava.eval.metrics import mmmu
 from llava.eval.questions import Fields, Question, read_entries
 from llava.eval.tasks.base import Data, Rows, Task, answered_in, percent
-from llava.inference.prompts import LETTER, SHORT
+from llava.inference.instructions import LETTER, SHORT
 from llava.utils.files import read_jsonl
 
 IMAGES = [f"image_{number}" for number in range(1, 8)]

@@ -10,7 +10,7 @@ from llava.eval.hub.tables import Part, Source
 from llava.eval.hub.write import Files, Records, save, to_lines
 from llava.eval.metrics import pope
 from llava.eval.tasks.base import Data, Rows, Task, files, signs
-from llava.inference.prompts import SHORT
+from llava.inference.instructions import SHORT
 from llava.utils.files import read_jsonl
 
 LISTS = ("random", "popular", "adversarial")

@@ -11,7 +11,7 @@ from llava.eval.hub.write import Files, Records, save, to_json
 from llava.eval.metrics import scienceqa
 from llava.eval.questions import Fields, Question, read_entries
 from llava.eval.tasks.base import Data, Rows, Task, answered_in, files, percent, signs
-from llava.inference.prompts import LETTER
+from llava.inference.instructions import LETTER
 from llava.utils.files import read_json
 
 SPLITS = "../pid_splits.json"

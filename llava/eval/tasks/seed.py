@@ -8,7 +8,7 @@ from llava.eval.hub.write import Files, Records, save, to_json, to_lines
 from llava.eval.metrics import seed
 from llava.eval.metrics.mmbench import LETTERS
 from llava.eval.tasks.base import Data, Rows, Task, answered_in, files, percent
-from llava.inference.prompts import LETTER
+from llava.inference.instructions import LETTER
 from llava.utils.files import read_json
 
 COLUMNS = "question_id data_id data_type question_type_id question choice_a choice_b choice_c choice_d answer image"

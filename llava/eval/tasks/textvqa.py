@@ -7,7 +7,7 @@ from llava.eval import eval_textvqa
 from llava.eval.hub.tables import Part, Source
 from llava.eval.hub.write import Files, Records, save, to_json, to_lines
 from llava.eval.tasks.base import Data, Rows, Task, files, signs
-from llava.inference.prompts import SHORT
+from llava.inference.instructions import SHORT
 
 
 def score(data: Data, rows: Rows) -> dict[str, float]:

@@ -12,7 +12,7 @@ from llava.eval.hub.write import Files, Records, save, to_json
 from llava.eval.metrics import vqa
 from llava.eval.questions import Question, read_entries
 from llava.eval.tasks.base import Data, Rows, Submission, Task, answered_in, files, to_json_bytes
-from llava.inference.prompts import SHORT
+from llava.inference.instructions import SHORT
 from llava.utils.files import read_json, read_jsonl
 
 

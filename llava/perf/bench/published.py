@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from llava.model.anyres import VisionFeatures
 from llava.model.multimodal_encoder.tower import VisionTower
 from visionzip_patch.saliency import split_heads
-from visionzip_patch.tiles import MERGED
+from visionzip_patch.token_order import MERGED
 
 
 class PublishedTower:

@@ -19,8 +19,8 @@ from tqdm import tqdm
 from llava.eval.generate import answer_questions
 from llava.eval.questions import Question
 from llava.inference.decoding import Decoding
+from llava.inference.instructions import SHORT
 from llava.inference.preprocess import free_workers, read_pictures
-from llava.inference.prompts import SHORT
 from llava.model.graphs import OFF
 from llava.perf.bench.stages import Setting, Variant
 from llava.perf.bench.timing import synchronize

@@ -19,7 +19,7 @@ from llava.eval.metrics.mme import SUBTASKS  # noqa: E402
 from llava.eval.questions import missing_images  # noqa: E402
 from llava.eval.tasks import TASKS  # noqa: E402
 from llava.inference.embedded import playground  # noqa: E402
-from llava.inference.prompts import LETTER, SHORT  # noqa: E402
+from llava.inference.instructions import LETTER, SHORT  # noqa: E402
 from llava.utils.files import read_json, read_jsonl  # noqa: E402
 
 

@@ -4,11 +4,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from llava.eval import run
+from llava.eval.options import EvalOptions
 from llava.inference.budget import budget_name
 from llava.inference.embedded import playground
 from visionzip_patch import VisionZipConfig, visionzip
@@ -25,6 +27,11 @@ def no_model(monkeypatch):
         monkeypatch.setattr("llava.inference.loading.load_pretrained_model", refuse)
 
     return forbid
+
+
+def test_every_option_of_the_command_is_read():
+    asked = set(vars(run.parse_arguments(["textvqa"]))) - {"verbose"}  # which `run_command` reads
+    assert asked == {field.name for field in fields(EvalOptions)}
 
 
 def result_of(path):

@@ -11,7 +11,7 @@ from llava.model.anyres import (
     select_best_resolution,
     unpad_slices,
 )
-from visionzip_patch.tiles import CLS, MERGED
+from visionzip_patch.token_order import CLS, MERGED
 
 
 def table(golden, name):

@@ -14,7 +14,7 @@ from visionzip_patch import VisionZipConfig, compress
 from visionzip_patch.encoder import queries_keys
 from visionzip_patch.reducer import VisionZip
 from visionzip_patch.saliency import attend, token_saliency
-from visionzip_patch.tiles import CLS, MERGED
+from visionzip_patch.token_order import CLS, MERGED
 
 
 def zip_tower(tower, *budget, **options):

@@ -1,6 +1,6 @@
-"""Fewer placeholders in a prompt, and the way back: what callers count by are the rows that they gave.
+"""Shorten prompts to the placeholders that are needed, and lead results back to the rows that a caller gave.
 
-Knows no family of models: a `Family` answers for one.
+It knows no family of models: a `Family`, an adapter, says how many placeholders and tokens an image has.
 
 Shapes: B rows, T positions of a row as it was given, S slots of a row as the language model gets it.
 """
