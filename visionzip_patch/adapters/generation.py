@@ -70,8 +70,7 @@ def run_generate(family: Family, model, original: Callable, given: dict):
     given = with_one_cache(given)
     if given.get("inputs") is not None:
         given["input_ids"] = given.pop("inputs")
-    tokens, mask, cache = tokens_in(given), given.get("attention_mask"), cache_in(given)
-    whole = tokens is not None and (mask is None or mask.shape[1] == tokens.shape[1])
+    tokens, cache, whole = tokens_in(given), cache_in(given), is_whole(given)
     past = recall(family, given)
     if whole and cache is not None:
         check_continuation(family, given, past)
@@ -79,17 +78,16 @@ def run_generate(family: Family, model, original: Callable, given: dict):
     if call is None:
         return original(**given)
 
-    short, ids, short_tokens = dict(call.arguments), given.get("input_ids"), tokens_in(call.arguments)
+    ids, short_tokens = given.get("input_ids"), tokens_in(call.arguments)
     assert tokens is not None, "a call without tokens is not shortened"
     assert short_tokens is not None
     gone = tokens.shape[1] - short_tokens.shape[1]  # ids of a row
     settings = settings_of(model, given)
-    short |= moved_limits(given, settings, tokens.shape[1], gone)
     is_beam_search = (settings.get("num_beams") or 1) > 1
     prompt = None if ids is None else OriginalPrompt(ids, gone)
+    short = call.arguments | moved_limits(given, settings, tokens.shape[1], gone)
     if prompt:
-        copies = 1 if is_beam_search else settings.get("num_return_sequences") or 1
-        short |= callbacks(given, prompt, copies)
+        short |= callbacks(given, prompt, copies=1 if is_beam_search else settings.get("num_return_sequences") or 1)
 
     with forgotten(cache):
         output = original(**short)
@@ -99,10 +97,21 @@ def run_generate(family: Family, model, original: Callable, given: dict):
     known = sequences if whole and prompt else None
     memory = None if is_beam_search else Prompt(call.whole.repeat(len(sequences)), known)  # beams change places
     remember(cache if isinstance(output, Tensor) else cache_in(output), memory)
+    return give_back(output, sequences, call.new, call.whole)
+
+
+def is_whole(given: dict) -> bool:
+    """Tell whether a call brings all tokens of its rows, and not only those after what a cache holds."""
+    tokens, mask = tokens_in(given), given.get("attention_mask")
+    return tokens is not None and (mask is None or mask.shape[1] == tokens.shape[1])
+
+
+def give_back(output, sequences: Tensor, new: Layout, whole: Layout):
+    """Put sequences with the prompt as it was given into what `generate` returns, and spread the rest of it."""
     if isinstance(output, Tensor):
         return sequences
     output.sequences = sequences
-    return spread_steps(output, call.new, call.whole)
+    return spread_steps(output, new, whole)
 
 
 def settings_of(model, given: dict) -> dict:
