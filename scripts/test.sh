@@ -36,7 +36,7 @@ check() { # NAME COMMAND...
 check "ruff check" ruff check --quiet .
 check "ruff format" ruff format --check --quiet .
 check "shellcheck" shellcheck .ci/run scripts/*.sh scripts/*/*.sh
-check "types" basedpyright --level error --pythonpath "$PY"
+check "types" basedpyright --project "$ROOT/pyproject.toml" --level error --pythonpath "$PY" # not a config of a folder above
 
 if [[ $# -eq 0 || $* == --cov ]]; then
   cores=$(nproc 2>/dev/null || echo 2)
